@@ -1,0 +1,80 @@
+"""Rotary position embeddings for JAX and Flax: pure functions, exact at every position.
+
+A position ``m`` turns pair ``i`` of a head's features by the angle ``m * theta_i``, so that the score of
+a query at ``m`` with a key at ``n`` depends on ``m - n`` alone (Su et al. 2021, RoFormer, section 3.2).
+
+Data flows one way, and the modules stand in that order::
+
+    positions ───────────────────┐
+                                 ├─ rotation ─> Rotation ─ rotate ─> q, k ─> KVCache ─> attention ─> y
+    schedule(R) ─> Frequencies ──┘
+
+Axes, used in every docstring and shape comment:
+
+====  ==================  ====  ===============================================
+B     batch               H     head_dim
+T     query length        R     rotary_dim, even, at most H
+S     key/value length    A     position axes (1 for text, 2 for images, ...)
+N     query heads         D     model width
+K     key/value heads     V     vocabulary (decoder and generation only)
+====  ==================  ====  ===============================================
+"""
+
+from rope_jax._positions import grid_positions, positions_from_mask, positions_from_segments
+from rope_jax._frequencies import (
+    DynamicNTK,
+    Frequencies,
+    FrequencyChoice,
+    Linear,
+    Llama3,
+    LongRope,
+    NTKAware,
+    Proportional,
+    Schedule,
+    Standard,
+    Yarn,
+    geometric,
+)
+from rope_jax._angles import Rotation, rotation
+from rope_jax._rotation import Layout, rotate
+from rope_jax._rope import Rope
+from rope_jax._cache import KVCache, init_cache
+from rope_jax._attend import attend
+from rope_jax._attention import RotaryAttention
+from rope_jax._adapter import rotary_attention_fn
+from rope_jax._decoder import Decoder
+from rope_jax._generate import Generation, generate, sample
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Decoder",
+    "DynamicNTK",
+    "Frequencies",
+    "FrequencyChoice",
+    "Generation",
+    "KVCache",
+    "Layout",
+    "Linear",
+    "Llama3",
+    "LongRope",
+    "NTKAware",
+    "Proportional",
+    "Rope",
+    "RotaryAttention",
+    "Rotation",
+    "Schedule",
+    "Standard",
+    "Yarn",
+    "attend",
+    "generate",
+    "geometric",
+    "grid_positions",
+    "init_cache",
+    "positions_from_mask",
+    "positions_from_segments",
+    "rotary_attention_fn",
+    "rotate",
+    "rotation",
+    "sample",
+]

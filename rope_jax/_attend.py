@@ -1,0 +1,125 @@
+"""Which keys does each query read, and what does it get from them?"""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from rope_jax._checks import check_axes
+
+Implementation = Literal["xla", "cudnn"]
+
+
+def visible(query_order, key_order, *, causal: bool, window: int | None = None) -> jax.Array:
+    """Which keys each query may read, by their order in the row: bool ``[B, 1, T, S]``.
+
+    Order counts real tokens, so that padding and the slots of a cache neither widen a window nor narrow it.
+
+    Args:
+      query_order: integers ``[B, T]``.
+      key_order: integers ``[B, S]``.
+      causal: whether a key must not be later than the query.
+      window: whether a key must be less than this many tokens away.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> order = jnp.arange(4)[None]
+      >>> visible(order, order, causal=True, window=2)[0, 0].astype(int).tolist()
+      [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    """
+    distance = query_order[:, None, :, None] - key_order[:, None, None, :]
+    seen = jnp.ones_like(distance, bool)
+    if causal:
+        seen &= distance >= 0
+    if window is not None:
+        seen &= abs(distance) < window
+    return seen
+
+
+def attend(
+    q,
+    k,
+    v,
+    *,
+    mask=None,
+    causal: bool = False,
+    window: int | None = None,
+    scale: float | None = None,
+    logit_cap: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng=None,
+    implementation: Implementation | None = None,
+) -> jax.Array:
+    """``softmax(scale q.k) v`` (Vaswani et al. 2017, section 3.2.1), with grouped heads, masks and caps.
+
+    It is :func:`jax.nn.dot_product_attention`, except with a soft cap or dropout, which that has not: then
+    the scores are formed here, ``logit_cap * tanh(scale q.k / logit_cap)`` (Gemma 2, section 2), in float32.
+
+    Args:
+      q: ``[B, T, N, H]``.
+      k: ``[B, S, K, H]``; N is a multiple of K, and query head n reads key head ``n // (N/K)``.
+      v: ``[B, S, K, H]``.
+      mask: bool ``[B, 1 or N, T, S]``, True where a query may read a key.
+      causal: query t reads keys ``s <= t``. Beside the mask, not in its place.
+      window: query t reads keys with ``|t - s| < window``.
+      scale: multiplies q.k; ``1/sqrt(H)`` where it is None.
+      logit_cap: soft bound of the scaled scores.
+      dropout_rate: share of the attention weights that is dropped, in [0, 1).
+      dropout_rng: a key; needed where the rate is over 0.
+      implementation: passed to ``jax.nn.dot_product_attention``: None lets JAX choose.
+
+    Returns:
+      ``[B, T, N, H]`` in q's dtype.
+
+    Raises:
+      ValueError: if shapes do not go together, or an implementation is asked for that has no cap or dropout.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> q, kv = jnp.ones((1, 3, 4, 8)), jnp.ones((1, 3, 2, 8))
+      >>> rope_jax.attend(q, kv, kv, causal=True).shape
+      (1, 3, 4, 8)
+    """
+    check_axes("q", q, "B T N H")
+    batch, length, heads, head_dim = q.shape
+    check_axes("k", k, "B S K H", B=batch, H=head_dim)
+    check_axes("v", v, "B S K H", B=batch, S=k.shape[1], K=k.shape[2], H=head_dim)
+    kv_heads = k.shape[2]
+    if heads % kv_heads:
+        raise ValueError(f"q must have a multiple of K={kv_heads} heads, got N={heads}")
+
+    if logit_cap is None and dropout_rate == 0.0:
+        return jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            mask=mask,
+            scale=scale,
+            is_causal=causal,
+            # How many keys before and after the query; cuDNN takes none after it in a causal window.
+            local_window_size=None if window is None else (window - 1, 0 if causal else window - 1),
+            implementation=implementation,
+        )
+    if implementation == "cudnn":
+        raise ValueError("implementation must be None or 'xla' with a logit_cap or dropout, got 'cudnn'")
+    if dropout_rate > 0.0 and dropout_rng is None:
+        raise ValueError(f"dropout_rng must be given with dropout_rate {dropout_rate}, got None")
+
+    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    logits = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    logits *= 1.0 / math.sqrt(head_dim) if scale is None else scale
+    if logit_cap is not None:
+        logits = logit_cap * jnp.tanh(logits / logit_cap)
+    logits = logits.reshape(batch, heads, length, k.shape[1])
+    order_q, order_k = jnp.arange(length)[None], jnp.arange(k.shape[1])[None]
+    seen = visible(order_q, order_k, causal=causal, window=window)
+    seen = seen if mask is None else seen & mask
+    # Finite, so that a row that sees nothing is a mean and not NaN, as in jax.nn.dot_product_attention.
+    logits = jnp.where(seen, logits, 0.7 * jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1)
+    if dropout_rate > 0.0:
+        kept = jax.random.bernoulli(dropout_rng, 1.0 - dropout_rate, weights.shape)
+        weights = jnp.where(kept, weights / (1.0 - dropout_rate), 0.0)
+    weights = weights.astype(v.dtype).reshape(batch, kv_heads, heads // kv_heads, length, k.shape[1])
+    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape).astype(q.dtype)

@@ -1,0 +1,254 @@
+"""The Flax linen room: which parameters does rotary attention have, and in which order do things happen?"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from rope_jax._angles import Rotation, rotation as rotation_at
+from rope_jax._attend import Implementation, attend, visible
+from rope_jax._cache import KVCache
+from rope_jax._checks import check_axes, check_dtype
+from rope_jax._frequencies import Frequencies
+from rope_jax._positions import next_positions
+from rope_jax._rope import Rope
+
+Initializer = Callable[..., Any]
+
+
+class RotaryAttention(nn.Module, kw_only=True):
+    """Self-attention whose queries and keys are rotated to their positions (RoFormer, section 3.2).
+
+    ``x -> q, k, v -> QK-norm -> rotate q and k -> cache -> attend -> y``. Keys are rotated before they
+    enter the cache, so a cached key never moves again. With ``num_kv_heads`` between 1 and ``num_heads``
+    it is multi-head, grouped-query or multi-query attention. RoPE has no parameter here unless
+    ``learn_frequencies``; then ``inv_freq [R/2]`` is one, in float32.
+
+    Kernels carry the logical axis names ``embed``, ``heads``, ``kv_heads`` and ``head_dim``
+    (:func:`flax.linen.with_logical_partitioning`); :func:`flax.linen.unbox` strips them.
+
+    Attributes:
+      num_heads: N.
+      head_dim: H, even if rotated whole.
+      rope: the recipe of the rotation, or None for no position encoding.
+      num_kv_heads: K, a divisor of N; N where it is None.
+      causal: whether a token reads only itself and what came before.
+      window: a token reads only tokens less than this many away (its own included): a sliding window.
+      logit_cap: soft bound of the scores; see :func:`attend`.
+      logit_scale: multiplies q.k; ``1/sqrt(H)`` where it is None.
+      qk_norm: RMSNorm over H of q and of k, before the rotation.
+      qk_norm_epsilon: added to the mean square there.
+      use_bias: whether the four projections have biases.
+      dropout_rate: of the attention weights; needs the rng stream ``dropout`` unless deterministic.
+      learn_frequencies: makes the rope's frequencies a parameter that starts at the schedule's.
+      dtype: of the computation; that of x and the parameters where it is None.
+      param_dtype: of the parameters.
+      kernel_init: of the four kernels.
+      bias_init: of the biases.
+      implementation: of :func:`jax.nn.dot_product_attention`, for example ``"cudnn"`` on a GPU.
+
+    Raises:
+      ValueError: if the fields, or the arguments of a call, do not go together; the message says which.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, rope_jax
+      >>> rope = rope_jax.Rope(head_dim=16, schedule=rope_jax.Standard())
+      >>> attention = rope_jax.RotaryAttention(num_heads=4, num_kv_heads=2, head_dim=16, rope=rope)
+      >>> x = jnp.ones((2, 5, 64))  # [B, T, D]
+      >>> params = attention.init(jax.random.key(0), x)
+      >>> attention.apply(params, x).shape
+      (2, 5, 64)
+      >>> cache = rope_jax.init_cache(batch=2, capacity=8, num_kv_heads=2, head_dim=16)
+      >>> y, cache = attention.apply(params, x, cache=cache)
+      >>> cache.length.tolist()
+      [5, 5]
+    """
+
+    num_heads: int
+    head_dim: int
+    rope: Rope | None
+    num_kv_heads: int | None = None
+    causal: bool = True
+    window: int | None = None
+    logit_cap: float | None = None
+    logit_scale: float | None = None
+    qk_norm: bool = False
+    qk_norm_epsilon: float = 1e-6
+    use_bias: bool = False
+    dropout_rate: float = 0.0
+    learn_frequencies: bool = False
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros_init()
+    implementation: Implementation | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x,
+        positions=None,
+        *,
+        rotation: Rotation | None = None,
+        mask=None,
+        segment_ids=None,
+        cache: KVCache | None = None,
+        deterministic: bool = True,
+    ):
+        """Attention over x, and over what the cache holds.
+
+        Args:
+          x: floating ``[B, T, D]``.
+          positions: int32 ``[B, T]`` (or ``[1, T]``; ``[..., T, A]`` if the rope has axes). Where it is None:
+            the count of real tokens so far, within each segment, after those in the cache. Unused where the
+            rope is None.
+          rotation: cos and sin at the positions, in their place: compute them once for all layers.
+          mask: bool or integer ``[B, T]``, nonzero at real tokens, on either side of the padding. Padding is
+            never read and never cached; what comes out at it means nothing.
+          segment_ids: integers ``[B, T]`` of packed sequences: runs of equal ids, which read only themselves.
+          cache: keys and values of the tokens before x.
+          deterministic: whether dropout is off.
+
+        Returns:
+          ``y [B, T, D]``, or ``(y, cache)`` if a cache was given. A row whose cache overflowed is NaN.
+        """
+        self._check_fields()
+        check_axes("x", x, "B T D")
+        batch, length, width = x.shape
+        check_dtype("x", x, jnp.floating, "floating")
+        mask, segment_ids = self._check_call(batch, length, positions, rotation, mask, segment_ids, cache)
+
+        kv_heads = self.num_kv_heads or self.num_heads
+        q = self._project("query", "heads", self.num_heads)(x)
+        k = self._project("key", "kv_heads", kv_heads)(x)
+        v = self._project("value", "kv_heads", kv_heads)(x)
+        if self.qk_norm:
+            q, k = self._norm("query_norm")(q), self._norm("key_norm")(k)
+
+        # Each row's place in line among its real tokens: what causality and windows go by.
+        seen = None if cache is None else cache.length  # read before it advances
+        order = next_positions((batch, length), mask, seen=seen)
+        if self.rope is not None:
+            if rotation is None:
+                if positions is None:
+                    positions = self._default_positions((batch, length), mask, segment_ids, seen)
+                rotation = self._rotation(positions)
+            q, k = self.rope.rotate(q, rotation), self.rope.rotate(k, rotation)
+
+        # Rows without gaps are in order of their index: then `attend` needs flags, not a mask of T x S.
+        in_line = mask is None and cache is None
+        readable = None
+        if segment_ids is not None:
+            readable = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+        if cache is not None:
+            cache = cache.write(k, v, mask)
+            k, v = cache.key.astype(k.dtype), cache.value.astype(v.dtype)
+            slots = jnp.arange(cache.capacity, dtype=jnp.int32)[None]
+            readable = visible(order, slots, causal=True, window=self.window)
+        elif mask is not None:
+            in_reach = visible(order, order, causal=self.causal, window=self.window) & mask[:, None, None, :]
+            readable = in_reach if readable is None else readable & in_reach
+
+        y = attend(
+            q,
+            k,
+            v,
+            mask=readable,
+            causal=in_line and self.causal,
+            window=self.window if in_line else None,
+            scale=self.logit_scale,
+            logit_cap=self.logit_cap,
+            dropout_rate=0.0 if deterministic else self.dropout_rate,
+            dropout_rng=None if deterministic or not self.dropout_rate else self.make_rng("dropout"),
+            implementation=self.implementation,
+        )
+        y = nn.DenseGeneral(
+            width,
+            axis=(-2, -1),
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=nn.with_logical_partitioning(self.kernel_init, ("heads", "head_dim", "embed")),
+            bias_init=nn.with_logical_partitioning(self.bias_init, ("embed",)),
+            name="out",
+        )(y)
+        if cache is None:
+            return y
+        return jnp.where(cache.overflowed[:, None, None], jnp.asarray(jnp.nan, y.dtype), y), cache
+
+    def _project(self, name, heads_axis, num_heads):
+        return nn.DenseGeneral(
+            (num_heads, self.head_dim),
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=nn.with_logical_partitioning(self.kernel_init, ("embed", heads_axis, "head_dim")),
+            bias_init=nn.with_logical_partitioning(self.bias_init, (heads_axis, "head_dim")),
+            name=name,
+        )
+
+    def _norm(self, name):
+        return nn.RMSNorm(
+            epsilon=self.qk_norm_epsilon,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), ("head_dim",)),
+            name=name,
+        )
+
+    def _default_positions(self, shape, mask, segment_ids, seen):
+        if self.rope.axes is not None:
+            raise ValueError(
+                f"positions [..., T, A] must be given to a rope with axes, got None for {self.rope}"
+            )
+        return next_positions(shape, mask, segment_ids, seen)
+
+    def _rotation(self, positions) -> Rotation:
+        if not self.learn_frequencies:
+            return self.rope.rotation(positions)
+        start = self.rope.frequencies()
+        inv_freq = self.param("inv_freq", lambda _: jnp.asarray(start.inv_freq, jnp.float32))
+        learned = Frequencies(inv_freq, start.attention_factor)
+        return rotation_at(positions, learned, axes=self.rope.axes)
+
+    def _check_fields(self):
+        if self.num_heads % (self.num_kv_heads or self.num_heads):
+            raise ValueError(f"num_kv_heads must divide num_heads={self.num_heads}, got {self.num_kv_heads}")
+        if self.rope is not None and self.rope.head_dim != self.head_dim:
+            raise ValueError(f"rope.head_dim must be head_dim={self.head_dim}, got {self.rope.head_dim}")
+        if self.learn_frequencies and self.rope is None:
+            raise ValueError("rope must be given with learn_frequencies, got None")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be at least 1 token, got {self.window}")
+        if self.logit_cap is not None and not self.logit_cap > 0:
+            raise ValueError(f"logit_cap must be positive, got {self.logit_cap}")
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
+
+    def _check_call(self, batch, length, positions, rotation, mask, segment_ids, cache):
+        """The mask as bool and the segment ids as an array, if the arguments go together."""
+        if positions is not None and rotation is not None:
+            raise ValueError(
+                "positions and rotation must not both be given: a rotation stands for its positions"
+            )
+        if rotation is not None and (self.rope is None or self.learn_frequencies):
+            raise ValueError(
+                "rotation must be left out where rope is None or its frequencies are learned: it would be ignored"
+            )
+        if mask is not None:
+            mask = jnp.asarray(mask)
+            check_axes("mask", mask, "B T", B=batch, T=length)
+            mask = mask != 0
+        if segment_ids is not None:
+            segment_ids = jnp.asarray(segment_ids)
+            check_dtype("segment_ids", segment_ids, jnp.integer, "integer")
+            check_axes("segment_ids", segment_ids, "B T", B=batch, T=length)
+        if cache is not None:
+            if segment_ids is not None:
+                raise ValueError("segment_ids must be left out with a cache: a cached row is one sequence")
+            if not self.causal:
+                raise ValueError("causal must be True with a cache: earlier tokens cannot read later ones")
+            kv_heads = self.num_kv_heads or self.num_heads
+            check_axes("cache.key", cache.key, "B S K H", B=batch, K=kv_heads, H=self.head_dim)
+        return mask, segment_ids

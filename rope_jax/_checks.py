@@ -1,0 +1,49 @@
+"""Does an argument have the axes and the dtype that its docstring promises?
+
+Every public function asks here, so that each refusal reads alike: the argument, what was expected, what came.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def check_axes(argument: str, array, axes: str, **sizes) -> None:
+    """Raises ValueError unless ``array.shape`` reads as ``axes``, for example ``"... T N H"`` with ``T=7``.
+
+    A letter without a size matches any length; a leading ``...`` matches any number of axes.
+    """
+    letters = axes.split()
+    expected = tuple(... if letter == "..." else sizes.get(letter) for letter in letters)
+    known = ", ".join(f"{letter}={sizes[letter]}" for letter in letters if letter in sizes)
+    chex.assert_shape(
+        array,
+        expected,
+        custom_message=f"{argument} must have shape [{', '.join(letters)}]"
+        f"{' with ' + known if known else ''}, got {tuple(np.shape(array))}",
+        include_default_message=False,
+        exception_type=ValueError,
+    )
+
+
+def check_dtype(argument: str, array, kind, expected: str) -> None:
+    """Raises TypeError unless the dtype of ``array`` is a sub-dtype of ``kind``."""
+    if not jnp.issubdtype(array.dtype, kind):
+        raise TypeError(f"{argument} must be {expected}, got dtype {array.dtype}")
+
+
+def integer_array(argument: str, values) -> jax.Array:
+    """``values`` as an integer array on the device; an integer that would wrap around there is refused."""
+    if not isinstance(values, jax.Array):
+        host = np.asarray(values)
+        narrow = jax.dtypes.canonicalize_dtype(host.dtype)
+        if host.size and host.dtype.kind in "iu":
+            low, high = np.iinfo(narrow).min, np.iinfo(narrow).max
+            if host.min() < low or host.max() > high:
+                raise ValueError(
+                    f"{argument} must fit in {narrow}, got values from {host.min()} to {host.max()}; "
+                    "with jax_enable_x64 they may be 64-bit"
+                )
+        values = jnp.asarray(host, narrow)
+    return values

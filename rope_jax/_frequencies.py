@@ -1,0 +1,507 @@
+"""How fast does each pair of features turn?
+
+A schedule is a frozen dataclass: the hyperparameters of a paper are its fields, the formula of that paper
+is its ``__call__(rotary_dim) -> Frequencies``. Any hashable callable of that form is a schedule.
+Everything here is float64 on the host, except where a schedule is asked for a length that is traced.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rope_jax._checks import check_axes, check_dtype
+
+# ------------------------------------------------------------------------------------------- the values
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Frequencies:
+    """Radians per position of each pair, and the factor that multiplies cos and sin.
+
+    Made from host numbers (a list, a numpy array) it is kept in float64, compares and hashes by value, and
+    :func:`rotation` is exact for it. Made from a jax array (learned, or traced) it stays that array, and
+    :func:`rotation` works in float32 and is differentiable in it; such a value has no hash.
+
+    Attributes:
+      inv_freq: radians per position, ``[R/2]`` on the host, or a jax array ``[..., R/2]`` whose leading
+        axes are those of the positions, without T.
+      attention_factor: what YaRN (section 3.4) and LongRoPE multiply cos and sin by; 1 elsewhere.
+
+    Raises:
+      ValueError: if host frequencies are not one axis of at least one finite number below 2^64, or the
+        factor is not a positive finite number.
+      TypeError: if a jax array is not floating.
+
+    Example:
+      >>> import rope_jax
+      >>> rope_jax.Frequencies([1.0, 0.1]) == rope_jax.Frequencies([1.0, 0.1])
+      True
+    """
+
+    inv_freq: np.ndarray | jax.Array
+    attention_factor: float = 1.0
+
+    def __post_init__(self):
+        if isinstance(self.inv_freq, jax.Array):
+            check_dtype("inv_freq", self.inv_freq, jnp.floating, "floating")
+            check_axes("inv_freq", self.inv_freq, "... R/2")
+        else:
+            inv_freq = np.array(self.inv_freq, np.float64)
+            if inv_freq.ndim != 1 or not inv_freq.size or not np.all(np.abs(inv_freq) < 2.0**64):
+                raise ValueError(
+                    f"inv_freq must be [R/2] finite numbers below 2^64 in radians per position, got {self.inv_freq}"
+                )
+            inv_freq.flags.writeable = False
+            object.__setattr__(self, "inv_freq", inv_freq)
+        if not (self.attention_factor > 0 and math.isfinite(self.attention_factor)):
+            raise ValueError(f"attention_factor must be positive and finite, got {self.attention_factor}")
+        object.__setattr__(self, "attention_factor", float(self.attention_factor))
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the phases are exact: the frequencies are numbers, not a jax array."""
+        return not isinstance(self.inv_freq, jax.Array)
+
+    @property
+    def num_pairs(self) -> int:
+        """R/2."""
+        return self.inv_freq.shape[-1]
+
+    @property
+    def leading_shape(self) -> tuple[int, ...]:
+        """The axes before R/2: those of the positions, without T."""
+        return self.inv_freq.shape[:-1]
+
+    def _value(self):
+        if not self.on_host:
+            raise TypeError(
+                "Frequencies made from a jax array cannot be hashed or compared: "
+                "pass the array itself through jit and build Frequencies inside"
+            )
+        return self.inv_freq.tobytes(), self.attention_factor
+
+    def __eq__(self, other):
+        return isinstance(other, Frequencies) and self._value() == other._value()
+
+    def __hash__(self):
+        return hash(self._value())
+
+    def __reduce__(self):
+        return Frequencies, (self.inv_freq, self.attention_factor)
+
+    def __repr__(self):
+        if not self.on_host:
+            shown = f"<jax {self.inv_freq.dtype}{list(self.inv_freq.shape)}>"
+        else:
+            shown = np.array2string(self.inv_freq, precision=6, threshold=6, edgeitems=2, separator=", ")
+        return f"Frequencies({shown}, attention_factor={self.attention_factor})"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FrequencyChoice:
+    """One of several host :class:`Frequencies`, chosen at run time; the phases stay exact.
+
+    LongRoPE chooses by length, per batch row; a scanned stack of layers may choose by layer.
+
+    Attributes:
+      options: C frequencies of one rotary_dim.
+      index: integer ``[...]`` in ``[0, C)``, whose axes are those of the positions, without T. An index
+        outside gives NaN.
+
+    Raises:
+      ValueError: if there is no option, one is not on the host, or their rotary_dims differ.
+    """
+
+    options: tuple[Frequencies, ...] = dataclasses.field(metadata={"static": True})
+    index: jax.Array
+
+    def __post_init__(self):
+        sizes = [option.num_pairs for option in self.options]
+        if len(set(sizes)) != 1 or not all(option.on_host for option in self.options):
+            raise ValueError(
+                f"options must be one or more host Frequencies of one rotary_dim, got {self.options}"
+            )
+
+    on_host = True
+
+    @property
+    def num_pairs(self) -> int:
+        """R/2."""
+        return self.options[0].num_pairs
+
+    @property
+    def leading_shape(self) -> tuple[int, ...]:
+        """The axes of the index: those of the positions, without T."""
+        return self.index.shape
+
+
+class Schedule(Protocol):
+    """Anything hashable that maps rotary_dim R to :class:`Frequencies`.
+
+    One that depends on the length has a field ``length`` and takes it as a second argument, which overrides.
+    """
+
+    def __call__(self, rotary_dim: int, /) -> Frequencies: ...
+
+
+# ---------------------------------------------------------------------------------- what schedules share
+
+
+def geometric(rotary_dim: int, base: float) -> np.ndarray:
+    """The geometric ladder of RoFormer (section 3.2.2): ``theta_i = base^(-2i/R)``, float64 ``[R/2]``.
+
+    Args:
+      rotary_dim: R, even and at least 2.
+      base: b, positive.
+
+    Returns:
+      Radians per position, on the host.
+
+    Raises:
+      ValueError: if ``rotary_dim`` is odd or below 2, or ``base`` is not positive.
+
+    Example:
+      >>> import rope_jax
+      >>> rope_jax.geometric(4, 10_000.0).tolist()
+      [1.0, 0.01]
+    """
+    if rotary_dim < 2 or rotary_dim % 2:
+        raise ValueError(f"rotary_dim must be even and at least 2, got {rotary_dim}")
+    if not (base > 0 and math.isfinite(base)):
+        raise ValueError(f"base must be positive and finite, got {base}")
+    return base ** -(np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
+
+
+def _check(schedule, positive: Sequence[str] = (), **at_least: float) -> None:
+    """The one refusal of all schedules: names the schedule, the field, the bound and the value."""
+    for name, bound in [(name, None) for name in positive] + list(at_least.items()):
+        value = getattr(schedule, name)
+        good = value > 0 if bound is None else value >= bound
+        if not (good and math.isfinite(value)):
+            wanted = "positive" if bound is None else f"at least {bound}"
+            raise ValueError(f"{type(schedule).__name__}: {name} must be {wanted} and finite, got {value}")
+
+
+def _length(schedule, length):
+    """The length asked for: the argument, else the field; never a guess."""
+    length = schedule.length if length is None else length
+    if length is None:
+        raise ValueError(
+            f"{type(schedule).__name__} needs a length: set the field length=, or pass length= with the call "
+            "(an integer, or an integer array of one length per batch row)"
+        )
+    if isinstance(length, jax.Array):
+        check_dtype("length", length, jnp.integer, "integer")
+    elif length < 1:
+        raise ValueError(f"{type(schedule).__name__}: length must be at least 1 token, got {length}")
+    return length
+
+
+# ---------------------------------------------------------------------------------------- the schedules
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Standard:
+    """``theta_i = base^(-2i/R)`` (Su et al. 2021, RoFormer, section 3.2.2).
+
+    Example:
+      >>> import rope_jax
+      >>> rope_jax.Standard(base=10_000.0)(4)
+      Frequencies([1.  , 0.01], attention_factor=1.0)
+    """
+
+    base: float = 10_000.0
+
+    def __post_init__(self):
+        _check(self, positive=["base"])
+
+    def __call__(self, rotary_dim: int) -> Frequencies:
+        return Frequencies(geometric(rotary_dim, self.base))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linear:
+    """Position interpolation: every pair turns ``factor`` times slower (Chen et al. 2023, section 2.3).
+
+    Example:
+      >>> import rope_jax
+      >>> rope_jax.Linear(factor=4.0)(4).inv_freq.tolist()
+      [0.25, 0.0025]
+    """
+
+    factor: float
+    base: float = 10_000.0
+
+    def __post_init__(self):
+        _check(self, positive=["base"], factor=1)
+
+    def __call__(self, rotary_dim: int) -> Frequencies:
+        return Frequencies(geometric(rotary_dim, self.base) / self.factor)
+
+
+def _ntk_ramp(rotary_dim: int) -> np.ndarray:
+    """``2i/(R-2)``: 0 at the first pair, 1 at the last. ``(b s^(R/(R-2)))^(-2i/R) = b^(-2i/R) s^(-2i/(R-2))``."""
+    if rotary_dim < 4:
+        raise ValueError(f"rotary_dim must be at least 4 for an NTK-aware base, got {rotary_dim}")
+    return np.arange(0, rotary_dim, 2) / (rotary_dim - 2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NTKAware:
+    """NTK-aware interpolation: ``base' = base * factor^(R/(R-2))`` (Peng et al. 2023, YaRN, section 3.1).
+
+    The first pair keeps its speed, the last turns ``factor`` times slower.
+
+    Example:
+      >>> import rope_jax
+      >>> rope_jax.NTKAware(factor=4.0)(4).inv_freq.tolist()
+      [1.0, 0.0025]
+    """
+
+    factor: float
+    base: float = 10_000.0
+
+    def __post_init__(self):
+        _check(self, positive=["base"], factor=1)
+
+    def __call__(self, rotary_dim: int) -> Frequencies:
+        return Frequencies(geometric(rotary_dim, self.base) * self.factor ** -_ntk_ramp(rotary_dim))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DynamicNTK:
+    """NTK-aware interpolation by as much as the length asks for (Peng et al. 2023, YaRN, section 3.3).
+
+    ``base' = base * (factor * L / original_length - (factor - 1))^(R/(R-2))``, ``L = max(length,
+    original_length)``: no change up to the original length.
+
+    ``length`` is the number of tokens that the frequencies are for: a static field, or an argument of the
+    call. A traced argument, scalar or one per batch row, compiles once for all lengths; its frequencies are
+    float32 (relative error below 1e-6), and so their phases take the float32 path of :func:`rotation`.
+
+    Raises:
+      ValueError: if a field is out of range, or no length is given anywhere.
+
+    Example:
+      >>> import rope_jax
+      >>> rope_jax.DynamicNTK(factor=2.0, original_length=1024)(4, length=2048).inv_freq.round(6).tolist()
+      [1.0, 0.003333]
+    """
+
+    factor: float
+    original_length: int
+    base: float = 10_000.0
+    length: int | None = None
+
+    def __post_init__(self):
+        _check(self, positive=["base"], factor=1, original_length=1)
+
+    def __call__(self, rotary_dim: int, length: int | jax.Array | None = None) -> Frequencies:
+        length = _length(self, length)
+        inv_freq, ramp = geometric(rotary_dim, self.base), _ntk_ramp(rotary_dim)
+        if not isinstance(length, jax.Array):
+            beyond = max(length, self.original_length) / self.original_length - 1
+            return Frequencies(inv_freq * (1 + self.factor * beyond) ** -ramp)
+        # L/original - 1 is formed from an exact integer, so that float32 loses nothing near the original.
+        beyond = jnp.maximum(length - self.original_length, 0).astype(jnp.float32) / self.original_length
+        slower = jnp.exp(-jnp.log1p(self.factor * beyond)[..., None] * jnp.asarray(ramp, jnp.float32))
+        return Frequencies(jnp.asarray(inv_freq, jnp.float32) * slower)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Yarn:
+    """YaRN: slow pairs are interpolated, fast ones kept, a ramp between (Peng et al. 2023, section 3.2).
+
+    A pair that turns ``r`` times within the original length stands at ``i(r) = R ln(original_length /
+    (2 pi r)) / (2 ln base)``. Pairs below ``i(beta_fast)`` keep their speed, those above ``i(beta_slow)``
+    turn ``factor`` times slower; ``truncate`` rounds the two ends outward to whole pairs.
+
+    ``attention_factor``, where it is not given, is ``g(mscale) / g(mscale_all_dim)`` if both are given and
+    not 0, else ``g(1)``, with ``g(m) = 0.1 m ln(factor) + 1`` (section 3.4; mscale as in DeepSeek-V2).
+
+    Raises:
+      ValueError: if a field is out of range.
+
+    Example:
+      >>> import rope_jax
+      >>> rope_jax.Yarn(base=1e6, factor=4.0, original_length=32_768)(128).attention_factor
+      1.138629436111989
+    """
+
+    factor: float
+    original_length: int
+    base: float = 10_000.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    attention_factor: float | None = None
+    truncate: bool = True
+
+    def __post_init__(self):
+        _check(self, positive=["base", "beta_slow"], factor=1, original_length=1, beta_fast=self.beta_slow)
+        if not self.base > 1:
+            raise ValueError(f"Yarn: base must be above 1, got {self.base}")
+
+    def __call__(self, rotary_dim: int) -> Frequencies:
+        inv_freq = geometric(rotary_dim, self.base)
+
+        def pair(turns):
+            wavelength = self.original_length / (2 * math.pi * turns)
+            return rotary_dim * math.log(wavelength) / (2 * math.log(self.base))
+
+        low, high = pair(self.beta_fast), pair(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, rotary_dim - 1)
+        if low == high:
+            high += 0.001  # a step instead of 0/0, as in the released code
+        slow = np.clip((np.arange(rotary_dim // 2) - low) / (high - low), 0.0, 1.0)
+        return Frequencies(
+            inv_freq / self.factor * slow + inv_freq * (1 - slow), self._resolved_attention_factor()
+        )
+
+    def _resolved_attention_factor(self) -> float:
+        if self.attention_factor is not None:
+            return self.attention_factor
+
+        def g(mscale):
+            return 0.1 * mscale * math.log(self.factor) + 1.0
+
+        if self.mscale and self.mscale_all_dim:
+            return g(self.mscale) / g(self.mscale_all_dim)
+        return g(1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongRope:
+    """LongRoPE: each pair has its own divisor, one list up to the original length and one beyond it.
+
+    ``theta_i = base^(-2i/R) / long_factor[i]`` if ``length > original_length``, else with ``short_factor``
+    (Ding et al. 2024, section 3). ``attention_factor``, where not given, is ``sqrt(1 + ln(factor) /
+    ln(original_length))``; ``factor`` is the extended length over the original one.
+
+    ``length`` is the number of tokens that the frequencies are for: a static field, or an argument of the
+    call. A traced argument, scalar or one per batch row, compiles once for all lengths and stays exact.
+
+    Raises:
+      ValueError: if a field is out of range, the lists are not R/2 long, or no length is given anywhere.
+
+    Example:
+      >>> import rope_jax
+      >>> schedule = rope_jax.LongRope(short_factor=[1, 1], long_factor=[1, 8], original_length=4096, factor=32)
+      >>> schedule(4, length=4097).inv_freq.tolist()
+      [1.0, 0.00125]
+    """
+
+    short_factor: Sequence[float]
+    long_factor: Sequence[float]
+    original_length: int
+    factor: float
+    base: float = 10_000.0
+    attention_factor: float | None = None
+    length: int | None = None
+
+    def __post_init__(self):
+        _check(self, positive=["base"], factor=1, original_length=2)
+        for name in ("short_factor", "long_factor"):
+            divisors = tuple(float(x) for x in getattr(self, name))
+            if not all(x > 0 and math.isfinite(x) for x in divisors):
+                raise ValueError(f"LongRope: {name} must hold positive finite numbers, got {divisors}")
+            object.__setattr__(self, name, divisors)
+
+    def __call__(self, rotary_dim: int, length: int | jax.Array | None = None) -> Frequencies | FrequencyChoice:
+        length = _length(self, length)
+        short, long = (self._frequencies(rotary_dim, name) for name in ("short_factor", "long_factor"))
+        if isinstance(length, jax.Array):
+            return FrequencyChoice((short, long), (length > self.original_length).astype(jnp.int32))
+        return long if length > self.original_length else short
+
+    def _frequencies(self, rotary_dim, name):
+        inv_freq = geometric(rotary_dim, self.base)
+        divisors = np.array(getattr(self, name))
+        if divisors.shape != inv_freq.shape:
+            raise ValueError(
+                f"LongRope: {name} must have R/2 = {inv_freq.size} numbers for rotary_dim {rotary_dim}, "
+                f"got {divisors.size}"
+            )
+        attention_factor = self.attention_factor
+        if attention_factor is None:
+            attention_factor = math.sqrt(1 + math.log(self.factor) / math.log(self.original_length))
+        return Frequencies(inv_freq / divisors, attention_factor)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Llama3:
+    """Llama 3.1: keeps short wavelengths, interpolates long ones, blends between (Meta 2024, its released code).
+
+    A pair that turns at least ``high_freq_factor`` times within the original length keeps its speed; one
+    that turns at most ``low_freq_factor`` times turns ``factor`` times slower.
+
+    Raises:
+      ValueError: if a field is out of range.
+
+    Example:
+      >>> import rope_jax
+      >>> inv_freq = rope_jax.Llama3(factor=8.0, original_length=8192)(128).inv_freq
+      >>> float(inv_freq[-1] * 8 / 500_000 ** (-126 / 128))
+      1.0
+    """
+
+    factor: float
+    original_length: int
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    base: float = 500_000.0
+
+    def __post_init__(self):
+        _check(self, positive=["base", "low_freq_factor"], factor=1, original_length=1)
+        if not self.high_freq_factor > self.low_freq_factor:
+            raise ValueError(
+                f"Llama3: high_freq_factor must be above low_freq_factor {self.low_freq_factor}, "
+                f"got {self.high_freq_factor}"
+            )
+
+    def __call__(self, rotary_dim: int) -> Frequencies:
+        inv_freq = geometric(rotary_dim, self.base)
+        turns = self.original_length * inv_freq / (2 * math.pi)
+        span = self.high_freq_factor - self.low_freq_factor
+        keep = np.clip((turns - self.low_freq_factor) / span, 0.0, 1.0)
+        return Frequencies(keep * inv_freq + (1 - keep) * inv_freq / self.factor)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Proportional:
+    """Only the fastest pairs turn: ``theta_i = base^(-2i/R) / factor`` for ``i < proportion * R/2``, else 0.
+
+    The ladder is that of the whole head, cut short; a pair of frequency 0 stands still (p-RoPE, Barbero
+    et al. 2024, section 6.1; as in Gemma 4).
+
+    Raises:
+      ValueError: if a field is out of range.
+
+    Example:
+      >>> import rope_jax
+      >>> rope_jax.Proportional(proportion=0.5)(8).inv_freq.round(6).tolist()
+      [1.0, 0.1, 0.0, 0.0]
+    """
+
+    proportion: float
+    factor: float = 1.0
+    base: float = 10_000.0
+
+    def __post_init__(self):
+        _check(self, positive=["base", "proportion"], factor=1)
+        if self.proportion > 1:
+            raise ValueError(f"Proportional: proportion must be at most 1, got {self.proportion}")
+
+    def __call__(self, rotary_dim: int) -> Frequencies:
+        inv_freq = geometric(rotary_dim, self.base) / self.factor
+        inv_freq[int(self.proportion * rotary_dim // 2) :] = 0.0
+        return Frequencies(inv_freq)

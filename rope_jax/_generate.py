@@ -1,0 +1,222 @@
+"""Which token comes next, and the one after that?"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rope_jax._checks import check_axes, check_dtype
+from rope_jax._decoder import Decoder
+
+
+class Generation(NamedTuple):
+    """What :func:`generate` wrote.
+
+    Attributes:
+      tokens: int32 ``[B, max_new_tokens]``; after a row's stop token, the stop token again.
+      length: int32 ``[B]``, the tokens of each row that count, the stop token among them.
+    """
+
+    tokens: jax.Array
+    length: jax.Array
+
+
+def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None) -> jax.Array:
+    """Draws one token per row from ``softmax(logits / temperature)``, cut to its most probable tokens.
+
+    The cuts come after the temperature, ``top_k`` first: the k largest, then the fewest of those whose
+    probability sums to at least ``top_p`` (nucleus sampling, Holtzman et al. 2020, section 3.1). Ties at a
+    cut are kept.
+
+    Args:
+      rng: a key.
+      logits: floating ``[..., V]``.
+      temperature: positive, or 0 for the largest logit (greedy); may be traced.
+      top_k: how many tokens are kept, at least 1; all where it is None.
+      top_p: probability that is kept, in (0, 1]; all where it is None; may be traced.
+
+    Returns:
+      int32 ``[...]``.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, rope_jax
+      >>> int(rope_jax.sample(jax.random.key(0), jnp.array([0.0, 3.0, 1.0]), top_k=1))
+      1
+    """
+    _check_sampling(temperature, top_k, top_p)
+    if isinstance(temperature, int | float) and temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    scaled = logits.astype(jnp.float32) / jnp.where(temperature == 0, 1.0, temperature)
+    if top_k is not None:
+        lowest = lax.top_k(scaled, min(top_k, logits.shape[-1]))[0][..., -1:]
+        scaled = jnp.where(scaled < lowest, -jnp.inf, scaled)
+    if top_p is not None:
+        falling = jnp.sort(scaled, axis=-1, descending=True)
+        probabilities = jax.nn.softmax(falling, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        lowest = jnp.min(jnp.where(before < top_p, falling, jnp.inf), axis=-1, keepdims=True)
+        scaled = jnp.where(scaled < lowest, -jnp.inf, scaled)
+    drawn = jax.random.categorical(rng, scaled, axis=-1)
+    return jnp.where(temperature == 0, jnp.argmax(logits, axis=-1), drawn).astype(jnp.int32)
+
+
+def generate(
+    model: Decoder,
+    params,
+    prompt,
+    *,
+    max_new_tokens: int,
+    rng=None,
+    mask=None,
+    temperature=1.0,
+    top_k: int | None = None,
+    top_p=None,
+    stop_token: int | None = None,
+    cache_dtype=None,
+) -> Generation:
+    """Continues each prompt: one jitted prefill of all prompts, then one jitted loop of single tokens.
+
+    Compiled once per shape of the prompt, ``max_new_tokens``, ``top_k`` and stop token; prompts of other
+    lengths, temperatures and seeds re-use the program.
+
+    Args:
+      model: a :class:`Decoder`.
+      params: its variables, as ``model.init`` returned them.
+      prompt: integers ``[B, T]``.
+      max_new_tokens: how many tokens to write at most, at least 1.
+      rng: a key; needed unless the temperature is 0.
+      mask: nonzero at the real tokens of prompts of unequal length ``[B, T]``, padded on either side. Every
+        row needs one.
+      temperature: see :func:`sample`; 0 is greedy.
+      top_k: see :func:`sample`.
+      top_p: see :func:`sample`.
+      stop_token: a row that writes it writes nothing more.
+      cache_dtype: of the stored keys and values; the model's dtype where it is None.
+
+    Returns:
+      :class:`Generation`.
+
+    Raises:
+      ValueError: if an argument is out of its range, a shape is wrong, a prompt is empty, or the key is
+        missing.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, rope_jax
+      >>> rope = rope_jax.Rope(head_dim=8, schedule=rope_jax.Standard())
+      >>> sizes = dict(vocab_size=11, num_layers=1, width=16, num_heads=2, head_dim=8, hidden_dim=32)
+      >>> model = rope_jax.Decoder(**sizes, rope=rope)
+      >>> prompt, mask = jnp.array([[1, 2, 3], [4, 0, 0]]), jnp.array([[1, 1, 1], [1, 0, 0]])
+      >>> params = model.init(jax.random.key(0), prompt)
+      >>> rope_jax.generate(model, params, prompt, mask=mask, max_new_tokens=5, temperature=0).tokens.shape
+      (2, 5)
+    """
+    prompt = jnp.asarray(prompt)
+    check_axes("prompt", prompt, "B T")
+    check_dtype("prompt", prompt, jnp.integer, "integer")
+    if prompt.size == 0:
+        raise ValueError(f"prompt must hold at least one row and one token, got shape {prompt.shape}")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    outside = (
+        ()
+        if isinstance(prompt, jax.core.Tracer)
+        else jnp.unique(prompt[(prompt < 0) | (prompt >= model.vocab_size)])
+    )
+    if len(outside):
+        raise ValueError(f"prompt must hold tokens in [0, V={model.vocab_size}), got {outside.tolist()}")
+    if stop_token is not None and not 0 <= stop_token < model.vocab_size:
+        raise ValueError(f"stop_token must be in [0, V={model.vocab_size}), got {stop_token}")
+    if mask is not None:
+        mask = jnp.asarray(mask)
+        check_axes("mask", mask, "B T", B=prompt.shape[0], T=prompt.shape[1])
+        if not isinstance(mask, jax.core.Tracer) and not bool(jnp.all(jnp.any(mask != 0, axis=1))):
+            raise ValueError("mask must have a real token in every row, got a row of padding alone")
+    _check_sampling(temperature, top_k, top_p)
+    greedy = isinstance(temperature, int | float) and temperature == 0
+    if rng is None:
+        if not greedy:
+            raise ValueError(f"rng must be given with temperature {temperature}, got None")
+        rng = jax.random.key(0)  # never read
+    return _generate(
+        model,
+        params,
+        prompt,
+        rng,
+        mask,
+        jnp.asarray(temperature, jnp.float32),
+        None if top_p is None else jnp.asarray(top_p, jnp.float32),
+        greedy=greedy,
+        max_new_tokens=max_new_tokens,
+        top_k=top_k,
+        stop_token=stop_token,
+        cache_dtype=cache_dtype,
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "greedy", "max_new_tokens", "top_k", "stop_token", "cache_dtype")
+)
+def _generate(
+    model,
+    params,
+    prompt,
+    rng,
+    mask,
+    temperature,
+    top_p,
+    *,
+    greedy,
+    max_new_tokens,
+    top_k,
+    stop_token,
+    cache_dtype,
+) -> Generation:
+    batch, length = prompt.shape
+
+    def next_token(hidden, step, done):
+        logits = model.apply(params, hidden, method="unembed")
+        token = sample(
+            jax.random.fold_in(rng, step),
+            logits,
+            temperature=0 if greedy else temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
+        if stop_token is not None:
+            token = jnp.where(done, stop_token, token)
+        return token
+
+    cache = model.init_cache(batch=batch, capacity=length + max_new_tokens, dtype=cache_dtype)
+    hidden, cache = model.apply(params, prompt, mask=mask, cache=cache, method="hidden")
+    last = jnp.full((batch,), length - 1)
+    if mask is not None:
+        last -= jnp.argmax(mask[:, ::-1] != 0, axis=1).astype(last.dtype)
+    going = jnp.zeros((batch,), bool)
+    first = next_token(hidden[jnp.arange(batch), last], 0, going)
+
+    def step(carry, index):
+        cache, token, done = carry
+        if stop_token is not None:
+            done |= token == stop_token
+        hidden, cache = model.apply(params, token[:, None], cache=cache, method="hidden")
+        following = next_token(hidden[:, 0], index, done)
+        return (cache, following, done), (token, done)
+
+    (_, final, done), (tokens, stopped) = lax.scan(step, (cache, first, going), jnp.arange(1, max_new_tokens))
+    tokens = jnp.concatenate([tokens.T, final[:, None]], axis=1)
+    # `stopped[i]` says that token i or one before it was the stop token: those up to it count.
+    return Generation(tokens, jnp.sum(~stopped, axis=0, dtype=jnp.int32) + 1)
+
+
+def _check_sampling(temperature, top_k, top_p) -> None:
+    if isinstance(temperature, int | float) and not (temperature >= 0 and temperature < float("inf")):
+        raise ValueError(f"temperature must be 0 or above and finite, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if isinstance(top_p, int | float) and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], got {top_p}")

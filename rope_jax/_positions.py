@@ -1,0 +1,109 @@
+"""Where is each token?"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rope_jax._checks import check_axes, check_dtype
+
+
+def positions_from_mask(mask, segment_ids=None) -> jax.Array:
+    """Positions that count real tokens only, so that padding on either side moves nothing.
+
+    ``position[t] = sum(mask[s] for s < t in t's segment)`` where ``mask[t]``, else 0.
+
+    Args:
+      mask: bool or integer ``[..., T]``, nonzero at real tokens.
+      segment_ids: optional integers ``[..., T]``. A segment is a run of equal ids; counting restarts
+        wherever the id changes. Without it, a row is one segment.
+
+    Returns:
+      int32 ``[..., T]``, in tokens.
+
+    Raises:
+      TypeError: if ``mask`` is not bool or integer, or ``segment_ids`` not integer.
+      ValueError: if the shapes differ or there is no axis T.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> rope_jax.positions_from_mask(jnp.array([0, 1, 1, 0, 1, 1]), jnp.array([1, 1, 1, 2, 2, 2])).tolist()
+      [0, 0, 1, 0, 0, 1]
+    """
+    mask = jnp.asarray(mask)
+    check_axes("mask", mask, "... T")
+    if mask.dtype != jnp.bool:
+        check_dtype("mask", mask, jnp.integer, "bool or integer")
+    real = (mask != 0).astype(jnp.int32)
+    before = jnp.cumsum(real, axis=-1, dtype=jnp.int32) - real
+    if segment_ids is not None:
+        segment_ids = jnp.asarray(segment_ids)
+        check_dtype("segment_ids", segment_ids, jnp.integer, "integer")
+        if segment_ids.shape != mask.shape:
+            raise ValueError(
+                f"segment_ids must have the shape of mask, [..., T] = {mask.shape}, got {segment_ids.shape}"
+            )
+        first = jnp.ones_like(segment_ids[..., :1], bool)
+        starts = jnp.concatenate([first, segment_ids[..., 1:] != segment_ids[..., :-1]], axis=-1)
+        # `before` never falls, so the largest value seen at a start is that of the latest start.
+        before -= jax.lax.cummax(jnp.where(starts, before, 0), axis=before.ndim - 1)
+    return before * real
+
+
+def positions_from_segments(segment_ids) -> jax.Array:
+    """Positions of packed sequences: counting restarts at 0 wherever the segment id changes.
+
+    Args:
+      segment_ids: integers ``[..., T]``. No id is special; for padding inside a row give a mask to
+        :func:`positions_from_mask`.
+
+    Returns:
+      int32 ``[..., T]``, in tokens.
+
+    Raises:
+      TypeError: if ``segment_ids`` is not integer.
+      ValueError: if there is no axis T.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> rope_jax.positions_from_segments(jnp.array([7, 7, 7, 9, 9])).tolist()
+      [0, 1, 2, 0, 1]
+    """
+    segment_ids = jnp.asarray(segment_ids)
+    check_axes("segment_ids", segment_ids, "... T")
+    return positions_from_mask(jnp.ones(segment_ids.shape, bool), segment_ids)
+
+
+def next_positions(shape: tuple[int, int], mask=None, segment_ids=None, seen=None) -> jax.Array:
+    """Positions of tokens ``[B, T]`` that nobody gave positions: counted on from the ``seen [B]`` before them.
+
+    int32 ``[B, T]``, or ``[1, T]`` where all rows are alike, so that their rotation is computed once.
+    """
+    if mask is None and segment_ids is None:
+        positions = jnp.arange(shape[1], dtype=jnp.int32)[None]
+    elif mask is None:
+        positions = positions_from_segments(segment_ids)
+    else:
+        positions = positions_from_mask(mask, segment_ids)
+    return positions if seen is None else positions + seen[:, None]
+
+
+def grid_positions(*sizes: int) -> jax.Array:
+    """Positions of the cells of a grid, row by row: the last axis runs fastest.
+
+    Args:
+      *sizes: the length of each of the A axes, at least 1 each: ``grid_positions(height, width)``.
+
+    Returns:
+      int32 ``[T, A]`` with ``T = prod(sizes)``, in cells.
+
+    Raises:
+      ValueError: if no size is given, or one is below 1.
+
+    Example:
+      >>> import rope_jax
+      >>> rope_jax.grid_positions(2, 2).tolist()
+      [[0, 0], [0, 1], [1, 0], [1, 1]]
+    """
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"sizes must be one or more lengths of at least 1, got {sizes}")
+    return jnp.asarray(np.indices(sizes, np.int32).reshape(len(sizes), -1).T)

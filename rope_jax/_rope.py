@@ -1,0 +1,116 @@
+"""What is one layer's whole recipe, as a value?"""
+
+import dataclasses
+from typing import get_args
+
+import jax
+
+from rope_jax._angles import Rotation, rotation
+from rope_jax._checks import check_axes
+from rope_jax._frequencies import Frequencies, FrequencyChoice, Schedule
+from rope_jax._rotation import Layout, rotate
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Schedule, pairing and position axes of one layer's rotation: hashable, picklable, equal by value.
+
+    ``rope(q, k, positions)`` turns queries and keys, so that ``q_m . k_n`` depends on ``m - n`` only
+    (RoFormer, section 3.2). Turns add up, ``R(m) R(n) = R(m + n)``, where the attention factor is 1.
+
+    Attributes:
+      head_dim: H, the features of one head.
+      schedule: maps rotary_dim to :class:`Frequencies`: ``Standard()``, ``Yarn(...)``, or your own.
+      rotary_dim: R, the leading features that are turned, even; all of them where it is None.
+      layout: which two features make a pair.
+      axes: for positions ``[..., T, A]``, which axis each of the R/2 pairs reads.
+
+    Raises:
+      ValueError: if rotary_dim is odd, below 2 or over head_dim, axes has not R/2 entries, or the layout is
+        unknown.
+      TypeError: if the schedule is not callable and hashable.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, rope_jax
+      >>> rope = rope_jax.Rope(head_dim=64, schedule=rope_jax.Llama3(factor=8.0, original_length=8192))
+      >>> q, k = jnp.ones((2, 5, 8, 64)), jnp.ones((2, 5, 2, 64))  # [B, T, N, H], [B, T, K, H]
+      >>> q, k = jax.jit(rope)(q, k, jnp.arange(5)[None])
+      >>> q.shape, k.shape
+      ((2, 5, 8, 64), (2, 5, 2, 64))
+    """
+
+    head_dim: int
+    schedule: Schedule
+    rotary_dim: int | None = None
+    layout: Layout = "half"
+    axes: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        if self.rotary_dim is None:
+            object.__setattr__(self, "rotary_dim", self.head_dim)
+        if not 2 <= self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
+            raise ValueError(
+                f"rotary_dim must be even, from 2 to head_dim={self.head_dim}, got {self.rotary_dim}"
+            )
+        if not callable(self.schedule) or isinstance(self.schedule, type):
+            raise TypeError(f"schedule must be a schedule like Standard(), got {self.schedule!r}")
+        hash(self.schedule)
+        if self.layout not in get_args(Layout):
+            raise ValueError(f"layout must be one of {get_args(Layout)}, got {self.layout!r}")
+        if self.axes is not None:
+            object.__setattr__(self, "axes", tuple(int(axis) for axis in self.axes))
+            if len(self.axes) != self.rotary_dim // 2 or min(self.axes) < 0:
+                raise ValueError(
+                    f"axes must name a position axis, 0 or above, for each of R/2 = {self.rotary_dim // 2} "
+                    f"pairs, got {self.axes}"
+                )
+
+    def frequencies(self, length: int | jax.Array | None = None) -> Frequencies | FrequencyChoice:
+        """The schedule's frequencies; ``length`` is for the schedules that depend on it, and only for them."""
+        if length is None:
+            return self.schedule(self.rotary_dim)
+        if not hasattr(self.schedule, "length"):
+            raise ValueError(f"length must be left out: {type(self.schedule).__name__} does not depend on it")
+        return self.schedule(self.rotary_dim, length)
+
+    def rotation(self, positions, *, length: int | jax.Array | None = None) -> Rotation:
+        """Cos and sin at the positions, to be computed once and handed to every layer.
+
+        Args:
+          positions: as for :func:`rope_jax.rotation`.
+          length: for :class:`DynamicNTK` and :class:`LongRope`, the number of tokens that the frequencies
+            are for: an integer, or integers ``[]`` or ``[B]`` that may be traced.
+
+        Example:
+          >>> import jax.numpy as jnp, rope_jax
+          >>> rope = rope_jax.Rope(head_dim=64, schedule=rope_jax.DynamicNTK(factor=2.0, original_length=16))
+          >>> rope.rotation(jnp.zeros((2, 3), int), length=jnp.array([8, 24])).cos.shape
+          (2, 3, 32)
+        """
+        return rotation(positions, self.frequencies(length), axes=self.axes)
+
+    def rotate(self, x, rotation: Rotation) -> jax.Array:
+        """Turns ``x [..., T, N, H]`` by a rotation that is at hand."""
+        check_axes("x", x, "... T N H", H=self.head_dim)
+        check_axes("rotation.cos", rotation.cos, "... T R/2", **{"R/2": self.rotary_dim // 2})
+        return rotate(x, rotation, layout=self.layout)
+
+    def __call__(
+        self, q, k, positions, *, length: int | jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """``q [..., T, N, H]`` and ``k [..., T, K, H]`` turned to ``positions [..., T]``; dtypes are kept."""
+        turn = self.rotation(positions, length=length)
+        return self.rotate(q, turn), self.rotate(k, turn)
+
+    def inverse(self, q, k, positions, *, length: int | jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Undoes ``rope(q, k, positions)``, the attention factor included.
+
+        Example:
+          >>> import jax.numpy as jnp, rope_jax
+          >>> rope = rope_jax.Rope(head_dim=4, schedule=rope_jax.Standard())
+          >>> q = jnp.ones((1, 3, 2, 4)); positions = jnp.array([7, 8, 9])
+          >>> bool(jnp.allclose(rope.inverse(*rope(q, q, positions), positions)[0], q, atol=1e-6))
+          True
+        """
+        turn = self.rotation(positions, length=length).inverse()
+        return self.rotate(q, turn), self.rotate(k, turn)
