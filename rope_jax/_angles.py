@@ -5,7 +5,6 @@ position, in arithmetic modulo 2^64, is the phase: whole turns fall off by overf
 matters is lost, however large the position. The sine and the cosine of what is left are short polynomials.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -115,7 +114,7 @@ def _read_axes(positions, axes: Sequence[int], num_pairs: int) -> jax.Array:
 
 
 def _lookup(
-    frequencies: Frequencies | FrequencyChoice, table: Callable[[Frequencies], np.ndarray]
+    frequencies: Frequencies | FrequencyChoice, table: Callable[[Frequencies], np.ndarray | jax.Array]
 ) -> jax.Array:
     """``table`` of the frequencies, or of the option that each row chose: ``[..., *table]``."""
     if isinstance(frequencies, Frequencies):
@@ -132,7 +131,7 @@ _TURN_PER_RADIAN = 0x28BE60DB9391054A7F09D5F47D4D377036D8A5664F10E4107F9458EAF7A
 
 
 def _words(frequencies: Frequencies) -> np.ndarray:
-    """Turns per position modulo 1, in units of 2^-64 rounded to nearest: uint32 ``[2, R/2]``, high word first."""
+    """Turns per position modulo 1, to the nearest 2^-64: uint32 ``[2, R/2]``, high word first."""
     turns = []
     for inv_freq in frequencies.inv_freq.tolist():
         numerator, denominator = inv_freq.as_integer_ratio()  # exact: denominator is a power of two
@@ -215,7 +214,9 @@ def _flip_sign(x, two) -> jax.Array:
 
 
 def _float_path(positions, frequencies: Frequencies | FrequencyChoice) -> Rotation:
-    given = (positions.dtype, *([] if frequencies.on_host else [frequencies.inv_freq.dtype]))
+    given = [positions.dtype]
+    if isinstance(frequencies, Frequencies) and not frequencies.on_host:
+        given.append(frequencies.inv_freq.dtype)
     dtype = np.dtype(np.float64 if jnp.float64 in given else np.float32)
     inv_freq = _lookup(frequencies, lambda f: f.inv_freq.astype(dtype))[..., None, :]
     factor = _lookup(frequencies, lambda f: np.array(f.attention_factor, dtype))[..., None, None]

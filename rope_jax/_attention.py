@@ -6,7 +6,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from rope_jax._angles import Rotation, rotation as rotation_at
+from rope_jax._angles import Rotation
+from rope_jax._angles import rotation as rotation_at
 from rope_jax._attend import Implementation, attend, visible
 from rope_jax._cache import KVCache
 from rope_jax._checks import check_axes, check_dtype
@@ -132,8 +133,11 @@ class RotaryAttention(nn.Module, kw_only=True):
         if self.rope is not None:
             if rotation is None:
                 if positions is None:
-                    positions = self._default_positions((batch, length), mask, segment_ids, seen)
-                rotation = self._rotation(positions)
+                    positions = next_positions((batch, length), mask, segment_ids, seen)
+                if self.learn_frequencies:
+                    rotation = self._learned_rotation(self.rope, positions)
+                else:
+                    rotation = self.rope.rotation(positions)
             q, k = self.rope.rotate(q, rotation), self.rope.rotate(k, rotation)
 
         # Rows without gaps are in order of their index: then `attend` needs flags, not a mask of T x S.
@@ -197,20 +201,13 @@ class RotaryAttention(nn.Module, kw_only=True):
             name=name,
         )
 
-    def _default_positions(self, shape, mask, segment_ids, seen):
-        if self.rope.axes is not None:
-            raise ValueError(
-                f"positions [..., T, A] must be given to a rope with axes, got None for {self.rope}"
-            )
-        return next_positions(shape, mask, segment_ids, seen)
-
-    def _rotation(self, positions) -> Rotation:
-        if not self.learn_frequencies:
-            return self.rope.rotation(positions)
-        start = self.rope.frequencies()
+    def _learned_rotation(self, rope: Rope, positions) -> Rotation:
+        start = rope.frequencies()
+        if not isinstance(start, Frequencies):
+            raise ValueError(f"learn_frequencies needs a schedule of one Frequencies, got {rope.schedule}")
         inv_freq = self.param("inv_freq", lambda _: jnp.asarray(start.inv_freq, jnp.float32))
         learned = Frequencies(inv_freq, start.attention_factor)
-        return rotation_at(positions, learned, axes=self.rope.axes)
+        return rotation_at(positions, learned, axes=rope.axes)
 
     def _check_fields(self):
         if self.num_heads % (self.num_kv_heads or self.num_heads):
@@ -232,6 +229,8 @@ class RotaryAttention(nn.Module, kw_only=True):
             raise ValueError(
                 "positions and rotation must not both be given: a rotation stands for its positions"
             )
+        if self.rope is not None and self.rope.axes is not None and positions is None and rotation is None:
+            raise ValueError("positions [..., T, A] must be given to a rope with axes, got None")
         if rotation is not None and (self.rope is None or self.learn_frequencies):
             raise ValueError(
                 "rotation must be left out where rope is None or its frequencies are learned: it would be ignored"
@@ -239,7 +238,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         if mask is not None:
             mask = jnp.asarray(mask)
             check_axes("mask", mask, "B T", B=batch, T=length)
-            mask = mask != 0
+            mask = mask.astype(bool)
         if segment_ids is not None:
             segment_ids = jnp.asarray(segment_ids)
             check_dtype("segment_ids", segment_ids, jnp.integer, "integer")

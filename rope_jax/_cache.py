@@ -33,7 +33,7 @@ class KVCache:
 
     @property
     def overflowed(self) -> jax.Array:
-        """bool ``[B]``: the row was given more tokens than it can hold, and attention to it is NaN from then on."""
+        """bool ``[B]``: more tokens came than the row can hold, and attention to it is NaN from then on."""
         return self.length > self.capacity
 
     def write(self, key, value, mask=None) -> "KVCache":
@@ -68,7 +68,7 @@ class KVCache:
             real = jnp.ones((batch, tokens), bool)
         else:
             check_axes("mask", mask, "B T", B=batch, T=tokens)
-            real = jnp.asarray(mask) != 0
+            real = jnp.asarray(mask).astype(bool)
         count = jnp.cumsum(real.astype(jnp.int32), axis=1, dtype=jnp.int32)
         length = self.length + count[:, -1]
         self._refuse_known_overflow(tokens, mask, length)

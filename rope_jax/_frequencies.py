@@ -53,9 +53,7 @@ class Frequencies:
         else:
             inv_freq = np.array(self.inv_freq, np.float64)
             if inv_freq.ndim != 1 or not inv_freq.size or not np.all(np.abs(inv_freq) < 2.0**64):
-                raise ValueError(
-                    f"inv_freq must be [R/2] finite numbers below 2^64 in radians per position, got {self.inv_freq}"
-                )
+                raise ValueError(f"inv_freq must be [R/2] finite numbers below 2^64, got {self.inv_freq}")
             inv_freq.flags.writeable = False
             object.__setattr__(self, "inv_freq", inv_freq)
         if not (self.attention_factor > 0 and math.isfinite(self.attention_factor)):
@@ -98,7 +96,9 @@ class Frequencies:
         if not self.on_host:
             shown = f"<jax {self.inv_freq.dtype}{list(self.inv_freq.shape)}>"
         else:
-            shown = np.array2string(self.inv_freq, precision=6, threshold=6, edgeitems=2, separator=", ")
+            shown = np.array2string(
+                np.asarray(self.inv_freq), precision=6, threshold=6, edgeitems=2, separator=", "
+            )
         return f"Frequencies({shown}, attention_factor={self.attention_factor})"
 
 

@@ -122,19 +122,16 @@ def generate(
         raise ValueError(f"prompt must hold at least one row and one token, got shape {prompt.shape}")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    outside = (
-        ()
-        if isinstance(prompt, jax.core.Tracer)
-        else jnp.unique(prompt[(prompt < 0) | (prompt >= model.vocab_size)])
-    )
-    if len(outside):
-        raise ValueError(f"prompt must hold tokens in [0, V={model.vocab_size}), got {outside.tolist()}")
+    known = not isinstance(prompt, jax.core.Tracer)
+    if known and not bool(jnp.all((prompt >= 0) & (prompt < model.vocab_size))):
+        low, high = int(prompt.min()), int(prompt.max())
+        raise ValueError(f"prompt must hold tokens in [0, V={model.vocab_size}), got {low} to {high}")
     if stop_token is not None and not 0 <= stop_token < model.vocab_size:
         raise ValueError(f"stop_token must be in [0, V={model.vocab_size}), got {stop_token}")
     if mask is not None:
         mask = jnp.asarray(mask)
         check_axes("mask", mask, "B T", B=prompt.shape[0], T=prompt.shape[1])
-        if not isinstance(mask, jax.core.Tracer) and not bool(jnp.all(jnp.any(mask != 0, axis=1))):
+        if not isinstance(mask, jax.core.Tracer) and not bool(jnp.all(jnp.any(mask, axis=1))):
             raise ValueError("mask must have a real token in every row, got a row of padding alone")
     _check_sampling(temperature, top_k, top_p)
     greedy = isinstance(temperature, int | float) and temperature == 0
@@ -195,7 +192,7 @@ def _generate(
     hidden, cache = model.apply(params, prompt, mask=mask, cache=cache, method="hidden")
     last = jnp.full((batch,), length - 1)
     if mask is not None:
-        last -= jnp.argmax(mask[:, ::-1] != 0, axis=1).astype(last.dtype)
+        last -= jnp.argmax(mask[:, ::-1].astype(bool), axis=1).astype(last.dtype)
     going = jnp.zeros((batch,), bool)
     first = next_token(hidden[jnp.arange(batch), last], 0, going)
 
@@ -207,7 +204,7 @@ def _generate(
         following = next_token(hidden[:, 0], index, done)
         return (cache, following, done), (token, done)
 
-    (_, final, done), (tokens, stopped) = lax.scan(step, (cache, first, going), jnp.arange(1, max_new_tokens))
+    (_, final, _), (tokens, stopped) = lax.scan(step, (cache, first, going), jnp.arange(1, max_new_tokens))
     tokens = jnp.concatenate([tokens.T, final[:, None]], axis=1)
     # `stopped[i]` says that token i or one before it was the stop token: those up to it count.
     return Generation(tokens, jnp.sum(~stopped, axis=0, dtype=jnp.int32) + 1)

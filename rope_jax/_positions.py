@@ -33,7 +33,7 @@ def positions_from_mask(mask, segment_ids=None) -> jax.Array:
     check_axes("mask", mask, "... T")
     if mask.dtype != jnp.bool:
         check_dtype("mask", mask, jnp.integer, "bool or integer")
-    real = (mask != 0).astype(jnp.int32)
+    real = mask.astype(bool).astype(jnp.int32)
     before = jnp.cumsum(real, axis=-1, dtype=jnp.int32) - real
     if segment_ids is not None:
         segment_ids = jnp.asarray(segment_ids)

@@ -1,7 +1,7 @@
 """What is one layer's whole recipe, as a value?"""
 
 import dataclasses
-from typing import get_args
+from typing import Any, cast, get_args
 
 import jax
 
@@ -46,12 +46,10 @@ class Rope:
     axes: tuple[int, ...] | None = None
 
     def __post_init__(self):
-        if self.rotary_dim is None:
-            object.__setattr__(self, "rotary_dim", self.head_dim)
-        if not 2 <= self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
-            raise ValueError(
-                f"rotary_dim must be even, from 2 to head_dim={self.head_dim}, got {self.rotary_dim}"
-            )
+        rotary_dim = self.head_dim if self.rotary_dim is None else self.rotary_dim
+        if not 2 <= rotary_dim <= self.head_dim or rotary_dim % 2:
+            raise ValueError(f"rotary_dim must be even, from 2 to head_dim={self.head_dim}, got {rotary_dim}")
+        object.__setattr__(self, "rotary_dim", rotary_dim)
         if not callable(self.schedule) or isinstance(self.schedule, type):
             raise TypeError(f"schedule must be a schedule like Standard(), got {self.schedule!r}")
         hash(self.schedule)
@@ -59,19 +57,24 @@ class Rope:
             raise ValueError(f"layout must be one of {get_args(Layout)}, got {self.layout!r}")
         if self.axes is not None:
             object.__setattr__(self, "axes", tuple(int(axis) for axis in self.axes))
-            if len(self.axes) != self.rotary_dim // 2 or min(self.axes) < 0:
+            if len(self.axes) != self.num_pairs or min(self.axes) < 0:
                 raise ValueError(
-                    f"axes must name a position axis, 0 or above, for each of R/2 = {self.rotary_dim // 2} "
+                    f"axes must name a position axis, 0 or above, for each of R/2 = {self.num_pairs} "
                     f"pairs, got {self.axes}"
                 )
+
+    @property
+    def num_pairs(self) -> int:
+        """R/2."""
+        return cast(int, self.rotary_dim) // 2
 
     def frequencies(self, length: int | jax.Array | None = None) -> Frequencies | FrequencyChoice:
         """The schedule's frequencies; ``length`` is for the schedules that depend on it, and only for them."""
         if length is None:
-            return self.schedule(self.rotary_dim)
+            return self.schedule(2 * self.num_pairs)
         if not hasattr(self.schedule, "length"):
             raise ValueError(f"length must be left out: {type(self.schedule).__name__} does not depend on it")
-        return self.schedule(self.rotary_dim, length)
+        return cast(Any, self.schedule)(2 * self.num_pairs, length)
 
     def rotation(self, positions, *, length: int | jax.Array | None = None) -> Rotation:
         """Cos and sin at the positions, to be computed once and handed to every layer.
@@ -92,7 +95,7 @@ class Rope:
     def rotate(self, x, rotation: Rotation) -> jax.Array:
         """Turns ``x [..., T, N, H]`` by a rotation that is at hand."""
         check_axes("x", x, "... T N H", H=self.head_dim)
-        check_axes("rotation.cos", rotation.cos, "... T R/2", **{"R/2": self.rotary_dim // 2})
+        check_axes("rotation.cos", rotation.cos, "... T R/2", **{"R/2": self.num_pairs})
         return rotate(x, rotation, layout=self.layout)
 
     def __call__(

@@ -65,9 +65,9 @@ def rotate(x, rotation: Rotation, *, layout: Layout = "half") -> jax.Array:
     if not 1 <= num_pairs <= head_dim // 2:
         raise ValueError(f"rotary_dim R must be from 2 to head_dim H={head_dim}, got R={2 * num_pairs}")
 
-    # A pair lies along `axis` of a view of the features, so that no copy and no transpose is needed:
-    # half, [H/g, g] with rows of g features: the first R/2 features are `rows` of them, then come their partners;
-    # interleaved, [H/2, 2]: one pair a row.
+    # A pair lies along `axis` of a view of the features, so that no copy and no transpose is needed.
+    # half: [H/g, g], where the first R/2 features fill `rows` rows of g and their partners as many after them;
+    # interleaved: [H/2, 2], a pair in each row.
     if layout == "half":
         columns = math.gcd(num_pairs, head_dim)
         rows, axis = num_pairs // columns, x.ndim - 1
@@ -83,10 +83,10 @@ def rotate(x, rotation: Rotation, *, layout: Layout = "half") -> jax.Array:
         raise ValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}")
 
     view = x.reshape(*leading, length, x.shape[-2], head_dim // columns, columns)
-    turned, *rest = _split(view, turning, x.ndim - 1)
-    first, second = lax.split(turned, (rows, rows), axis)
+    pairs, *rest = _split(view, turning, x.ndim - 1)
+    first, second = lax.split(pairs, (rows, rows), axis)
 
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     first, second, cos, sin = (part.astype(dtype) for part in (first, second, cos, sin))
     turned = [(first * cos - second * sin).astype(x.dtype), (second * cos + first * sin).astype(x.dtype)]
     if layout == "half":
