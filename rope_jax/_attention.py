@@ -12,6 +12,7 @@ from rope_jax._attend import Implementation, attend, visible
 from rope_jax._cache import KVCache
 from rope_jax._checks import check_axes, check_dtype
 from rope_jax._frequencies import Frequencies
+from rope_jax._norm import RMSNorm
 from rope_jax._positions import next_positions
 from rope_jax._rope import Rope
 
@@ -125,7 +126,8 @@ class RotaryAttention(nn.Module, kw_only=True):
         k = self._project("key", "kv_heads", kv_heads)(x)
         v = self._project("value", "kv_heads", kv_heads)(x)
         if self.qk_norm:
-            q, k = self._norm("query_norm")(q), self._norm("key_norm")(k)
+            fields = dict(axis="head_dim", epsilon=self.qk_norm_epsilon, param_dtype=self.param_dtype)
+            q, k = RMSNorm(name="query_norm", **fields)(q), RMSNorm(name="key_norm", **fields)(k)
 
         # Each row's place in line among its real tokens: what causality and windows go by.
         seen = None if cache is None else cache.length  # read before it advances
@@ -192,15 +194,6 @@ class RotaryAttention(nn.Module, kw_only=True):
             name=name,
         )
 
-    def _norm(self, name):
-        return nn.RMSNorm(
-            epsilon=self.qk_norm_epsilon,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), ("head_dim",)),
-            name=name,
-        )
-
     def _learned_rotation(self, rope: Rope, positions) -> Rotation:
         start = rope.frequencies()
         if not isinstance(start, Frequencies):
@@ -210,7 +203,9 @@ class RotaryAttention(nn.Module, kw_only=True):
         return rotation_at(positions, learned, axes=rope.axes)
 
     def _check_fields(self):
-        if self.num_heads % (self.num_kv_heads or self.num_heads):
+        if self.num_heads < 1:
+            raise ValueError(f"num_heads must be at least 1, got {self.num_heads}")
+        if self.num_kv_heads is not None and (self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads):
             raise ValueError(f"num_kv_heads must divide num_heads={self.num_heads}, got {self.num_kv_heads}")
         if self.rope is not None and self.rope.head_dim != self.head_dim:
             raise ValueError(f"rope.head_dim must be head_dim={self.head_dim}, got {self.rope.head_dim}")

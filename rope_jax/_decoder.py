@@ -12,6 +12,7 @@ from rope_jax._angles import Rotation
 from rope_jax._attention import Initializer, RotaryAttention
 from rope_jax._cache import KVCache, init_cache
 from rope_jax._checks import check_axes, check_dtype
+from rope_jax._norm import RMSNorm
 from rope_jax._positions import next_positions
 from rope_jax._rope import Rope
 
@@ -85,11 +86,7 @@ class Decoder(nn.Module, kw_only=True):
             embedding_init=nn.with_logical_partitioning(self.embedding_init, ("vocab", "embed")),
         )
         norm = functools.partial(
-            nn.RMSNorm,
-            epsilon=self.norm_epsilon,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",)),
+            RMSNorm, axis="embed", epsilon=self.norm_epsilon, param_dtype=self.param_dtype
         )
         dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype)
         attention = functools.partial(

@@ -1,0 +1,373 @@
+"""A byte-level language model that learns Python from the standard library's own sources.
+
+    python configs/toy_lm.py                                        # about three minutes on two CPU cores
+    python configs/toy_lm.py --base 500000 --layout interleaved --steps 500
+    python configs/toy_lm.py --schedule yarn factor=4 original_length=64
+    python configs/toy_lm.py --data FILE_OR_FOLDER --workdir runs/mine
+    python configs/toy_lm.py --mesh data=2,model=4                  # eight devices
+
+Run again with the same --workdir, it goes on from the last checkpoint, to the same loss as if never stopped.
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import signal
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Literal, NoReturn
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import matplotlib.figure
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import tqdm
+import tyro
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import rope_jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains a small Llama-shaped decoder on bytes, and lets it write a sample."""
+
+    data: Path | None = None
+    """A text file, or a folder whose text files are read. Default: the Python standard library's sources."""
+    workdir: Path = Path("runs/toy_lm")
+    """Where checkpoints, metrics.jsonl, loss.png and sample.txt go."""
+    seed: int = 0
+    """Of the initial weights, the order of the data, and the sample."""
+
+    schedule: tuple[str, ...] = ("standard",)
+    """A rope_jax schedule and its hyperparameters: yarn factor=4 original_length=64."""
+    base: float = 10_000.0
+    """b of the schedule, theta_i = b^(-2i/R)."""
+    layout: Literal["half", "interleaved"] = "half"
+    """Which two features make a pair."""
+
+    num_layers: int = 4
+    width: int = 128
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 32
+    hidden_dim: int = 352
+    length: int = 128
+    """Bytes in a training sequence."""
+
+    steps: int = 500
+    batch: int = 32
+    learning_rate: float = 6e-3
+    """At the top of a linear warm-up, from where a cosine falls to a tenth."""
+    warmup: int = 40
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    """Largest global norm of the gradient."""
+    eval_every: int = 100
+    checkpoint_every: int = 100
+
+    mesh: str = "data=1"
+    """Devices along the axes data and model: data=2,model=4."""
+    prompt: str = "def "
+    sample_bytes: int = 300
+    temperature: float = 0.7
+
+
+# What may differ between a checkpoint and the run that resumes it: nothing that the loss depends on.
+FREE = {"data", "workdir", "eval_every", "checkpoint_every", "mesh", "prompt", "sample_bytes", "temperature"}
+EVAL_SEQUENCES = 128
+
+
+def fail(message: str) -> NoReturn:
+    """One line for what the user can mend, exit status 2, nothing written."""
+    print(f"toy_lm: {' '.join(str(message).split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+# ------------------------------------------------------------------------------------------------- data
+
+
+def read_corpus(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes to train on and bytes held out: every tenth file, or the last tenth of a single file."""
+    if config.data is None:
+        files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    elif config.data.is_file():
+        files = [config.data]
+    elif config.data.is_dir():
+        files = sorted(path for path in config.data.rglob("*") if path.is_file())
+    else:
+        fail(f"--data must be a file or a folder, got {config.data}, which is neither")
+    try:
+        texts = [path.read_bytes() for path in files]
+    except OSError as error:
+        fail(f"--data must be readable: {error}")
+    texts = [text for text in texts if text and b"\0" not in text]  # a NUL byte: not a text
+    if len(texts) == 1:
+        cut = len(texts[0]) * 9 // 10
+        train, held_out = [texts[0][:cut]], [texts[0][cut:]]
+    else:
+        train = [text for i, text in enumerate(texts) if i % 10]
+        held_out = texts[::10]
+    parts = [np.frombuffer(b"\0".join(part), np.uint8) for part in (train, held_out)]
+    for name, part in zip(("training", "held-out"), parts, strict=True):
+        if len(part) < config.length + 1:
+            fail(
+                f"--length {config.length} needs {config.length + 1} bytes of {name} text, "
+                f"got {len(part)} in {len(files)} file(s) of {config.data}"
+            )
+    return parts[0], parts[1]
+
+
+def windows(text: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    return text[starts[:, None] + np.arange(length + 1)].astype(np.int32)
+
+
+def training_batch(text: np.ndarray, config: Config, step: int) -> np.ndarray:
+    """A pure function of seed and step, so that a resumed run reads what the uninterrupted one would have."""
+    starts = np.random.default_rng((config.seed, step)).integers(0, len(text) - config.length, config.batch)
+    return windows(text, starts, config.length)
+
+
+# ------------------------------------------------------------------------------------ model and optimiser
+
+SCHEDULES = {
+    cls.__name__.lower(): cls
+    for cls in (
+        rope_jax.Standard,
+        rope_jax.Linear,
+        rope_jax.NTKAware,
+        rope_jax.DynamicNTK,
+        rope_jax.Yarn,
+        rope_jax.LongRope,
+        rope_jax.Llama3,
+        rope_jax.Proportional,
+    )
+}
+
+
+def build_schedule(config: Config) -> rope_jax.Schedule:
+    name, *settings = config.schedule
+    if name.lower() not in SCHEDULES:
+        fail(f"--schedule must be one of {', '.join(SCHEDULES)}, got {name}")
+    try:
+        pairs = dict(setting.split("=", 1) for setting in settings)
+        return SCHEDULES[name.lower()](**{"base": config.base} | {k: ast.literal_eval(v) for k, v in pairs.items()})
+    except (ValueError, TypeError, SyntaxError) as error:
+        fail(f"--schedule {' '.join(config.schedule)}: expected name=value pairs that {name} takes: {error}")
+
+
+def build_model(config: Config) -> rope_jax.Decoder:
+    return rope_jax.Decoder(
+        vocab_size=256,
+        num_layers=config.num_layers,
+        width=config.width,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        hidden_dim=config.hidden_dim,
+        rope=rope_jax.Rope(config.head_dim, build_schedule(config), layout=config.layout),
+        qk_norm=True,
+    )
+
+
+def build_optimizer(config: Config) -> optax.GradientTransformation:
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, config.warmup, max(config.steps, config.warmup + 1), config.learning_rate / 10
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.adamw(rate, b2=0.95, weight_decay=config.weight_decay, mask=lambda p: jax.tree.map(is_matrix, p)),
+    )
+
+
+def is_matrix(leaf) -> bool:
+    return leaf.ndim > 2  # layers are stacked: a norm's scale is [layers, D], a kernel has three axes or more
+
+
+def build_mesh(config: Config) -> jax.sharding.Mesh:
+    try:
+        sizes = {name: int(size) for name, size in (part.split("=") for part in config.mesh.split(","))}
+    except ValueError:
+        fail(f"--mesh must look like data=2,model=4, got {config.mesh}")
+    if not set(sizes) <= {"data", "model"} or min(sizes.values()) < 1:
+        fail(f"--mesh axes must be data and model, of size 1 or more, got {config.mesh}")
+    sizes = {"data": 1, "model": 1} | sizes
+    if math.prod(sizes.values()) > jax.device_count():
+        fail(f"--mesh {config.mesh} needs {math.prod(sizes.values())} devices, got {jax.device_count()}")
+    for name, axis in (("batch", "data"), ("num_heads", "model"), ("hidden_dim", "model")):
+        if getattr(config, name) % sizes[axis]:
+            fail(f"--{name} {getattr(config, name)} must be a multiple of the mesh axis {axis}={sizes[axis]}")
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2)
+
+
+def initial_state(model, optimizer, mesh, config: Config):
+    """Parameters, optimiser state and step, each placed on the mesh by its logical axis names."""
+    shared = config.num_kv_heads % mesh.shape["model"] == 0  # few kv heads are copied to every device instead
+    rules = [("heads", "model"), ("kv_heads", "model" if shared else None), ("mlp", "model")]
+
+    def init():
+        params = model.init(jax.random.key(config.seed), jnp.zeros((1, config.length), jnp.int32))
+        return {"params": params, "optimizer": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+
+    placement = nn.logical_to_mesh_sharding(nn.get_partition_spec(jax.eval_shape(init)), mesh, rules)
+    return jax.jit(lambda: nn.unbox(init()), out_shardings=placement)()
+
+
+# ---------------------------------------------------------------------------------- training, step by step
+
+
+def mean_loss(model, params, tokens) -> jax.Array:
+    """Nats per byte."""
+    logits = model.apply(params, tokens[:, :-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+
+@functools.partial(jax.jit, static_argnames=("model", "optimizer"), donate_argnames="state")
+def train_step(state, tokens, *, model, optimizer):
+    loss, grads = jax.value_and_grad(lambda params: mean_loss(model, params, tokens))(state["params"])
+    updates, opt_state = optimizer.update(grads, state["optimizer"], state["params"])
+    params = optax.apply_updates(state["params"], updates)
+    return {"params": params, "optimizer": opt_state, "step": state["step"] + 1}, loss
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def eval_step(params, tokens, *, model):
+    return mean_loss(model, params, tokens)
+
+
+def evaluate(model, params, held_out, config: Config, place) -> float:
+    """Bits per byte over sequences spread evenly over the held-out text."""
+    starts = np.linspace(0, len(held_out) - config.length - 1, EVAL_SEQUENCES).astype(int)
+    batches = windows(held_out, starts, config.length).reshape(-1, math.gcd(config.batch, EVAL_SEQUENCES), config.length + 1)
+    return float(np.mean([float(eval_step(params, place(b), model=model)) for b in batches])) / math.log(2)
+
+
+# ----------------------------------------------------------------------------------- the run and its files
+
+
+def fingerprint(config: Config, corpus) -> dict:
+    """What a checkpoint must agree with: every hyperparameter that the loss depends on, and the text itself."""
+    kept = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}
+    digest = hashlib.sha256(b"".join(part.tobytes() for part in corpus)).hexdigest()[:16]
+    return json.loads(json.dumps(kept | {"corpus": digest}))
+
+
+def resume(manager, state, saved: Path, mine: dict):
+    """The newest checkpoint, or the initial state where there is none."""
+    if manager.latest_step() is None:
+        return state
+    try:
+        theirs = json.loads(saved.read_text())
+        differ = [f"{k} {theirs.get(k)} there, {mine.get(k)} here" for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]
+    except (OSError, ValueError, AttributeError) as error:
+        fail(f"{saved} must describe the checkpoints beside it, got: {error}")
+    if differ:
+        fail(f"the checkpoint in {saved.parent} is of another run: {'; '.join(differ)}. Choose another --workdir")
+    try:
+        return manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
+    except Exception as error:
+        fail(f"the checkpoint in {saved.parent} cannot be read: {error}")
+
+
+def keep_metrics(path: Path, step: int) -> list[dict]:
+    """The metrics up to a step: what a killed run logged beyond its checkpoint will be logged again."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [row for row in map(json.loads, lines) if row["step"] <= step]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def plot(path: Path, rows: list[dict]) -> None:
+    figure = matplotlib.figure.Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot(
+        title="Toy language model", xlabel="training step", ylabel="bits per byte", yscale="log"
+    )
+    for key, label in (("train", "training batch"), ("held_out", "held-out files")):
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        marker = "o" if key == "held_out" else None
+        axes.plot(*zip(*points, strict=True), label=label, marker=marker, linewidth=1)
+    axes.yaxis.set_major_formatter("{x:.1f}")
+    axes.yaxis.set_minor_formatter("{x:.1f}")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main(config: Config) -> None:
+    corpus = read_corpus(config)
+    mesh = build_mesh(config)
+    try:
+        model, optimizer = build_model(config), build_optimizer(config)
+        state = initial_state(model, optimizer, mesh, config)
+    except (ValueError, TypeError) as error:
+        fail(error)
+    if not config.prompt:
+        fail("--prompt must hold at least one byte, got none")
+    place = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("data")))
+
+    workdir = config.workdir.absolute()
+    saved, mine = workdir / "config.json", fingerprint(config, corpus)
+    manager = ocp.CheckpointManager(workdir / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2))
+    state = resume(manager, state, saved, mine)
+    saved.write_text(json.dumps(mine, indent=1) + "\n")
+    first = int(state["step"])
+    rows = keep_metrics(workdir / "metrics.jsonl", first)
+    count = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
+    print(f"{count:,} parameters, {corpus[0].size:,} bytes to learn, {corpus[1].size:,} held out, from step {first}")
+
+    stop = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda signum, frame: stop.append(signum))
+    with (workdir / "metrics.jsonl").open("a") as log, tqdm.tqdm(total=config.steps, initial=first) as bar:
+        for step in range(first, config.steps):
+            state, loss = train_step(
+                state, place(training_batch(corpus[0], config, step)), model=model, optimizer=optimizer
+            )
+            row = {"step": step + 1, "train": float(loss) / math.log(2)}
+            last = step + 1 == config.steps
+            if last or (step + 1) % config.eval_every == 0:
+                row["held_out"] = evaluate(model, state["params"], corpus[1], config, place)
+            rows.append(row)
+            log.write(json.dumps(row) + "\n")
+            bar.update()
+            rate = bar.format_dict["rate"] or 0.0
+            bar.set_postfix(
+                loss=f"{row['train'] * math.log(2):.3f}",
+                bits_per_byte=f"{row['train']:.3f}",
+                tokens_per_s=f"{rate * config.batch * config.length:,.0f}",
+            )
+            if last or stop or (step + 1) % config.checkpoint_every == 0:
+                log.flush()
+                manager.save(step + 1, args=ocp.args.StandardSave(state))
+            if stop:
+                break
+    manager.wait_until_finished()
+    if stop:
+        print(f"toy_lm: stopped at step {rows[-1]['step']}, saved; run again to go on", file=sys.stderr)
+        raise SystemExit(128 + stop[0])
+
+    plot(workdir / "loss.png", rows)
+    prompt = jnp.frombuffer(config.prompt.encode(), jnp.uint8).astype(jnp.int32)[None]
+    written = rope_jax.generate(
+        model,
+        state["params"],
+        prompt,
+        max_new_tokens=config.sample_bytes,
+        rng=jax.random.key(config.seed),
+        temperature=config.temperature,
+    )
+    text = config.prompt + bytes(np.asarray(written.tokens[0], np.uint8)).decode(errors="replace")
+    (workdir / "sample.txt").write_text(text)
+    held_out = [row["held_out"] for row in rows if "held_out" in row][-1]
+    print(f"\n{text}\n\nheld out: {held_out:.3f} bits per byte after {config.steps} steps; files in {config.workdir}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,35 @@
+"""How large are features on their way into a layer? Root mean square 1, times a learned scale.
+
+Not ``flax.linen.RMSNorm``: that one promotes dtypes on its own, which strict promotion forbids.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class RMSNorm(nn.Module, kw_only=True):
+    """``scale * x / sqrt(mean(x^2) + epsilon)`` over the last axis (Zhang and Sennrich 2019, section 4).
+
+    Computed in float32 (float64 for float64), rounded once to x's dtype.
+
+    Attributes:
+      axis: the logical name of the last axis.
+      epsilon: added to the mean square.
+      param_dtype: of the scale.
+    """
+
+    axis: str
+    epsilon: float = 1e-6
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x) -> jax.Array:
+        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis,))
+        scale = self.param("scale", ones, (x.shape[-1],), self.param_dtype)
+        wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+        y = x.astype(wide)
+        y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        return (y * scale.astype(wide)).astype(x.dtype)

@@ -1,0 +1,166 @@
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+import rope_jax
+
+V, L, D = 13, 2, 16
+ROPE = rope_jax.Rope(8, rope_jax.Llama3(factor=4.0, original_length=16, base=100.0))
+TOLERANCE = 1024 * oracles.EPS32  # two layers of the sums that test_attention.py counts, and logits of size 3
+
+
+def build(**change):
+    sizes = dict(vocab_size=V, num_layers=L, width=D, num_heads=4, num_kv_heads=2, head_dim=8, hidden_dim=24, rope=ROPE)
+    return rope_jax.Decoder(**(sizes | change))
+
+
+def tokens(batch=2, length=9, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).integers(0, V, (batch, length)), jnp.int32)
+
+
+def init(model, seed=0):
+    params = nn.unbox(model.init(jax.random.key(seed), tokens()))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: p + 0.2 * jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
+
+
+def oracle(model, params, ids):
+    """The whole model in float64 and numpy, a layer after the other."""
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["params"])
+    batch, length = ids.shape
+    rms = lambda x, scale: x / np.sqrt((x**2).mean(-1, keepdims=True) + model.norm_epsilon) * scale  # noqa: E731
+    x = p["embed"]["embedding"][np.asarray(ids)]
+    cos, sin = oracles.cos_sin(np.arange(length), model.rope.frequencies().inv_freq)
+    t, s = np.mgrid[:length, :length]
+    allowed = (s <= t) & (t - s < (model.window or length))
+    for layer in range(L):
+        w = jax.tree.map(lambda a, layer=layer: a[layer], p["layers"])
+        attn = w["self_attention"]
+        n = rms(x, w["attention_norm"]["scale"])
+        q, k, v = (np.einsum("btd,dnh->btnh", n, attn[name]["kernel"]) for name in ("query", "key", "value"))
+        if model.qk_norm:
+            q, k = rms(q, attn["query_norm"]["scale"]), rms(k, attn["key_norm"]["scale"])
+        q, k = (oracles.turn_features(a, cos, sin, model.rope.layout) for a in (q, k))
+        y = np.stack([oracles.attention(q[b], k[b], v[b], allowed) for b in range(batch)])
+        x = x + np.einsum("btnh,nhd->btd", y, attn["out"]["kernel"])
+        n = rms(x, w["mlp_norm"]["scale"])
+        gate = n @ w["gate"]["kernel"]
+        x = x + (gate / (1 + np.exp(-gate)) * (n @ w["up"]["kernel"])) @ w["down"]["kernel"]
+    x = rms(x, p["final_norm"]["scale"])
+    return x @ (p["embed"]["embedding"].T if model.tie_embeddings else p["unembed_kernel"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    "change", [{}, dict(tie_embeddings=False), dict(qk_norm=True), dict(window=3), dict(norm_epsilon=0.3)], ids=str
+)
+def test_is_the_formula(change):
+    model = build(**change)
+    params = init(model)
+    logits = model.apply(params, tokens())
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, oracle(model, params, tokens()), atol=TOLERANCE)
+
+
+def test_remat_changes_nothing_but_memory():
+    params = init(build())
+
+    def loss(model):
+        return lambda p: jnp.sum(model.apply(p, tokens()) ** 2)
+
+    plain, remat = (jax.value_and_grad(loss(build(remat=flag)))(params) for flag in (False, True))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+    saved = [
+        sum(leaf.size for leaf in jax.tree.leaves(jax.vjp(loss(build(remat=flag)), params)[1]) if hasattr(leaf, "size"))
+        for flag in (False, True)
+    ]
+    assert saved[1] < saved[0] / 2
+
+
+@pytest.mark.parametrize("num_layers", [1, 12])
+def test_cos_and_sin_are_evaluated_once_for_all_layers(num_layers):
+    model = build(num_layers=num_layers, rope=rope_jax.Rope(8, lambda r: rope_jax.Frequencies(jnp.ones(r // 2))))
+    params = model.init(jax.random.key(0), tokens())
+    jaxpr = str(jax.make_jaxpr(model.apply)(params, tokens()))
+    assert len(re.findall(r"= cos ", jaxpr)) == 1
+    scanned = jaxpr[jaxpr.index("scan[") :]
+    assert "= cos " not in scanned and "= sin " not in scanned
+
+
+@pytest.mark.parametrize("change", [{}, dict(window=3), dict(remat=True), dict(rope=None)], ids=str)
+def test_cached_is_full(change):
+    model = build(**change)
+    params = init(model)
+    ids = tokens()
+    full = model.apply(params, ids)
+    cache = model.init_cache(batch=2, capacity=9)
+    assert cache.key.shape == (L, 2, 9, 2, 8) and cache.capacity == 9
+    step = jax.jit(lambda ids, cache: model.apply(params, ids, cache=cache), donate_argnames="cache")
+    outs = []
+    for start, stop in ((0, 4), (4, 7), (7, 8), (8, 9)):
+        logits, cache = step(ids[:, start:stop], cache)
+        outs.append(logits)
+    np.testing.assert_allclose(jnp.concatenate(outs, 1), full, atol=TOLERANCE)
+    assert not cache.overflowed.any() and cache.overflowed.shape == (L, 2)
+    logits, cache = step(ids[:, :1], cache)
+    assert np.isnan(logits).all() and cache.overflowed.all()
+
+
+def test_packed_and_padded():
+    model = build()
+    params = init(model)
+    ids = tokens()
+    packed = model.apply(params, ids, segment_ids=jnp.array([[1] * 5 + [2] * 4] * 2))
+    for part in (slice(0, 5), slice(5, 9)):
+        np.testing.assert_allclose(packed[:, part], model.apply(params, ids[:, part]), atol=TOLERANCE)
+    padded = model.apply(params, ids, mask=jnp.array([[0] * 3 + [1] * 6] * 2))
+    np.testing.assert_allclose(padded[:, 3:], model.apply(params, ids[:, 3:]), atol=TOLERANCE)
+
+
+def test_positions_are_handed_down():
+    model = build()
+    params = init(model)
+    where = jnp.arange(9)[None]
+    np.testing.assert_allclose(
+        model.apply(params, tokens(), where + 10_000_000), model.apply(params, tokens()), atol=2 * TOLERANCE
+    )
+    assert np.abs(model.apply(params, tokens(), 2 * where) - model.apply(params, tokens())).max() > 0.01
+
+
+def test_low_precision_and_strict_promotion():
+    model = build(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, qk_norm=True)
+    params = model.init(jax.random.key(0), tokens())
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    logits, cache = model.apply(params, tokens(), cache=model.init_cache(batch=2, capacity=9))
+    assert logits.dtype == jnp.float32 and cache.key.dtype == jnp.bfloat16
+    full = build(qk_norm=True).apply(jax.tree.map(lambda p: p.astype(jnp.float32), params), tokens())
+    np.testing.assert_allclose(logits, full, atol=32 * 2.0**-8 * float(jnp.abs(full).max()))
+
+
+def test_every_parameter_has_logical_names():
+    model = build(tie_embeddings=False, qk_norm=True)
+    spec = nn.get_partition_spec(model.init(jax.random.key(0), tokens()))["params"]
+    P = jax.sharding.PartitionSpec
+    assert spec["embed"]["embedding"] == P("vocab", "embed")
+    assert spec["unembed_kernel"]["kernel"] == P("embed", "vocab")
+    assert spec["final_norm"]["scale"] == P("embed")
+    layers = spec["layers"]
+    assert layers["self_attention"]["query"]["kernel"] == P("layers", "embed", "heads", "head_dim")
+    assert layers["gate"]["kernel"] == layers["up"]["kernel"] == P("layers", "embed", "mlp")
+    assert layers["down"]["kernel"] == P("layers", "mlp", "embed")
+    assert layers["mlp_norm"]["scale"] == P("layers", "embed")
+
+
+def test_refusals():
+    model = build()
+    with pytest.raises(ValueError, match=r"tokens must have shape \[B, T\], got \(3,\)"):
+        model.init(jax.random.key(0), jnp.zeros(3, int))
+    with pytest.raises(TypeError, match="tokens must be integer, got dtype float32"):
+        model.init(jax.random.key(0), jnp.zeros((1, 3)))
+    params = init(model)
+    assert np.isnan(model.apply(params, jnp.array([[1, V], [1, 2]]))).any(axis=(1, 2)).tolist() == [True, False]
