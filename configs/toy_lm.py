@@ -62,9 +62,9 @@ class Config:
     length: int = 128
     """Bytes in a training sequence."""
 
-    steps: int = 500
-    batch: int = 32
-    learning_rate: float = 6e-3
+    steps: int = 450
+    batch: int = 16
+    learning_rate: float = 5e-3
     """At the top of a linear warm-up, from where a cosine falls to a tenth."""
     warmup: int = 40
     weight_decay: float = 0.1
@@ -137,28 +137,17 @@ def training_batch(text: np.ndarray, config: Config, step: int) -> np.ndarray:
 
 # ------------------------------------------------------------------------------------ model and optimiser
 
-SCHEDULES = {
-    cls.__name__.lower(): cls
-    for cls in (
-        rope_jax.Standard,
-        rope_jax.Linear,
-        rope_jax.NTKAware,
-        rope_jax.DynamicNTK,
-        rope_jax.Yarn,
-        rope_jax.LongRope,
-        rope_jax.Llama3,
-        rope_jax.Proportional,
-    )
-}
+SCHEDULES = ("Standard", "Linear", "NTKAware", "DynamicNTK", "Yarn", "LongRope", "Llama3", "Proportional")
 
 
 def build_schedule(config: Config) -> rope_jax.Schedule:
+    known = {name.lower(): getattr(rope_jax, name) for name in SCHEDULES}
     name, *settings = config.schedule
-    if name.lower() not in SCHEDULES:
-        fail(f"--schedule must be one of {', '.join(SCHEDULES)}, got {name}")
+    if name.lower() not in known:
+        fail(f"--schedule must be one of {', '.join(known)}, got {name}")
     try:
-        pairs = dict(setting.split("=", 1) for setting in settings)
-        return SCHEDULES[name.lower()](**{"base": config.base} | {k: ast.literal_eval(v) for k, v in pairs.items()})
+        fields = {key: ast.literal_eval(value) for key, value in (pair.split("=", 1) for pair in settings)}
+        return known[name.lower()](**{"base": config.base} | fields)
     except (ValueError, TypeError, SyntaxError) as error:
         fail(f"--schedule {' '.join(config.schedule)}: expected name=value pairs that {name} takes: {error}")
 
@@ -178,17 +167,15 @@ def build_model(config: Config) -> rope_jax.Decoder:
 
 
 def build_optimizer(config: Config) -> optax.GradientTransformation:
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.warmup, max(config.steps, config.warmup + 1), config.learning_rate / 10
-    )
+    peak, steps = config.learning_rate, max(config.steps, config.warmup + 1)
+    rate = optax.warmup_cosine_decay_schedule(0.0, peak, config.warmup, steps, end_value=peak / 10)
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
-        optax.adamw(rate, b2=0.95, weight_decay=config.weight_decay, mask=lambda p: jax.tree.map(is_matrix, p)),
+        # Layers are stacked: a norm's scale is [layers, D] and is left alone, a kernel has three axes or more.
+        optax.adamw(
+            rate, b2=0.95, weight_decay=config.weight_decay, mask=lambda p: jax.tree.map(lambda x: x.ndim > 2, p)
+        ),
     )
-
-
-def is_matrix(leaf) -> bool:
-    return leaf.ndim > 2  # layers are stacked: a norm's scale is [layers, D], a kernel has three axes or more
 
 
 def build_mesh(config: Config) -> jax.sharding.Mesh:
@@ -237,16 +224,15 @@ def train_step(state, tokens, *, model, optimizer):
     return {"params": params, "optimizer": opt_state, "step": state["step"] + 1}, loss
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def eval_step(params, tokens, *, model):
-    return mean_loss(model, params, tokens)
+eval_step = jax.jit(mean_loss, static_argnames="model")
 
 
 def evaluate(model, params, held_out, config: Config, place) -> float:
     """Bits per byte over sequences spread evenly over the held-out text."""
-    starts = np.linspace(0, len(held_out) - config.length - 1, EVAL_SEQUENCES).astype(int)
-    batches = windows(held_out, starts, config.length).reshape(-1, math.gcd(config.batch, EVAL_SEQUENCES), config.length + 1)
-    return float(np.mean([float(eval_step(params, place(b), model=model)) for b in batches])) / math.log(2)
+    count = max(EVAL_SEQUENCES // config.batch, 1)
+    starts = np.linspace(0, len(held_out) - config.length - 1, count * config.batch).astype(int)
+    batches = np.split(windows(held_out, starts, config.length), count)
+    return float(np.mean([eval_step(model, params, place(batch)) for batch in batches])) / math.log(2)
 
 
 # ----------------------------------------------------------------------------------- the run and its files
@@ -265,7 +251,8 @@ def resume(manager, state, saved: Path, mine: dict):
         return state
     try:
         theirs = json.loads(saved.read_text())
-        differ = [f"{k} {theirs.get(k)} there, {mine.get(k)} here" for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]
+        keys = [key for key in theirs | mine if theirs.get(key) != mine.get(key)]
+        differ = [f"{key} {theirs.get(key)} there, {mine.get(key)} here" for key in keys]
     except (OSError, ValueError, AttributeError) as error:
         fail(f"{saved} must describe the checkpoints beside it, got: {error}")
     if differ:
@@ -279,28 +266,31 @@ def resume(manager, state, saved: Path, mine: dict):
 def keep_metrics(path: Path, step: int) -> list[dict]:
     """The metrics up to a step: what a killed run logged beyond its checkpoint will be logged again."""
     lines = path.read_text().splitlines() if path.exists() else []
-    rows = [row for row in map(json.loads, lines) if row["step"] <= step]
+    rows = [row for row in map(json.loads, filter(lambda line: line.endswith("}"), lines)) if row["step"] <= step]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
 
 def plot(path: Path, rows: list[dict]) -> None:
     figure = matplotlib.figure.Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(
-        title="Toy language model", xlabel="training step", ylabel="bits per byte", yscale="log"
-    )
+    axes = figure.add_subplot(title="Toy language model", xlabel="training step", ylabel="bits per byte")
+    axes.set_yscale("log")
     for key, label in (("train", "training batch"), ("held_out", "held-out files")):
         points = [(row["step"], row[key]) for row in rows if key in row]
-        marker = "o" if key == "held_out" else None
-        axes.plot(*zip(*points, strict=True), label=label, marker=marker, linewidth=1)
-    axes.yaxis.set_major_formatter("{x:.1f}")
-    axes.yaxis.set_minor_formatter("{x:.1f}")
+        axes.plot(*zip(*points, strict=True), label=label, marker="o" if key == "held_out" else "", linewidth=1)
+    axes.yaxis.set(major_formatter="{x:.1f}", minor_formatter="{x:.1f}")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(path, dpi=120)
 
 
 def main(config: Config) -> None:
+    stop: list[int] = []  # Ctrl-C ends the run after the step under way, with a checkpoint
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda signum, frame: stop.append(signum))
+    for name, value in dataclasses.asdict(config).items():
+        if name != "seed" and (value == "" or (isinstance(value, int) and value < 1)):
+            fail(f"--{name} must be {'at least 1' if isinstance(value, int) else 'given'}, got {value!r}")
     corpus = read_corpus(config)
     mesh = build_mesh(config)
     try:
@@ -308,28 +298,27 @@ def main(config: Config) -> None:
         state = initial_state(model, optimizer, mesh, config)
     except (ValueError, TypeError) as error:
         fail(error)
-    if not config.prompt:
-        fail("--prompt must hold at least one byte, got none")
     place = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("data")))
 
     workdir = config.workdir.absolute()
     saved, mine = workdir / "config.json", fingerprint(config, corpus)
-    manager = ocp.CheckpointManager(workdir / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2))
+    options = ocp.CheckpointManagerOptions(max_to_keep=2)
+    try:
+        manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
+    except OSError as error:
+        fail(f"--workdir {config.workdir} must be a folder that can be written: {error}")
     state = resume(manager, state, saved, mine)
     saved.write_text(json.dumps(mine, indent=1) + "\n")
     first = int(state["step"])
     rows = keep_metrics(workdir / "metrics.jsonl", first)
     count = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
-    print(f"{count:,} parameters, {corpus[0].size:,} bytes to learn, {corpus[1].size:,} held out, from step {first}")
+    print(f"{count:,} parameters, {corpus[0].size:,} bytes to learn, {corpus[1].size:,} held out; step {first}")
 
-    stop = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda signum, frame: stop.append(signum))
-    with (workdir / "metrics.jsonl").open("a") as log, tqdm.tqdm(total=config.steps, initial=first) as bar:
+    bar = tqdm.tqdm(total=config.steps, initial=first)
+    with (workdir / "metrics.jsonl").open("a", buffering=1) as log, bar:
         for step in range(first, config.steps):
-            state, loss = train_step(
-                state, place(training_batch(corpus[0], config, step)), model=model, optimizer=optimizer
-            )
+            batch = place(training_batch(corpus[0], config, step))
+            state, loss = train_step(state, batch, model=model, optimizer=optimizer)
             row = {"step": step + 1, "train": float(loss) / math.log(2)}
             last = step + 1 == config.steps
             if last or (step + 1) % config.eval_every == 0:
@@ -337,14 +326,11 @@ def main(config: Config) -> None:
             rows.append(row)
             log.write(json.dumps(row) + "\n")
             bar.update()
-            rate = bar.format_dict["rate"] or 0.0
-            bar.set_postfix(
-                loss=f"{row['train'] * math.log(2):.3f}",
-                bits_per_byte=f"{row['train']:.3f}",
-                tokens_per_s=f"{rate * config.batch * config.length:,.0f}",
+            tokens_per_s = (bar.format_dict["rate"] or 0.0) * config.batch * config.length
+            bar.set_postfix_str(
+                f"loss {float(loss):.3f}, {row['train']:.3f} bits/byte, {tokens_per_s:,.0f} tokens/s"
             )
             if last or stop or (step + 1) % config.checkpoint_every == 0:
-                log.flush()
                 manager.save(step + 1, args=ocp.args.StandardSave(state))
             if stop:
                 break
@@ -352,21 +338,16 @@ def main(config: Config) -> None:
     if stop:
         print(f"toy_lm: stopped at step {rows[-1]['step']}, saved; run again to go on", file=sys.stderr)
         raise SystemExit(128 + stop[0])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     plot(workdir / "loss.png", rows)
-    prompt = jnp.frombuffer(config.prompt.encode(), jnp.uint8).astype(jnp.int32)[None]
-    written = rope_jax.generate(
-        model,
-        state["params"],
-        prompt,
-        max_new_tokens=config.sample_bytes,
-        rng=jax.random.key(config.seed),
-        temperature=config.temperature,
-    )
+    sampling = dict(max_new_tokens=config.sample_bytes, temperature=config.temperature)
+    prompt = np.frombuffer(config.prompt.encode(), np.uint8)[None]
+    written = rope_jax.generate(model, state["params"], prompt, rng=jax.random.key(config.seed), **sampling)
     text = config.prompt + bytes(np.asarray(written.tokens[0], np.uint8)).decode(errors="replace")
     (workdir / "sample.txt").write_text(text)
     held_out = [row["held_out"] for row in rows if "held_out" in row][-1]
-    print(f"\n{text}\n\nheld out: {held_out:.3f} bits per byte after {config.steps} steps; files in {config.workdir}")
+    print(f"\n{text}\n\n{held_out:.3f} bits per byte held out, after {config.steps} steps; see {config.workdir}")
 
 
 if __name__ == "__main__":

@@ -221,6 +221,4 @@ def _float_path(positions, frequencies: Frequencies | FrequencyChoice) -> Rotati
     inv_freq = _lookup(frequencies, lambda f: f.inv_freq.astype(dtype))[..., None, :]
     factor = _lookup(frequencies, lambda f: np.array(f.attention_factor, dtype))[..., None, None]
     angles = positions.astype(dtype) * inv_freq
-    return Rotation(
-        (factor * jnp.cos(angles)).astype(jnp.float32), (factor * jnp.sin(angles)).astype(jnp.float32)
-    )
+    return Rotation((factor * jnp.cos(angles)).astype(jnp.float32), (factor * jnp.sin(angles)).astype(jnp.float32))

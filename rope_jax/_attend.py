@@ -90,17 +90,22 @@ def attend(
         raise ValueError(f"q must have a multiple of K={kv_heads} heads, got N={heads}")
 
     if logit_cap is None and dropout_rate == 0.0:
-        return jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            mask=mask,
-            scale=scale,
-            is_causal=causal,
-            # How many keys before and after the query; cuDNN takes none after it in a causal window.
-            local_window_size=None if window is None else (window - 1, 0 if causal else window - 1),
-            implementation=implementation,
-        )
+        if window is not None and not isinstance(length, int):  # its window takes no symbolic length
+            near, window = _by_index(length, k.shape[1], causal=False, window=window), None
+            mask = near if mask is None else near & mask
+        # It widens bfloat16 scores to float32 by promotion, which strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            return jax.nn.dot_product_attention(
+                q,
+                k,
+                v,
+                mask=mask,
+                scale=scale,
+                is_causal=causal,
+                # How many keys before and after the query; cuDNN takes none after it in a causal window.
+                local_window_size=None if window is None else (window - 1, 0 if causal else window - 1),
+                implementation=implementation,
+            )
     if implementation == "cudnn":
         raise ValueError("implementation must be None or 'xla' with a logit_cap or dropout, got 'cudnn'")
     if dropout_rate > 0.0 and dropout_rng is None:
@@ -112,8 +117,7 @@ def attend(
     if logit_cap is not None:
         logits = logit_cap * jnp.tanh(logits / logit_cap)
     logits = logits.reshape(batch, heads, length, k.shape[1])
-    order_q, order_k = jnp.arange(length)[None], jnp.arange(k.shape[1])[None]
-    seen = visible(order_q, order_k, causal=causal, window=window)
+    seen = _by_index(length, k.shape[1], causal=causal, window=window)
     seen = seen if mask is None else seen & mask
     # Finite, so that a row that sees nothing is a mean and not NaN, as in jax.nn.dot_product_attention.
     logits = jnp.where(seen, logits, 0.7 * jnp.finfo(jnp.float32).min)
@@ -123,3 +127,8 @@ def attend(
         weights = jnp.where(kept, weights / (1.0 - dropout_rate), 0.0)
     weights = weights.astype(v.dtype).reshape(batch, kv_heads, heads // kv_heads, length, k.shape[1])
     return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape).astype(q.dtype)
+
+
+def _by_index(length, kv_length, *, causal: bool, window: int | None) -> jax.Array:
+    """What queries and keys in order of their index may read: bool ``[1, 1, T, S]``."""
+    return visible(jnp.arange(length)[None], jnp.arange(kv_length)[None], causal=causal, window=window)

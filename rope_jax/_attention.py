@@ -221,9 +221,7 @@ class RotaryAttention(nn.Module, kw_only=True):
     def _check_call(self, batch, length, positions, rotation, mask, segment_ids, cache):
         """The mask as bool and the segment ids as an array, if the arguments go together."""
         if positions is not None and rotation is not None:
-            raise ValueError(
-                "positions and rotation must not both be given: a rotation stands for its positions"
-            )
+            raise ValueError("positions and rotation must not both be given: a rotation stands for its positions")
         if self.rope is not None and self.rope.axes is not None and positions is None and rotation is None:
             raise ValueError("positions [..., T, A] must be given to a rope with axes, got None")
         if rotation is not None and (self.rope is None or self.learn_frequencies):

@@ -85,9 +85,7 @@ class Decoder(nn.Module, kw_only=True):
             param_dtype=self.param_dtype,
             embedding_init=nn.with_logical_partitioning(self.embedding_init, ("vocab", "embed")),
         )
-        norm = functools.partial(
-            RMSNorm, axis="embed", epsilon=self.norm_epsilon, param_dtype=self.param_dtype
-        )
+        norm = functools.partial(RMSNorm, axis="embed", epsilon=self.norm_epsilon, param_dtype=self.param_dtype)
         dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype)
         attention = functools.partial(
             RotaryAttention,

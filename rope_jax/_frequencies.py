@@ -124,9 +124,7 @@ class FrequencyChoice:
     def __post_init__(self):
         sizes = [option.num_pairs for option in self.options]
         if len(set(sizes)) != 1 or not all(option.on_host for option in self.options):
-            raise ValueError(
-                f"options must be one or more host Frequencies of one rotary_dim, got {self.options}"
-            )
+            raise ValueError(f"options must be one or more host Frequencies of one rotary_dim, got {self.options}")
 
     on_host = True
 
@@ -363,9 +361,7 @@ class Yarn:
         if low == high:
             high += 0.001  # a step instead of 0/0, as in the released code
         slow = np.clip((np.arange(rotary_dim // 2) - low) / (high - low), 0.0, 1.0)
-        return Frequencies(
-            inv_freq / self.factor * slow + inv_freq * (1 - slow), self._resolved_attention_factor()
-        )
+        return Frequencies(inv_freq / self.factor * slow + inv_freq * (1 - slow), self._resolved_attention_factor())
 
     def _resolved_attention_factor(self) -> float:
         if self.attention_factor is not None:

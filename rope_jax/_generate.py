@@ -118,6 +118,7 @@ def generate(
     prompt = jnp.asarray(prompt)
     check_axes("prompt", prompt, "B T")
     check_dtype("prompt", prompt, jnp.integer, "integer")
+    prompt = prompt.astype(jnp.int32)
     if prompt.size == 0:
         raise ValueError(f"prompt must hold at least one row and one token, got shape {prompt.shape}")
     if max_new_tokens < 1:

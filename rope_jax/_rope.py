@@ -98,9 +98,7 @@ class Rope:
         check_axes("rotation.cos", rotation.cos, "... T R/2", **{"R/2": self.num_pairs})
         return rotate(x, rotation, layout=self.layout)
 
-    def __call__(
-        self, q, k, positions, *, length: int | jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, q, k, positions, *, length: int | jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """``q [..., T, N, H]`` and ``k [..., T, K, H]`` turned to ``positions [..., T]``; dtypes are kept."""
         turn = self.rotation(positions, length=length)
         return self.rotate(q, turn), self.rotate(k, turn)

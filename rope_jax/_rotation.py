@@ -56,9 +56,7 @@ def rotate(x, rotation: Rotation, *, layout: Layout = "half") -> jax.Array:
     num_pairs = cos.shape[-1]
     if sin.shape != cos.shape:
         raise ValueError(f"rotation.sin must have the shape of rotation.cos {cos.shape}, got {sin.shape}")
-    if cos.ndim >= x.ndim or any(
-        c not in (1, n) for c, n in zip(cos.shape[-3::-1], leading[::-1], strict=False)
-    ):
+    if cos.ndim >= x.ndim or any(c not in (1, n) for c, n in zip(cos.shape[-3::-1], leading[::-1], strict=False)):
         raise ValueError(
             f"rotation [..., T, R/2] = {cos.shape} must broadcast against x [..., T, N, H] = {x.shape} before T"
         )

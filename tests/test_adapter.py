@@ -43,7 +43,9 @@ def test_decode_is_refused_with_the_reason():
     )
     x = inputs()
     variables = module.init(jax.random.key(0), x)
-    with pytest.raises(ValueError, match="T=1, got S=6.*decode=True caches keys before.*RotaryAttention with cache="):
+    with pytest.raises(
+        ValueError, match="T=1, got S=6.*decode=True caches keys before.*RotaryAttention with cache="
+    ):
         module.apply(variables, x[:, :1], mutable=["cache"])
 
 

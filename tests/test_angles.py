@@ -191,7 +191,11 @@ STANDARD8 = rope_jax.Standard()(8)
     ("call", "error", "says"),
     [
         (lambda: rope_jax.rotation(jnp.arange(3), np.ones(4)), TypeError, "frequencies must be .* got ndarray"),
-        (lambda: rope_jax.rotation(jnp.arange(3), rope_jax.Standard()), TypeError, "call a schedule with rotary_dim"),
+        (
+            lambda: rope_jax.rotation(jnp.arange(3), rope_jax.Standard()),
+            TypeError,
+            "call a schedule with rotary_dim",
+        ),
         (
             lambda: rope_jax.rotation(jnp.arange(3, dtype=jnp.bfloat16), STANDARD8),
             TypeError,
@@ -199,14 +203,22 @@ STANDARD8 = rope_jax.Standard()(8)
         ),
         (lambda: rope_jax.rotation(jnp.array([True]), STANDARD8), TypeError, "positions must be .* got dtype bool"),
         (lambda: rope_jax.rotation(3, STANDARD8), ValueError, r"positions must have shape \[\.\.\., T\], got \(\)"),
-        (lambda: rope_jax.rotation([2**31], STANDARD8), ValueError, "positions must fit in int32, got .* 2147483648"),
+        (
+            lambda: rope_jax.rotation([2**31], STANDARD8),
+            ValueError,
+            "positions must fit in int32, got .* 2147483648",
+        ),
         (lambda: rope_jax.rotation(np.array([-(2**40)]), STANDARD8), ValueError, "positions must fit in int32"),
         (
             lambda: rope_jax.rotation(jnp.zeros((3, 2), int), STANDARD8, axes=(0, 1)),
             ValueError,
             r"axes must name one position axis in \[0, A=2\) for each of the R/2=4 pairs, got 2 entries",
         ),
-        (lambda: rope_jax.rotation(jnp.zeros((3, 2), int), STANDARD8, axes=(0, 1, 2, 0)), ValueError, "axes must name"),
+        (
+            lambda: rope_jax.rotation(jnp.zeros((3, 2), int), STANDARD8, axes=(0, 1, 2, 0)),
+            ValueError,
+            "axes must name",
+        ),
         (
             lambda: rope_jax.rotation(jnp.zeros((3, 4), int), rope_jax.Frequencies(jnp.ones((2, 8)))),
             ValueError,

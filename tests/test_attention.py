@@ -117,7 +117,11 @@ class TestAgainstTheOracle:
         module, x = build(**change), inputs()
         params = init(module)
         want = oracle(
-            module, params, x, ORDINARY, allowed_pairs(causal=change.get("causal", True), window=change.get("window"))
+            module,
+            params,
+            x,
+            ORDINARY,
+            allowed_pairs(causal=change.get("causal", True), window=change.get("window")),
         )
         np.testing.assert_allclose(module.apply(params, x), want, atol=TOLERANCE)
 
@@ -277,7 +281,9 @@ def test_only_learned_frequencies_are_parameters():
     assert names(learned) == {"query", "key", "value", "out", "inv_freq"}
     assert set(learned.init(jax.random.key(0), inputs())) == {"params"}
     params, x = init(build("yarn")), inputs()
-    start = {"params": params["params"] | {"inv_freq": jnp.asarray(learned.rope.frequencies().inv_freq, jnp.float32)}}
+    start = {
+        "params": params["params"] | {"inv_freq": jnp.asarray(learned.rope.frequencies().inv_freq, jnp.float32)}
+    }
     np.testing.assert_allclose(learned.apply(start, x), build("yarn").apply(params, x), atol=TOLERANCE)
     grads = jax.grad(lambda p: jnp.sum(learned.apply(p, x) ** 2))(start)
     h = 2.0**-8
@@ -419,7 +425,10 @@ class TestAttend:
     @pytest.mark.parametrize(
         ("change", "says"),
         [
-            (dict(k=jnp.ones((1, 3, 3, 4)), v=jnp.ones((1, 3, 3, 4))), "q must have a multiple of K=3 heads, got N=4"),
+            (
+                dict(k=jnp.ones((1, 3, 3, 4)), v=jnp.ones((1, 3, 3, 4))),
+                "q must have a multiple of K=3 heads, got N=4",
+            ),
             (dict(k=jnp.ones((2, 3, 2, 4))), "k must have shape .* with B=1, H=4, got"),
             (dict(v=jnp.ones((1, 2, 2, 4))), "v must have shape .* S=3, K=2"),
             (dict(dropout_rate=0.5), "dropout_rng must be given with dropout_rate 0.5"),

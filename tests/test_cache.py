@@ -80,9 +80,17 @@ def test_keeps_its_own_dtype():
             "key must fit in the cache: T=7 tokens were given, capacity S=6",
         ),
         (lambda: empty().write(*tokens(5)).write(*tokens(2)), ValueError, r"rows would hold \[7, 7, 7\]"),
-        (lambda: empty(batch=2).write(*tokens(1)), ValueError, r"key must have shape \[B, T, K, H\] with B=2.*got \(3,"),
+        (
+            lambda: empty(batch=2).write(*tokens(1)),
+            ValueError,
+            r"key must have shape \[B, T, K, H\] with B=2.*got \(3,",
+        ),
         (lambda: empty(num_kv_heads=1).write(*tokens(1)), ValueError, r"with B=3, K=1, H=4, got \(3, 1, 2, 4\)"),
-        (lambda: empty().write(next(tokens(2)), next(tokens(1))), ValueError, r"value must .* T=2.*got \(3, 1, 2, 4\)"),
+        (
+            lambda: empty().write(next(tokens(2)), next(tokens(1))),
+            ValueError,
+            r"value must .* T=2.*got \(3, 1, 2, 4\)",
+        ),
         (lambda: empty().write(*tokens(2), mask=jnp.ones((3, 3), bool)), ValueError, "mask must have shape .* T=2"),
     ],
 )

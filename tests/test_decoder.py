@@ -15,7 +15,9 @@ TOLERANCE = 1024 * oracles.EPS32  # two layers of the sums that test_attention.p
 
 
 def build(**change):
-    sizes = dict(vocab_size=V, num_layers=L, width=D, num_heads=4, num_kv_heads=2, head_dim=8, hidden_dim=24, rope=ROPE)
+    sizes = dict(
+        vocab_size=V, num_layers=L, width=D, num_heads=4, num_kv_heads=2, head_dim=8, hidden_dim=24, rope=ROPE
+    )
     return rope_jax.Decoder(**(sizes | change))
 
 
@@ -76,7 +78,11 @@ def test_remat_changes_nothing_but_memory():
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
     saved = [
-        sum(leaf.size for leaf in jax.tree.leaves(jax.vjp(loss(build(remat=flag)), params)[1]) if hasattr(leaf, "size"))
+        sum(
+            leaf.size
+            for leaf in jax.tree.leaves(jax.vjp(loss(build(remat=flag)), params)[1])
+            if hasattr(leaf, "size")
+        )
         for flag in (False, True)
     ]
     assert saved[1] < saved[0] / 2

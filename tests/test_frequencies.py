@@ -110,7 +110,9 @@ class TestTracedLength:
             assert np.isnan(rope_jax.rotation(positions, choice).cos).ravel().tolist() == [0, 0, 1, 1]
 
     def test_a_choice_crosses_jit(self):
-        choice = rope_jax.FrequencyChoice((rope_jax.Frequencies([0.5]), rope_jax.Frequencies([0.25])), jnp.array([1]))
+        choice = rope_jax.FrequencyChoice(
+            (rope_jax.Frequencies([0.5]), rope_jax.Frequencies([0.25])), jnp.array([1])
+        )
         got = jax.jit(rope_jax.rotation)(jnp.array([[4]]), choice)
         np.testing.assert_allclose(got.cos, np.cos(1.0), atol=1.2e-7)
 
@@ -224,10 +226,16 @@ LONGROPE = dict(short_factor=SHORT, long_factor=LONG, original_length=64, factor
         (lambda: rope_jax.Yarn(**YARN, beta_slow=0), "Yarn: beta_slow must be positive"),
         (lambda: rope_jax.Yarn(**YARN, base=1.0), "Yarn: base must be above 1, got 1.0"),
         (lambda: rope_jax.LongRope(**LONGROPE | {"factor": 0.5}), "LongRope: factor must be at least 1"),
-        (lambda: rope_jax.LongRope(**LONGROPE | {"short_factor": [0.0]}), "LongRope: short_factor must hold positive"),
+        (
+            lambda: rope_jax.LongRope(**LONGROPE | {"short_factor": [0.0]}),
+            "LongRope: short_factor must hold positive",
+        ),
         (lambda: rope_jax.LongRope(**LONGROPE)(8), "short_factor must have R/2 = 4 numbers .* got 32"),
         (lambda: rope_jax.Llama3(**LLAMA3 | {"factor": 0.5}), "Llama3: factor must be at least 1"),
-        (lambda: rope_jax.Llama3(**LLAMA3, high_freq_factor=1.0), "high_freq_factor must be above low_freq_factor 1.0"),
+        (
+            lambda: rope_jax.Llama3(**LLAMA3, high_freq_factor=1.0),
+            "high_freq_factor must be above low_freq_factor 1.0",
+        ),
         (lambda: rope_jax.Proportional(proportion=0.0), "Proportional: proportion must be positive"),
         (lambda: rope_jax.Proportional(proportion=1.5), "proportion must be at most 1, got 1.5"),
         (lambda: rope_jax.geometric(8, -1.0), "base must be positive and finite, got -1.0"),

@@ -26,12 +26,21 @@ def greedy(prompt, **kwargs):
 def test_greedy_is_the_forward_pass_for_prompts_of_unequal_length(side):
     prompts = [[1, 2, 3, 4, 5], [7], [3, 3, 9]]
     width = max(map(len, prompts))
-    pad = lambda row, fill: [fill] * (width - len(row)) + row if side == "left" else row + [fill] * (width - len(row))  # noqa: E731
+    pad = lambda row, fill: (
+        [fill] * (width - len(row)) + row if side == "left" else row + [fill] * (width - len(row))
+    )
     ids = jnp.array([pad(row, 11) for row in prompts])
     mask = jnp.array([pad([1] * len(row), 0) for row in prompts])
     out = greedy(ids, mask=mask, max_new_tokens=8)
     assert out.tokens.tolist() == [by_hand(row, 8) for row in prompts]
     assert out.tokens.dtype == jnp.int32 and out.length.tolist() == [8, 8, 8]
+
+
+def test_bytes_are_tokens():
+    model = build(vocab_size=256)
+    prompt = np.frombuffer(b"ab", np.uint8)[None]
+    out = rope_jax.generate(model, init(model), prompt, max_new_tokens=2, temperature=0)
+    assert out.tokens.shape == (1, 2)
 
 
 def test_one_token():
@@ -104,7 +113,9 @@ class TestSample:
         assert np.all(self.frequencies(**kwargs)[np.asarray(want) == 0] == 0)
 
     def test_traced_temperature_and_top_p(self):
-        draw = jax.jit(lambda t, p: rope_jax.sample(jax.random.key(0), jnp.tile(self.LOGITS, (500, 1)), temperature=t, top_p=p))
+        draw = jax.jit(
+            lambda t, p: rope_jax.sample(jax.random.key(0), jnp.tile(self.LOGITS, (500, 1)), temperature=t, top_p=p)
+        )
         assert np.all(draw(0.0, 1.0) == 0)
         assert set(np.asarray(draw(1.0, 0.65)).tolist()) == {0, 1}
         assert draw._cache_size() == 1
@@ -131,7 +142,7 @@ PROMPT = jnp.zeros((2, 3), int)
         (dict(prompt=jnp.zeros(3, int)), ValueError, r"prompt must have shape \[B, T\]"),
         (dict(prompt=jnp.zeros((2, 0), int)), ValueError, "prompt must hold at least one row and one token"),
         (dict(prompt=PROMPT.at[0, 1].set(V)), ValueError, r"prompt must hold tokens in \[0, V=13\), got 0 to 13"),
-        (dict(prompt=PROMPT * 1.0), TypeError, "prompt must be integer"),
+        (dict(prompt=PROMPT.astype(float)), TypeError, "prompt must be integer"),
         (dict(mask=jnp.ones((2, 4), bool)), ValueError, "mask must have shape"),
         (dict(mask=jnp.array([[1, 1, 1], [0, 0, 0]])), ValueError, "mask must have a real token in every row"),
     ],

@@ -67,7 +67,11 @@ def test_grid_runs_row_by_row():
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
-        (lambda: rope_jax.positions_from_mask(jnp.ones(3)), TypeError, "mask must be bool or integer, got .*float32"),
+        (
+            lambda: rope_jax.positions_from_mask(jnp.ones(3)),
+            TypeError,
+            "mask must be bool or integer, got .*float32",
+        ),
         (lambda: rope_jax.positions_from_mask(True), ValueError, r"mask must have shape \[\.\.\., T\], got \(\)"),
         (lambda: rope_jax.positions_from_mask([1, 1], [1, 1, 1]), ValueError, r"segment_ids .* \(2,\), got \(3,\)"),
         (lambda: rope_jax.positions_from_segments([1.0]), TypeError, "segment_ids must be integer, got .*float32"),

@@ -141,7 +141,9 @@ def test_length_goes_to_the_schedules_that_know_it():
 
 def test_no_leaks_and_no_hidden_state():
     with jax.checking_leaks():
-        rope = rope_jax.Rope(8, rope_jax.LongRope(short_factor=[1] * 4, long_factor=[2] * 4, original_length=4, factor=2))
+        rope = rope_jax.Rope(
+            8, rope_jax.LongRope(short_factor=[1] * 4, long_factor=[2] * 4, original_length=4, factor=2)
+        )
         x = jnp.ones((1, 2, 1, 8))
         f = jax.jit(lambda x, n: jax.grad(lambda x: jnp.sum(rope(x, x, jnp.arange(2)[None], length=n)[0]))(x))
         f(x, jnp.array([3]))
@@ -157,16 +159,26 @@ def test_no_leaks_and_no_hidden_state():
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
-        (lambda: rope_jax.Rope(7, rope_jax.Standard()), ValueError, "rotary_dim must be even, .* head_dim=7, got 7"),
+        (
+            lambda: rope_jax.Rope(7, rope_jax.Standard()),
+            ValueError,
+            "rotary_dim must be even, .* head_dim=7, got 7",
+        ),
         (lambda: rope_jax.Rope(8, rope_jax.Standard(), rotary_dim=10), ValueError, "head_dim=8, got 10"),
         (lambda: rope_jax.Rope(8, rope_jax.Standard(), rotary_dim=0), ValueError, "got 0"),
-        (lambda: rope_jax.Rope(8, rope_jax.Standard(), layout="neox"), ValueError, "layout must be one of .*'neox'"),
+        (
+            lambda: rope_jax.Rope(8, rope_jax.Standard(), layout="neox"),
+            ValueError,
+            "layout must be one of .*'neox'",
+        ),
         (lambda: rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 1)), ValueError, "R/2 = 4 pairs, got \\(0, 1\\)"),
         (lambda: rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 1, -1, 0)), ValueError, "0 or above"),
         (lambda: rope_jax.Rope(8, rope_jax.Standard), TypeError, "schedule must be a schedule like Standard()"),
         (lambda: rope_jax.Rope(8, 10_000.0), TypeError, "schedule must be a schedule .* got 10000.0"),
         (
-            lambda: rope_jax.Rope(8, rope_jax.Standard())(jnp.ones((1, 3, 2, 16)), jnp.ones((1, 3, 2, 16)), jnp.arange(3)),
+            lambda: rope_jax.Rope(8, rope_jax.Standard())(
+                jnp.ones((1, 3, 2, 16)), jnp.ones((1, 3, 2, 16)), jnp.arange(3)
+            ),
             ValueError,
             r"x must have shape \[\.\.\., T, N, H\] with H=8, got \(1, 3, 2, 16\)",
         ),

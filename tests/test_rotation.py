@@ -7,7 +7,14 @@ import pytest
 import rope_jax
 
 LAYOUTS = ["half", "interleaved"]
-WIDTHS = [(8, 8), (8, 2), (64, 64), (64, 16), (128, 96), (12, 10)]  # H, R; the last leaves a rest that does not divide
+WIDTHS = [
+    (8, 8),
+    (8, 2),
+    (64, 64),
+    (64, 16),
+    (128, 96),
+    (12, 10),
+]  # H, R; the last leaves a rest that does not divide
 
 
 def inputs(head_dim, rotary_dim, dtype=jnp.float32, batch=(2,), length=5, heads=3, seed=0):
@@ -129,7 +136,10 @@ class TestModes:
             steps = np.eye(4) * h
             grad = [(exact(f + d) - exact(f - d)) / (2 * h) for d in steps]
             hess = [
-                [(exact(f + a + b) - exact(f + a - b) - exact(f - a + b) + exact(f - a - b)) / (4 * h * h) for b in steps]
+                [
+                    (exact(f + a + b) - exact(f + a - b) - exact(f - a + b) + exact(f - a - b)) / (4 * h * h)
+                    for b in steps
+                ]
                 for a in steps
             ]
         x, inv_freq = x.astype(jnp.float32), inv_freq.astype(jnp.float32)
@@ -155,7 +165,7 @@ class TestModes:
         for rotary_dim in (64, 32):
             x, turn = inputs(64, rotary_dim, jnp.bfloat16)
             turn = narrowed(turn, rotary_dim)
-            fn = lambda x, turn: rope_jax.rotate(x, turn, layout=layout)  # noqa: E731, B023
+            fn = lambda x, turn: rope_jax.rotate(x, turn, layout=layout)  # noqa: E731
             back = lambda x, turn: jax.vjp(lambda x: fn(x, turn), x)[1](x)  # noqa: E731, B023
             for program in (fn, back):
                 assert " transpose(" not in jax.jit(program).lower(x, turn).compile().as_text()
@@ -178,17 +188,29 @@ TURN = rope_jax.Rotation(jnp.ones((2, 5, 4)), jnp.ones((2, 5, 4)))
     ("call", "error", "says"),
     [
         (lambda: rope_jax.rotate(X.astype(int), TURN), TypeError, "x must be floating, got dtype int32"),
-        (lambda: rope_jax.rotate(X[0, 0], TURN), ValueError, r"x must have shape \[\.\.\., T, N, H\], got \(3, 8\)"),
+        (
+            lambda: rope_jax.rotate(X[0, 0], TURN),
+            ValueError,
+            r"x must have shape \[\.\.\., T, N, H\], got \(3, 8\)",
+        ),
         (
             lambda: rope_jax.rotate(X.swapaxes(1, 2), TURN),  # heads and length mixed up
             ValueError,
             r"rotation.cos must have shape \[\.\.\., T, R/2\] with T=3, got \(2, 5, 4\)",
         ),
-        (lambda: rope_jax.rotate(X, TURN._replace(sin=TURN.sin[:1])), ValueError, "rotation.sin must have the shape"),
+        (
+            lambda: rope_jax.rotate(X, TURN._replace(sin=TURN.sin[:1])),
+            ValueError,
+            "rotation.sin must have the shape",
+        ),
         (lambda: rope_jax.rotate(X[:1], TURN), ValueError, r"rotation .* = \(2, 5, 4\) must broadcast against x"),
         (lambda: rope_jax.rotate(X[0], TURN), ValueError, "must broadcast against x"),
         (lambda: rope_jax.rotate(X[..., :6], TURN), ValueError, "R must be from 2 to head_dim H=6, got R=8"),
-        (lambda: rope_jax.rotate(X, TURN, layout="neox"), ValueError, r"layout must be one of \('half', 'inter.*'neox'"),
+        (
+            lambda: rope_jax.rotate(X, TURN, layout="neox"),
+            ValueError,
+            r"layout must be one of \('half', 'inter.*'neox'",
+        ),
         (
             lambda: rope_jax.rotate(X[..., :7], jax.tree.map(lambda a: a[..., :3], TURN), layout="interleaved"),
             ValueError,

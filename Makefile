@@ -1,0 +1,39 @@
+# Two commands on a fresh machine, each making its own .venv: `make demo` and `make test`.
+PYTHON ?= python3
+BIN = .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test oracle lint format picture clean
+
+demo: .venv/train
+	$(BIN)/python configs/toy_lm.py
+
+test: .venv/test
+	$(BIN)/python -m pytest -n 2
+
+oracle: .venv/oracle
+	$(BIN)/python -m pytest -m oracle tests/oracle
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+picture: .venv/train
+	$(BIN)/python notebooks/overview.py
+
+.venv/pip:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+# One stamp per set of extras; it is stale when the list of dependencies changes.
+.venv/%: pyproject.toml | .venv/pip
+	$(INSTALL) --editable ".[$*]"
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

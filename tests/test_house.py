@@ -1,0 +1,99 @@
+"""Of the house itself: which way the data flows, what it imports, and that the README says the truth."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rope_jax
+
+ROOT = Path(__file__).parents[1]
+ROOMS = [
+    "checks",
+    "positions",
+    "frequencies",
+    "angles",
+    "rotation",
+    "rope",
+    "cache",
+    "attend",
+    "norm",
+    "attention",
+    "adapter",
+    "decoder",
+    "generate",
+]
+
+
+def test_each_room_imports_only_from_those_above_it():
+    assert sorted(path.stem for path in (ROOT / "rope_jax").glob("_[a-z]*.py")) == sorted("_" + r for r in ROOMS)
+    for place, room in enumerate(ROOMS):
+        tree = ast.parse((ROOT / f"rope_jax/_{room}.py").read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rope_jax"):
+                assert ROOMS.index(node.module.removeprefix("rope_jax._")) < place, (room, node.module)
+
+
+def test_imports_nothing_heavier_than_jax_and_flax():
+    code = "import sys, rope_jax; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "tensorflow", "keras", "matplotlib", "tyro", "tqdm", "pytest"} & set(
+        loaded
+    )
+
+
+def test_public_names_are_documented_by_example():
+    for name in rope_jax.__all__:
+        thing = getattr(rope_jax, name)
+        if name in ("Layout", "Schedule", "Rotation", "KVCache", "FrequencyChoice", "Generation"):
+            continue  # values and protocols, whose functions carry the examples
+        assert ">>>" in thing.__doc__, name
+    assert list(rope_jax.__all__) == sorted(rope_jax.__all__)
+
+
+def test_two_bases_in_one_process_are_as_in_two():
+    code = (
+        "import sys, numpy, jax.numpy as jnp, rope_jax\n"
+        "for base in map(float, sys.argv[1:]):\n"
+        "    rope = rope_jax.Rope(8, rope_jax.Standard(base=base))\n"
+        "    x = jnp.ones((1, 3, 2, 8))\n"
+        "    print(numpy.asarray(rope(x, x, jnp.array([[7, 8, 1_000_003]]))[0]).tobytes().hex())\n"
+    )
+
+    def run(*bases):
+        out = subprocess.run([sys.executable, "-c", code, *bases], capture_output=True, text=True, check=True)
+        return out.stdout.split()
+
+    assert run("1e4", "5e5") == run("1e4") + run("5e5")
+    assert run("1e4") != run("5e5")
+
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_examples_of_the_readme_run():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 2
+    names: dict = {}
+    for block in blocks:
+        exec(block, names)
+    q, k, y = (names[name] for name in "qky")
+    assert q.shape[-1] == k.shape[-1] == 128 and np.all(np.isfinite(y))
+
+
+def test_the_readme_names_files_and_targets_that_exist():
+    for target in re.findall(r"\bmake ([a-z]+)\b", README):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_picture_can_be_drawn_again(tmp_path):
+    pytest.importorskip("matplotlib")
+    target = tmp_path / "overview.png"
+    subprocess.run([sys.executable, ROOT / "notebooks/overview.py", target], check=True)
+    assert target.read_bytes().startswith(b"\x89PNG") and target.stat().st_size > 20_000
