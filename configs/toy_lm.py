@@ -153,29 +153,19 @@ def build_schedule(config: Config) -> rope_jax.Schedule:
 
 
 def build_model(config: Config) -> rope_jax.Decoder:
-    return rope_jax.Decoder(
-        vocab_size=256,
-        num_layers=config.num_layers,
-        width=config.width,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        hidden_dim=config.hidden_dim,
-        rope=rope_jax.Rope(config.head_dim, build_schedule(config), layout=config.layout),
-        qk_norm=True,
-    )
+    names = ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "hidden_dim")
+    sizes = {name: getattr(config, name) for name in names}
+    rope = rope_jax.Rope(config.head_dim, build_schedule(config), layout=config.layout)
+    return rope_jax.Decoder(vocab_size=256, **sizes, rope=rope, qk_norm=True)
 
 
 def build_optimizer(config: Config) -> optax.GradientTransformation:
     peak, steps = config.learning_rate, max(config.steps, config.warmup + 1)
     rate = optax.warmup_cosine_decay_schedule(0.0, peak, config.warmup, steps, end_value=peak / 10)
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        # Layers are stacked: a norm's scale is [layers, D] and is left alone, a kernel has three axes or more.
-        optax.adamw(
-            rate, b2=0.95, weight_decay=config.weight_decay, mask=lambda p: jax.tree.map(lambda x: x.ndim > 2, p)
-        ),
-    )
+    # Layers are stacked: a norm's scale is [layers, D] and is left alone, a kernel has three axes or more.
+    kernels = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 2)
+    adamw = optax.adamw(rate, b2=0.95, weight_decay=config.weight_decay, mask=kernels)
+    return optax.chain(optax.clip_by_global_norm(config.clip), adamw)
 
 
 def build_mesh(config: Config) -> jax.sharding.Mesh:
@@ -190,7 +180,9 @@ def build_mesh(config: Config) -> jax.sharding.Mesh:
         fail(f"--mesh {config.mesh} needs {math.prod(sizes.values())} devices, got {jax.device_count()}")
     for name, axis in (("batch", "data"), ("num_heads", "model"), ("hidden_dim", "model")):
         if getattr(config, name) % sizes[axis]:
-            fail(f"--{name} {getattr(config, name)} must be a multiple of the mesh axis {axis}={sizes[axis]}")
+            fail(
+                f"--{name.replace('_', '-')} {getattr(config, name)} must be a multiple of the mesh axis {axis}={sizes[axis]}"
+            )
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -290,7 +282,9 @@ def main(config: Config) -> None:
         signal.signal(number, lambda signum, frame: stop.append(signum))
     for name, value in dataclasses.asdict(config).items():
         if name != "seed" and (value == "" or (isinstance(value, int) and value < 1)):
-            fail(f"--{name} must be {'at least 1' if isinstance(value, int) else 'given'}, got {value!r}")
+            fail(
+                f"--{name.replace('_', '-')} must be {'at least 1' if isinstance(value, int) else 'given'}, got {value!r}"
+            )
     corpus = read_corpus(config)
     mesh = build_mesh(config)
     try:
