@@ -29,8 +29,7 @@ def main() -> None:
     forms = {
         "rope_jax": jax.jit(lambda positions: rope_jax.rotation(positions, frequencies)),
         "float32 cos and sin": jax.jit(float32),
-        "write as many zeros": jax.jit(lambda p: (jnp.zeros((LENGTH, ROTARY_DIM // 2)) + p[0], jnp.zeros((LENGTH, ROTARY_DIM // 2)) - p[0])),
-    }  # fmt: skip
+    }
     positions = jnp.arange(LENGTH)
     for form in forms.values():
         jax.block_until_ready(form(positions))

@@ -179,10 +179,9 @@ def build_mesh(config: Config) -> jax.sharding.Mesh:
     if math.prod(sizes.values()) > jax.device_count():
         fail(f"--mesh {config.mesh} needs {math.prod(sizes.values())} devices, got {jax.device_count()}")
     for name, axis in (("batch", "data"), ("num_heads", "model"), ("hidden_dim", "model")):
-        if getattr(config, name) % sizes[axis]:
-            fail(
-                f"--{name.replace('_', '-')} {getattr(config, name)} must be a multiple of the mesh axis {axis}={sizes[axis]}"
-            )
+        value, flag = getattr(config, name), name.replace("_", "-")
+        if value % sizes[axis]:
+            fail(f"--{flag} must be a multiple of the mesh axis {axis}={sizes[axis]}, got {value}")
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -282,9 +281,7 @@ def main(config: Config) -> None:
         signal.signal(number, lambda signum, frame: stop.append(signum))
     for name, value in dataclasses.asdict(config).items():
         if name != "seed" and (value == "" or (isinstance(value, int) and value < 1)):
-            fail(
-                f"--{name.replace('_', '-')} must be {'at least 1' if isinstance(value, int) else 'given'}, got {value!r}"
-            )
+            fail(f"--{name.replace('_', '-')} must be at least 1, or not empty, got {value!r}")
     corpus = read_corpus(config)
     mesh = build_mesh(config)
     try:

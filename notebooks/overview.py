@@ -47,7 +47,7 @@ def scores(figure) -> None:
     axes = figure.subplots()
     image = axes.imshow(table, cmap="viridis", origin="lower")
     axes.set(xlabel="position n of the key", ylabel="position m of the query")
-    figure.suptitle("so the score of a query with a key\ndepends on m − n only", fontsize=12)
+    figure.suptitle("so the score of a query with a key\ndepends on m - n only", fontsize=12)
     figure.colorbar(image, label="score  q·k / √H", shrink=0.85)
 
 

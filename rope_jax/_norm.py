@@ -28,7 +28,7 @@ class RMSNorm(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, x) -> jax.Array:
         ones = nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis,))
-        scale = self.param("scale", ones, (x.shape[-1],), self.param_dtype)
+        scale: Any = self.param("scale", ones, (x.shape[-1],), self.param_dtype)
         wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
         y = x.astype(wide)
         y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)

@@ -13,7 +13,7 @@ INT32 = np.iinfo(np.int32)
 
 def sampled_positions():
     rng = np.random.default_rng(0)
-    near = lambda m: np.clip(rng.integers(m - 1000, m + 1000, 60), INT32.min, INT32.max)  # noqa: E731
+    near = lambda m: np.clip(rng.integers(m - 1000, m + 1000, 60), INT32.min, INT32.max)
     return np.concatenate(
         [
             rng.integers(0, 5_000, 300),
@@ -29,7 +29,7 @@ def sampled_positions():
 def test_exact_over_the_whole_int32_range(case, mode):
     positions = sampled_positions()
     frequencies = case.build()(ROTARY_DIM)
-    fn = lambda m: rope_jax.rotation(m, frequencies)  # noqa: E731
+    fn = lambda m: rope_jax.rotation(m, frequencies)
     got = (jax.jit(fn) if mode == "jit" else fn)(jnp.asarray(positions))
     assert got.cos.dtype == got.sin.dtype == jnp.float32
     a = frequencies.attention_factor
@@ -100,7 +100,7 @@ def test_x64_changes_no_bit_and_allows_int64():
 
 def test_independent_of_matmul_precision_and_free_of_dots():
     frequencies = rope_jax.Yarn(factor=4.0, original_length=4096)(64)
-    fn = lambda m: rope_jax.rotation(m, frequencies)  # noqa: E731
+    fn = lambda m: rope_jax.rotation(m, frequencies)
     positions = jnp.asarray(sampled_positions())
     want = jax.jit(fn)(positions)
     with jax.default_matmul_precision("bfloat16"):

@@ -275,7 +275,7 @@ def test_an_overflowing_row_is_nan_and_the_others_are_not():
 
 
 def test_only_learned_frequencies_are_parameters():
-    names = lambda module: set(nn.unbox(module.init(jax.random.key(0), inputs()))["params"])  # noqa: E731
+    names = lambda module: set(nn.unbox(module.init(jax.random.key(0), inputs()))["params"])
     assert names(build("none")) == names(build("yarn")) == {"query", "key", "value", "out"}
     learned = build("yarn", learn_frequencies=True)
     assert names(learned) == {"query", "key", "value", "out", "inv_freq"}
@@ -309,7 +309,7 @@ def test_dropout():
     params = init(module)
     quiet = module.apply(params, x)
     np.testing.assert_allclose(quiet, build().apply(params, x), atol=TOLERANCE)
-    draw = lambda seed: module.apply(params, x, deterministic=False, rngs={"dropout": jax.random.key(seed)})  # noqa: E731
+    draw = lambda seed: module.apply(params, x, deterministic=False, rngs={"dropout": jax.random.key(seed)})
     np.testing.assert_array_equal(draw(0), draw(0))
     assert np.abs(draw(0) - draw(1)).max() > 0.1
     # Dropout keeps the mean of what attention reads: the average of many draws closes in as 1/sqrt(n).
@@ -351,7 +351,7 @@ def test_no_leaks_and_remat_and_scan_over_calls():
     want = jax.grad(lambda p: jnp.sum(module.apply(p, x) ** 2))(params)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
-    one = lambda cache, x: module.apply(params, x[:, None], cache=cache)[::-1]  # noqa: E731
+    one = lambda cache, x: module.apply(params, x[:, None], cache=cache)[::-1]
     _, ys = jax.lax.scan(one, new_cache(module), x.swapaxes(0, 1))
     np.testing.assert_allclose(ys[:, :, 0].swapaxes(0, 1), module.apply(params, x), atol=TOLERANCE)
 

@@ -35,7 +35,7 @@ def oracle(model, params, ids):
     """The whole model in float64 and numpy, a layer after the other."""
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["params"])
     batch, length = ids.shape
-    rms = lambda x, scale: x / np.sqrt((x**2).mean(-1, keepdims=True) + model.norm_epsilon) * scale  # noqa: E731
+    rms = lambda x, scale: x / np.sqrt((x**2).mean(-1, keepdims=True) + model.norm_epsilon) * scale
     x = p["embed"]["embedding"][np.asarray(ids)]
     cos, sin = oracles.cos_sin(np.arange(length), model.rope.frequencies().inv_freq)
     t, s = np.mgrid[:length, :length]

@@ -134,7 +134,7 @@ class TestYarn:
         def factor(**kwargs):
             return rope_jax.Yarn(factor=40.0, original_length=4096, **kwargs)(ROTARY_DIM).attention_factor
 
-        g = lambda m: 0.1 * m * math.log(40.0) + 1  # noqa: E731
+        g = lambda m: 0.1 * m * math.log(40.0) + 1
         assert factor() == g(1)
         assert factor(attention_factor=1.7) == 1.7
         assert factor(mscale=0.707, mscale_all_dim=0.5) == g(0.707) / g(0.5)

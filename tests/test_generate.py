@@ -63,7 +63,7 @@ def test_a_stop_token_ends_a_row_and_only_that_row():
 
 
 def test_a_seed_reproduces_and_another_does_not():
-    draw = lambda seed, **kw: np.asarray(  # noqa: E731
+    draw = lambda seed, **kw: np.asarray(
         rope_jax.generate(MODEL, PARAMS, tokens(), max_new_tokens=20, rng=jax.random.key(seed), **kw).tokens
     )
     np.testing.assert_array_equal(draw(0), draw(0))

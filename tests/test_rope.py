@@ -46,7 +46,7 @@ class TestRotationsAreRotations:
     @given(ropes, st.integers(-(2**30), 2**30), st.integers(-(2**29), 2**29), st.integers(-(2**29), 2**29))
     def test_scores_depend_on_the_difference_only(self, rope, m, n, shift):
         q, k = heads(1), heads(2)
-        score = lambda m, n: np.sum(at(rope, q, m) * at(rope, k, n), axis=-1)  # noqa: E731
+        score = lambda m, n: np.sum(at(rope, q, m) * at(rope, k, n), axis=-1)
         np.testing.assert_allclose(score(m, n), score(m + shift, n + shift), atol=4 * TURN_ERROR)
 
     @given(ropes, st.integers(-(2**30), 2**30), st.integers(-(2**30), 2**30 - 1))
@@ -96,7 +96,7 @@ def test_inverse_undoes_the_attention_factor_too():
 
 
 def test_is_a_value():
-    build = lambda: rope_jax.Rope(64, rope_jax.Yarn(factor=2.0, original_length=8), rotary_dim=32, axes=[0, 1] * 8)  # noqa: E731
+    build = lambda: rope_jax.Rope(64, rope_jax.Yarn(factor=2.0, original_length=8), rotary_dim=32, axes=[0, 1] * 8)
     rope = build()
     assert rope == build() and hash(rope) == hash(build()) and pickle.loads(pickle.dumps(rope)) == rope
     assert eval(repr(rope), vars(rope_jax)) == rope

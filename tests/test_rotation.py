@@ -35,7 +35,7 @@ def narrowed(turn, rotary_dim):
 def test_is_the_complex_product_rounded_once(layout, head_dim, rotary_dim, dtype, mode):
     x, turn = inputs(head_dim, rotary_dim, dtype)
     turn = narrowed(turn, rotary_dim)
-    fn = lambda x, turn: rope_jax.rotate(x, turn, layout=layout)  # noqa: E731
+    fn = lambda x, turn: rope_jax.rotate(x, turn, layout=layout)
     got = (jax.jit(fn) if mode == "jit" else fn)(x, turn)
     assert got.dtype == dtype and got.shape == x.shape
     want = oracles.turn_features(x, *turn, layout)
@@ -103,7 +103,7 @@ class TestModes:
     def test_forward_mode_linearize_and_hessian(self, layout):
         x, turn = inputs(8, 6, batch=(), length=2, heads=1)
         turn = narrowed(turn, 6)
-        fn = lambda x: rope_jax.rotate(x, turn, layout=layout)  # noqa: E731
+        fn = lambda x: rope_jax.rotate(x, turn, layout=layout)
         tangent = jnp.sin(x)
         y, dy = jax.jvp(fn, (x,), (tangent,))
         np.testing.assert_array_equal(dy, fn(tangent))  # the map is its own derivative
@@ -155,7 +155,7 @@ class TestModes:
 
     def test_vmap_over_heads_and_batch_is_broadcasting(self, layout):
         x, turn = inputs(16, 16)
-        fn = lambda x, turn: rope_jax.rotate(x, turn, layout=layout)  # noqa: E731
+        fn = lambda x, turn: rope_jax.rotate(x, turn, layout=layout)
         want = fn(x, turn)
         np.testing.assert_array_equal(jax.vmap(fn)(x, turn), want)
         heads = jax.vmap(lambda x: fn(x[:, :, None], turn)[:, :, 0], in_axes=2, out_axes=2)(x)
@@ -165,8 +165,8 @@ class TestModes:
         for rotary_dim in (64, 32):
             x, turn = inputs(64, rotary_dim, jnp.bfloat16)
             turn = narrowed(turn, rotary_dim)
-            fn = lambda x, turn: rope_jax.rotate(x, turn, layout=layout)  # noqa: E731
-            back = lambda x, turn: jax.vjp(lambda x: fn(x, turn), x)[1](x)  # noqa: E731, B023
+            fn = lambda x, turn: rope_jax.rotate(x, turn, layout=layout)
+            back = lambda x, turn: jax.vjp(lambda x: fn(x, turn), x)[1](x)  # noqa: B023
             for program in (fn, back):
                 assert " transpose(" not in jax.jit(program).lower(x, turn).compile().as_text()
 

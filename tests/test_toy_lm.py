@@ -14,10 +14,32 @@ import numpy as np
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "configs/toy_lm.py"
-SMALL = (
-    "--num-layers 1 --width 16 --num-heads 4 --num-kv-heads 2 --head-dim 8 --hidden-dim 16 --length 16 --batch 4"
-    " --warmup 2 --sample-bytes 4 --eval-every 10 --checkpoint-every 4"
-).split()
+SMALL = [
+    "--num-layers",
+    "1",
+    "--width",
+    "16",
+    "--num-heads",
+    "4",
+    "--num-kv-heads",
+    "2",
+    "--head-dim",
+    "8",
+    "--hidden-dim",
+    "16",
+    "--length",
+    "16",
+    "--batch",
+    "4",
+    "--warmup",
+    "2",
+    "--sample-bytes",
+    "4",
+    "--eval-every",
+    "10",
+    "--checkpoint-every",
+    "4",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -194,8 +216,8 @@ class TestBadInput:
             (("--mesh", "data=64"), "--mesh data=64 needs 64 devices, got 1"),
             (("--mesh", "rows=2"), "--mesh axes must be data and model"),
             (("--mesh", "2x4"), "--mesh must look like data=2,model=4, got 2x4"),
-            (("--steps", 0), "--steps must be at least 1, got 0"),
-            (("--prompt", ""), "--prompt must be given, got ''"),
+            (("--steps", 0), "--steps must be at least 1, or not empty, got 0"),
+            (("--prompt", ""), "--prompt must be at least 1, or not empty, got ''"),
         ):
             if "--data" not in args:
                 args = ("--data", text, *args)

@@ -71,7 +71,9 @@ CASES = [
     _yarn("yarn_mscale_alone", mscale=0.5),
     _yarn("yarn_attention_factor", attention_factor=1.25),
     _yarn("yarn_untruncated", base=1.5e5, factor=32.0, original_length=4096, beta_fast=24.0, truncate=False),
-    _yarn("yarn_step", base=1e4, original_length=6),  # both ends of the ramp at pair 0
+    # Both ends of the ramp at pair 22.5; the upper end behind the last pair, at the bound of R - 1.
+    _yarn("yarn_step", base=1e4, original_length=4096, beta_fast=1.0, beta_slow=1.0, truncate=False),
+    _yarn("yarn_bounded", base=50.0, beta_fast=4096.0),
     _longrope("longrope_short", 4096),
     _longrope("longrope_long", 4097),
     _longrope("longrope_attention_factor", 4097, attention_factor=1.5),
