@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# Targets share one .venv.
+.NOTPARALLEL:
 .PHONY: demo test oracle lint format picture clean
 
 demo: .venv/train
@@ -27,6 +29,7 @@ picture: .venv/train
 	$(BIN)/python notebooks/overview.py
 
 .venv/pip:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rope_jax needs Python 3.11 or newer, got " + sys.version)'
 	$(PYTHON) -m venv .venv
 	touch $@
 

@@ -237,17 +237,17 @@ def fingerprint(config: Config, corpus) -> dict:
 
 
 def resume(manager, state, saved: Path, mine: dict):
-    """The newest checkpoint, or the initial state where there is none."""
-    if manager.latest_step() is None:
-        return state
+    """The newest checkpoint, or the initial state where there is none; never in the folder of another run."""
     try:
-        theirs = json.loads(saved.read_text())
+        theirs = json.loads(saved.read_text()) if saved.exists() or manager.latest_step() is not None else mine
         keys = [key for key in theirs | mine if theirs.get(key) != mine.get(key)]
         differ = [f"{key} {theirs.get(key)} there, {mine.get(key)} here" for key in keys]
     except (OSError, ValueError, AttributeError) as error:
         fail(f"{saved} must describe the checkpoints beside it, got: {error}")
     if differ:
-        fail(f"the checkpoint in {saved.parent} is of another run: {'; '.join(differ)}. Choose another --workdir")
+        fail(f"the run in {saved.parent} is another one: {'; '.join(differ)}. Choose another --workdir")
+    if manager.latest_step() is None:
+        return state
     try:
         return manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
     except Exception as error:
@@ -257,9 +257,18 @@ def resume(manager, state, saved: Path, mine: dict):
 def keep_metrics(path: Path, step: int) -> list[dict]:
     """The metrics up to a step: what a killed run logged beyond its checkpoint will be logged again."""
     lines = path.read_text().splitlines() if path.exists() else []
-    rows = [row for row in map(json.loads, filter(lambda line: line.endswith("}"), lines)) if row["step"] <= step]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    try:
+        rows = [row for row in map(json.loads, lines) if row["step"] <= step]
+    except (ValueError, KeyError, TypeError) as error:
+        fail(f"{path} must hold one JSON object with a step per line: {error}")
+    write(path, "".join(json.dumps(row) + "\n" for row in rows))
     return rows
+
+
+def write(path: Path, text: str) -> None:
+    """All of it or nothing: whenever the run is killed, the file is the old one or the new one."""
+    path.with_suffix(".new").write_text(text)
+    path.with_suffix(".new").replace(path)
 
 
 def plot(path: Path, rows: list[dict]) -> None:
@@ -278,10 +287,11 @@ def plot(path: Path, rows: list[dict]) -> None:
 def main(config: Config) -> None:
     stop: list[int] = []  # Ctrl-C ends the run after the step under way, with a checkpoint
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda signum, frame: stop.append(signum))
+        signal.signal(number, lambda signum, frame: stop.append(signum) or signal.signal(signum, signal.SIG_DFL))
     for name, value in dataclasses.asdict(config).items():
-        if name != "seed" and (value == "" or (isinstance(value, int) and value < 1)):
-            fail(f"--{name.replace('_', '-')} must be at least 1, or not empty, got {value!r}")
+        least = 0 if name in ("seed", "temperature", "weight_decay") else 1e-9
+        if value == "" or (isinstance(value, int | float) and not (least <= value < math.inf)):
+            fail(f"--{name.replace('_', '-')} must be {'0 or more' if not least else 'positive'}, got {value!r}")
     corpus = read_corpus(config)
     mesh = build_mesh(config)
     try:
@@ -299,7 +309,7 @@ def main(config: Config) -> None:
     except OSError as error:
         fail(f"--workdir {config.workdir} must be a folder that can be written: {error}")
     state = resume(manager, state, saved, mine)
-    saved.write_text(json.dumps(mine, indent=1) + "\n")
+    write(saved, json.dumps(mine, indent=1) + "\n")
     first = int(state["step"])
     rows = keep_metrics(workdir / "metrics.jsonl", first)
     count = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
@@ -329,7 +339,8 @@ def main(config: Config) -> None:
     if stop:
         print(f"toy_lm: stopped at step {rows[-1]['step']}, saved; run again to go on", file=sys.stderr)
         raise SystemExit(128 + stop[0])
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
     plot(workdir / "loss.png", rows)
     sampling = dict(max_new_tokens=config.sample_bytes, temperature=config.temperature)

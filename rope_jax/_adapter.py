@@ -30,8 +30,9 @@ def rotary_attention_fn(
       A function with the signature of ``attention_fn``.
 
     Raises:
-      ValueError: when it is called with more or fewer keys than queries: in decoding, or in cross-attention,
-        where queries and keys have no common line of positions.
+      ValueError: when it is called with more or fewer keys than queries: in decoding, or in cross-attention.
+        Cross-attention over as many keys as queries cannot be told from self-attention: do not use it there,
+        queries and keys have no common line of positions.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, rope_jax

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rope_jax._checks import check_axes, integer_array
+from rope_jax._checks import check_axes, device_array
 from rope_jax._frequencies import Frequencies, FrequencyChoice
 
 
@@ -80,7 +80,7 @@ def rotation(
             f"frequencies must be Frequencies or FrequencyChoice, got {type(frequencies).__name__}; "
             "call a schedule with rotary_dim, wrap learned ones as Frequencies(array)"
         )
-    positions = integer_array("positions", positions)
+    positions = device_array("positions", positions)
     is_integer = jnp.issubdtype(positions.dtype, jnp.integer)
     if not is_integer and positions.dtype not in (jnp.float32, jnp.float64):
         raise TypeError(f"positions must be integers, float32 or float64, got dtype {positions.dtype}")

@@ -1,12 +1,12 @@
 """Which keys does each query read, and what does it get from them?"""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_axes
+from rope_jax._checks import check_axes, check_dtype
 
 Implementation = Literal["xla", "cudnn"]
 
@@ -60,7 +60,7 @@ def attend(
       q: ``[B, T, N, H]``.
       k: ``[B, S, K, H]``; N is a multiple of K, and query head n reads key head ``n // (N/K)``.
       v: ``[B, S, K, H]``.
-      mask: bool ``[B, 1 or N, T, S]``, True where a query may read a key.
+      mask: bool ``[B or 1, N or 1, T, S]``, True where a query may read a key.
       causal: query t reads keys ``s <= t``. Beside the mask, not in its place.
       window: query t reads keys with ``|t - s| < window``.
       scale: multiplies q.k; ``1/sqrt(H)`` where it is None.
@@ -88,6 +88,14 @@ def attend(
     kv_heads = k.shape[2]
     if heads % kv_heads:
         raise ValueError(f"q must have a multiple of K={kv_heads} heads, got N={heads}")
+    if mask is not None:
+        check_axes("mask", mask, "B 1|N T S", B={1, batch}, T=length, S=k.shape[1], **{"1|N": {1, heads}})
+        check_dtype("mask", mask, jnp.bool, "bool")
+    check_options(window, logit_cap, dropout_rate)
+    if implementation not in (None, *get_args(Implementation)):
+        raise ValueError(
+            f"implementation must be None or one of {get_args(Implementation)}, got {implementation!r}"
+        )
 
     if logit_cap is None and dropout_rate == 0.0:
         if window is not None and not isinstance(length, int):  # its window takes no symbolic length
@@ -127,6 +135,16 @@ def attend(
         weights = jnp.where(kept, weights / (1.0 - dropout_rate), 0.0)
     weights = weights.astype(v.dtype).reshape(batch, kv_heads, heads // kv_heads, length, k.shape[1])
     return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape).astype(q.dtype)
+
+
+def check_options(window: int | None, logit_cap: float | None, dropout_rate: float) -> None:
+    """Raises ValueError for one that is out of its range."""
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1 token, got {window}")
+    if logit_cap is not None and not logit_cap > 0:
+        raise ValueError(f"logit_cap must be positive, got {logit_cap}")
+    if not 0 <= dropout_rate < 1:
+        raise ValueError(f"dropout_rate must be in [0, 1), got {dropout_rate}")
 
 
 def _by_index(length, kv_length, *, causal: bool, window: int | None) -> jax.Array:

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from rope_jax._angles import Rotation
 from rope_jax._angles import rotation as rotation_at
-from rope_jax._attend import Implementation, attend, visible
+from rope_jax._attend import Implementation, attend, check_options, visible
 from rope_jax._cache import KVCache
-from rope_jax._checks import check_axes, check_dtype
+from rope_jax._checks import check_axes, check_dtype, check_mask
 from rope_jax._frequencies import Frequencies
 from rope_jax._norm import RMSNorm
-from rope_jax._positions import next_positions
+from rope_jax._positions import next_positions, same_segment
 from rope_jax._rope import Rope
 
 Initializer = Callable[..., Any]
@@ -44,7 +44,8 @@ class RotaryAttention(nn.Module, kw_only=True):
       use_bias: whether the four projections have biases.
       dropout_rate: of the attention weights; needs the rng stream ``dropout`` unless deterministic.
       learn_frequencies: makes the rope's frequencies a parameter that starts at the schedule's.
-      dtype: of the computation; that of x and the parameters where it is None.
+      dtype: of the computation; where it is None, what x and the parameters promote to (under strict promotion
+        they must then agree).
       param_dtype: of the parameters.
       kernel_init: of the four kernels.
       bias_init: of the biases.
@@ -125,6 +126,8 @@ class RotaryAttention(nn.Module, kw_only=True):
         q = self._project("query", "heads", self.num_heads)(x)
         k = self._project("key", "kv_heads", kv_heads)(x)
         v = self._project("value", "kv_heads", kv_heads)(x)
+        if mask is not None:  # not even NaN at a padded token reaches the real ones
+            k, v = (jnp.where(mask[:, :, None, None], part, jnp.zeros_like(part)) for part in (k, v))
         if self.qk_norm:
             fields = dict(axis="head_dim", epsilon=self.qk_norm_epsilon, param_dtype=self.param_dtype)
             q, k = RMSNorm(name="query_norm", **fields)(q), RMSNorm(name="key_norm", **fields)(k)
@@ -135,7 +138,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         if self.rope is not None:
             if rotation is None:
                 if positions is None:
-                    positions = next_positions((batch, length), mask, segment_ids, seen)
+                    positions = self.rope.next_positions((batch, length), mask, segment_ids, seen)
                 if self.learn_frequencies:
                     rotation = self._learned_rotation(self.rope, positions)
                 else:
@@ -146,7 +149,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         in_line = mask is None and cache is None
         readable = None
         if segment_ids is not None:
-            readable = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+            readable = same_segment(segment_ids)
         if cache is not None:
             cache = cache.write(k, v, mask)
             k, v = cache.key.astype(k.dtype), cache.value.astype(v.dtype)
@@ -211,27 +214,18 @@ class RotaryAttention(nn.Module, kw_only=True):
             raise ValueError(f"rope.head_dim must be head_dim={self.head_dim}, got {self.rope.head_dim}")
         if self.learn_frequencies and self.rope is None:
             raise ValueError("rope must be given with learn_frequencies, got None")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"window must be at least 1 token, got {self.window}")
-        if self.logit_cap is not None and not self.logit_cap > 0:
-            raise ValueError(f"logit_cap must be positive, got {self.logit_cap}")
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
+        check_options(self.window, self.logit_cap, self.dropout_rate)
 
     def _check_call(self, batch, length, positions, rotation, mask, segment_ids, cache):
         """The mask as bool and the segment ids as an array, if the arguments go together."""
         if positions is not None and rotation is not None:
             raise ValueError("positions and rotation must not both be given: a rotation stands for its positions")
-        if self.rope is not None and self.rope.axes is not None and positions is None and rotation is None:
-            raise ValueError("positions [..., T, A] must be given to a rope with axes, got None")
         if rotation is not None and (self.rope is None or self.learn_frequencies):
             raise ValueError(
                 "rotation must be left out where rope is None or its frequencies are learned: it would be ignored"
             )
         if mask is not None:
-            mask = jnp.asarray(mask)
-            check_axes("mask", mask, "B T", B=batch, T=length)
-            mask = mask.astype(bool)
+            mask = check_mask("mask", mask, "B T", B=batch, T=length)
         if segment_ids is not None:
             segment_ids = jnp.asarray(segment_ids)
             check_dtype("segment_ids", segment_ids, jnp.integer, "integer")

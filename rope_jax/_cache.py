@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_axes, check_dtype
+from rope_jax._checks import check_axes, check_dtype, check_mask
 
 
 @jax.tree_util.register_dataclass
@@ -67,8 +67,7 @@ class KVCache:
         if mask is None:
             real = jnp.ones((batch, tokens), bool)
         else:
-            check_axes("mask", mask, "B T", B=batch, T=tokens)
-            real = jnp.asarray(mask).astype(bool)
+            real = check_mask("mask", mask, "B T", B=batch, T=tokens)
         count = jnp.cumsum(real.astype(jnp.int32), axis=1, dtype=jnp.int32)
         length = self.length + count[:, -1]
         self._refuse_known_overflow(tokens, mask, length)

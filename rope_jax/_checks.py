@@ -33,8 +33,17 @@ def check_dtype(argument: str, array, kind, expected: str) -> None:
         raise TypeError(f"{argument} must be {expected}, got dtype {array.dtype}")
 
 
-def integer_array(argument: str, values) -> jax.Array:
-    """``values`` as an integer array on the device; an integer that would wrap around there is refused."""
+def check_mask(argument: str, mask, axes: str, **sizes) -> jax.Array:
+    """``mask`` as a bool array: nonzero at real tokens. An additive float mask means the opposite: TypeError."""
+    mask = jnp.asarray(mask)
+    check_axes(argument, mask, axes, **sizes)
+    if mask.dtype != jnp.bool:
+        check_dtype(argument, mask, jnp.integer, "bool or integer")
+    return mask.astype(bool)
+
+
+def device_array(argument: str, values) -> jax.Array:
+    """``values`` as an array on the device; an integer that would wrap around there is refused."""
     if not isinstance(values, jax.Array):
         host = np.asarray(values)
         narrow = jax.dtypes.canonicalize_dtype(host.dtype)

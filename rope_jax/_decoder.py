@@ -13,7 +13,6 @@ from rope_jax._attention import Initializer, RotaryAttention
 from rope_jax._cache import KVCache, init_cache
 from rope_jax._checks import check_axes, check_dtype
 from rope_jax._norm import RMSNorm
-from rope_jax._positions import next_positions
 from rope_jax._rope import Rope
 
 
@@ -40,7 +39,7 @@ class Decoder(nn.Module, kw_only=True):
       window: see :class:`RotaryAttention`.
       norm_epsilon: added to the mean square in every RMSNorm.
       remat: recompute each block in the backward pass instead of storing what is inside it.
-      dtype: of the computation; logits are always float32.
+      dtype: of the computation; logits are summed in float32 and stay so.
       param_dtype: of the parameters.
       kernel_init: of the kernels.
       embedding_init: of the embedding.
@@ -114,46 +113,57 @@ class Decoder(nn.Module, kw_only=True):
         self.final_norm = norm()
         if not self.tie_embeddings:
             init = nn.with_logical_partitioning(self.kernel_init, ("embed", "vocab"))
-            self.unembed_kernel = dense(self.vocab_size, kernel_init=init)
+            dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+            self.unembed_kernel = dense(self.vocab_size, kernel_init=init, dot_general=dot)
 
-    def __call__(self, tokens, positions=None, *, mask=None, segment_ids=None, cache: KVCache | None = None):
+    def __call__(
+        self, tokens, positions=None, *, mask=None, segment_ids=None, cache: KVCache | None = None, length=None
+    ):
         """Logits of the next token after each one.
 
         Args:
-          tokens: integers ``[B, T]`` in ``[0, V)``; one outside makes its row NaN.
+          tokens: integers ``[B, T]`` in ``[0, V)``; one outside is NaN, and all that reads it.
           positions: see :class:`RotaryAttention`.
           mask: nonzero at real tokens ``[B, T]``; see :class:`RotaryAttention`.
           segment_ids: of packed sequences ``[B, T]``; see :class:`RotaryAttention`.
           cache: of :meth:`init_cache`, with the tokens before these.
+          length: for schedules that depend on it; see :meth:`Rope.rotation`.
 
         Returns:
           float32 ``[B, T, V]``, or ``(logits, cache)`` if a cache was given.
         """
-        hidden = self.hidden(tokens, positions, mask=mask, segment_ids=segment_ids, cache=cache)
+        hidden = self.hidden(tokens, positions, mask=mask, segment_ids=segment_ids, cache=cache, length=length)
         if cache is None:
             return self.unembed(hidden)
         hidden, cache = hidden
         return self.unembed(hidden), cache
 
-    def hidden(self, tokens, positions=None, *, mask=None, segment_ids=None, cache: KVCache | None = None):
+    def hidden(
+        self, tokens, positions=None, *, mask=None, segment_ids=None, cache: KVCache | None = None, length=None
+    ):
         """As the call, but ``[B, T, D]`` before the unembedding: for those who need the logits of few tokens."""
         tokens = jnp.asarray(tokens)
         check_axes("tokens", tokens, "B T")
         check_dtype("tokens", tokens, jnp.integer, "integer")
+        tokens = tokens.astype(jnp.int32)
         rotation = None
         if self.rope is not None:
             if positions is None:
                 seen = None if cache is None else cache.length[0]
-                positions = next_positions(tokens.shape, mask, segment_ids, seen)
-            rotation = self.rope.rotation(positions)
-        x, cache = self.layers(self.embed(tokens), rotation, mask, segment_ids, cache)
+                positions = self.rope.next_positions(tokens.shape, mask, segment_ids, seen)
+            rotation = self.rope.rotation(positions, length=length)
+        known = (tokens >= 0) & (tokens < self.vocab_size)  # an embedding would read a negative one from the end
+        x = jnp.where(known[..., None], self.embed(tokens), jnp.asarray(jnp.nan, self.dtype))
+        x, cache = self.layers(x, rotation, mask, segment_ids, cache)
         x = self.final_norm(x)
         return x if cache is None else (x, cache)
 
     def unembed(self, hidden) -> jax.Array:
         """``[..., D] -> float32 [..., V]``."""
-        logits = self.embed.attend(hidden) if self.tie_embeddings else self.unembed_kernel(hidden)
-        return logits.astype(jnp.float32)
+        if not self.tie_embeddings:
+            return self.unembed_kernel(hidden)
+        table = self.embed.embedding.astype(hidden.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
 
     def init_cache(self, *, batch: int, capacity: int, dtype=None) -> KVCache:
         """An empty cache for all layers: every leaf has a leading axis of ``num_layers``."""

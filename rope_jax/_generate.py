@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rope_jax._checks import check_axes, check_dtype
+from rope_jax._checks import check_axes, check_dtype, check_mask
 from rope_jax._decoder import Decoder
 
 
@@ -81,8 +81,8 @@ def generate(
 ) -> Generation:
     """Continues each prompt: one jitted prefill of all prompts, then one jitted loop of single tokens.
 
-    Compiled once per shape of the prompt, ``max_new_tokens``, ``top_k`` and stop token; prompts of other
-    lengths, temperatures and seeds re-use the program.
+    Compiled once per padded shape of the prompt, ``max_new_tokens``, ``top_k``, stop token, cache dtype, and
+    whether it is greedy and masked; other real lengths, temperatures and seeds re-use the program.
 
     Args:
       model: a :class:`Decoder`.
@@ -123,17 +123,17 @@ def generate(
         raise ValueError(f"prompt must hold at least one row and one token, got shape {prompt.shape}")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    known = not isinstance(prompt, jax.core.Tracer)
-    if known and not bool(jnp.all((prompt >= 0) & (prompt < model.vocab_size))):
-        low, high = int(prompt.min()), int(prompt.max())
-        raise ValueError(f"prompt must hold tokens in [0, V={model.vocab_size}), got {low} to {high}")
     if stop_token is not None and not 0 <= stop_token < model.vocab_size:
         raise ValueError(f"stop_token must be in [0, V={model.vocab_size}), got {stop_token}")
     if mask is not None:
-        mask = jnp.asarray(mask)
-        check_axes("mask", mask, "B T", B=prompt.shape[0], T=prompt.shape[1])
+        mask = check_mask("mask", mask, "B T", B=prompt.shape[0], T=prompt.shape[1])
         if not isinstance(mask, jax.core.Tracer) and not bool(jnp.all(jnp.any(mask, axis=1))):
             raise ValueError("mask must have a real token in every row, got a row of padding alone")
+        prompt = jnp.where(mask, prompt, 0)  # what stands at padding is nobody's token
+    if not isinstance(prompt, jax.core.Tracer):
+        low, high = int(prompt.min()), int(prompt.max())
+        if low < 0 or high >= model.vocab_size:
+            raise ValueError(f"prompt must hold tokens in [0, V={model.vocab_size}), got {low} to {high}")
     _check_sampling(temperature, top_k, top_p)
     greedy = isinstance(temperature, int | float) and temperature == 0
     if rng is None:
@@ -193,7 +193,7 @@ def _generate(
     hidden, cache = model.apply(params, prompt, mask=mask, cache=cache, method="hidden")
     last = jnp.full((batch,), length - 1)
     if mask is not None:
-        last -= jnp.argmax(mask[:, ::-1].astype(bool), axis=1).astype(last.dtype)
+        last -= jnp.argmax(mask[:, ::-1], axis=1).astype(last.dtype)
     going = jnp.zeros((batch,), bool)
     first = next_token(hidden[jnp.arange(batch), last], 0, going)
 

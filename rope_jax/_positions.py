@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_dtype
+from rope_jax._checks import check_axes, check_dtype, check_mask
 
 
 def positions_from_mask(mask, segment_ids=None) -> jax.Array:
@@ -29,21 +29,14 @@ def positions_from_mask(mask, segment_ids=None) -> jax.Array:
       >>> rope_jax.positions_from_mask(jnp.array([0, 1, 1, 0, 1, 1]), jnp.array([1, 1, 1, 2, 2, 2])).tolist()
       [0, 0, 1, 0, 0, 1]
     """
-    mask = jnp.asarray(mask)
-    check_axes("mask", mask, "... T")
-    if mask.dtype != jnp.bool:
-        check_dtype("mask", mask, jnp.integer, "bool or integer")
-    real = mask.astype(bool).astype(jnp.int32)
+    real = check_mask("mask", mask, "... T").astype(jnp.int32)
     before = jnp.cumsum(real, axis=-1, dtype=jnp.int32) - real
     if segment_ids is not None:
-        segment_ids = jnp.asarray(segment_ids)
-        check_dtype("segment_ids", segment_ids, jnp.integer, "integer")
-        if segment_ids.shape != mask.shape:
+        starts = _starts(segment_ids)
+        if starts.shape != real.shape:
             raise ValueError(
-                f"segment_ids must have the shape of mask, [..., T] = {mask.shape}, got {segment_ids.shape}"
+                f"segment_ids must have the shape of mask, [..., T] = {real.shape}, got {starts.shape}"
             )
-        first = jnp.ones_like(segment_ids[..., :1], bool)
-        starts = jnp.concatenate([first, segment_ids[..., 1:] != segment_ids[..., :-1]], axis=-1)
         # `before` never falls, so the largest value seen at a start is that of the latest start.
         before -= jax.lax.cummax(jnp.where(starts, before, 0), axis=before.ndim - 1)
     return before * real
@@ -68,9 +61,22 @@ def positions_from_segments(segment_ids) -> jax.Array:
       >>> rope_jax.positions_from_segments(jnp.array([7, 7, 7, 9, 9])).tolist()
       [0, 1, 2, 0, 1]
     """
+    return positions_from_mask(jnp.ones_like(_starts(segment_ids)), segment_ids)
+
+
+def same_segment(segment_ids) -> jax.Array:
+    """Which tokens stand in one run of equal ids: bool ``[B, 1, T, T]``. An id that comes back starts a new run."""
+    run = jnp.cumsum(_starts(segment_ids), axis=-1, dtype=jnp.int32)
+    return run[:, None, :, None] == run[:, None, None, :]
+
+
+def _starts(segment_ids) -> jax.Array:
+    """Where a segment begins: bool ``[..., T]``."""
     segment_ids = jnp.asarray(segment_ids)
     check_axes("segment_ids", segment_ids, "... T")
-    return positions_from_mask(jnp.ones(segment_ids.shape, bool), segment_ids)
+    check_dtype("segment_ids", segment_ids, jnp.integer, "integer")
+    first = jnp.ones_like(segment_ids[..., :1], bool)
+    return jnp.concatenate([first, segment_ids[..., 1:] != segment_ids[..., :-1]], axis=-1)
 
 
 def next_positions(shape: tuple[int, int], mask=None, segment_ids=None, seen=None) -> jax.Array:

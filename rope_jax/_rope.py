@@ -8,6 +8,7 @@ import jax
 from rope_jax._angles import Rotation, rotation
 from rope_jax._checks import check_axes
 from rope_jax._frequencies import Frequencies, FrequencyChoice, Schedule
+from rope_jax._positions import next_positions
 from rope_jax._rotation import Layout, rotate
 
 
@@ -49,10 +50,14 @@ class Rope:
         rotary_dim = self.head_dim if self.rotary_dim is None else self.rotary_dim
         if not 2 <= rotary_dim <= self.head_dim or rotary_dim % 2:
             raise ValueError(f"rotary_dim must be even, from 2 to head_dim={self.head_dim}, got {rotary_dim}")
-        object.__setattr__(self, "rotary_dim", rotary_dim)
+        # "All of it" is kept as None, so that equal recipes are equal and replace(head_dim=...) means what it says.
+        object.__setattr__(self, "rotary_dim", None if rotary_dim == self.head_dim else rotary_dim)
         if not callable(self.schedule) or isinstance(self.schedule, type):
             raise TypeError(f"schedule must be a schedule like Standard(), got {self.schedule!r}")
-        hash(self.schedule)
+        try:
+            hash(self.schedule)
+        except TypeError:
+            raise TypeError(f"schedule must be hashable, got {self.schedule!r}") from None
         if self.layout not in get_args(Layout):
             raise ValueError(f"layout must be one of {get_args(Layout)}, got {self.layout!r}")
         if self.axes is not None:
@@ -66,7 +71,7 @@ class Rope:
     @property
     def num_pairs(self) -> int:
         """R/2."""
-        return cast(int, self.rotary_dim) // 2
+        return (self.rotary_dim or self.head_dim) // 2
 
     def frequencies(self, length: int | jax.Array | None = None) -> Frequencies | FrequencyChoice:
         """The schedule's frequencies; ``length`` is for the schedules that depend on it, and only for them."""
@@ -91,6 +96,12 @@ class Rope:
           (2, 3, 32)
         """
         return rotation(positions, self.frequencies(length), axes=self.axes)
+
+    def next_positions(self, shape: tuple[int, int], mask=None, segment_ids=None, seen=None) -> jax.Array:
+        """Positions ``[B or 1, T]`` where none are given: the count of real tokens after those ``seen [B]``."""
+        if self.axes is not None:
+            raise ValueError(f"positions [..., T, A] must be given to a rope with axes {self.axes}, got None")
+        return next_positions(shape, mask, segment_ids, seen)
 
     def rotate(self, x, rotation: Rotation) -> jax.Array:
         """Turns ``x [..., T, N, H]`` by a rotation that is at hand."""

@@ -205,10 +205,10 @@ def test_64_decode_steps_compile_once():
 def test_packed_is_separate(rope):
     module, x = build(rope), inputs()
     params = init(module)
-    ids = np.array([[1] * 4 + [2] * 6, [5] * 7 + [3] * 3])
+    ids = np.array([[1] * 4 + [2] * 6, [5] * 4 + [3] * 3 + [5] * 3])  # an id that comes back is a new segment
     got = module.apply(params, x, segment_ids=ids)
-    for b, cut in enumerate((4, 7)):
-        for part in (slice(0, cut), slice(cut, T)):
+    for b, cuts in enumerate(([0, 4, T], [0, 4, 7, T])):
+        for part in itertools.starmap(slice, itertools.pairwise(cuts)):
             alone = module.apply(params, x[b : b + 1, part])
             np.testing.assert_allclose(got[b, part], alone[0], atol=TOLERANCE)
 
@@ -229,7 +229,7 @@ def test_padded_on_the_left_or_right_is_unpadded(rope, window):
     module, x = build(rope, window=window), inputs()
     params = init(module)
     alone = module.apply(params, x[:, :6])
-    junk = 1e3 * inputs(9)[:, :4]
+    junk = jnp.full((B, 4, D), jnp.nan)  # not even this may be seen
     for padded, part in (
         (jnp.concatenate([junk, x[:, :6]], 1), slice(4, T)),
         (jnp.concatenate([x[:, :6], junk], 1), slice(0, 6)),
@@ -336,7 +336,7 @@ def test_low_precision_computation(compute):
 def test_implementation_is_passed_through():
     """The name reaches jax.nn.dot_product_attention, which knows no such one; and cuDNN serves no cap and no dropout."""
     x = inputs()
-    with pytest.raises(ValueError, match="nonsense|implementation"):
+    with pytest.raises(ValueError, match="implementation must be None or one of .* got 'nonsense'"):
         build(implementation="nonsense").init(jax.random.key(0), x)
     with pytest.raises(ValueError, match="implementation must be None or 'xla' with a logit_cap or dropout"):
         build(implementation="cudnn", logit_cap=1.0).init(jax.random.key(0), x)
@@ -390,6 +390,7 @@ def call(module, *args, **kwargs):
             "positions and rotation must not both be given",
         ),
         (call(build("none"), rotation=1), ValueError, "rotation must be left out where rope is None"),
+        (call(build(), mask=jnp.zeros((B, T))), TypeError, "mask must be bool or integer, got dtype float32"),
         (call(build(), mask=jnp.ones((B, T - 1), bool)), ValueError, "mask must have shape .* with B=2, T=10"),
         (call(build(), segment_ids=jnp.ones((1, T), int)), ValueError, "segment_ids must have shape .* with B=2, T=10"),
         (call(build(), segment_ids=X[..., 0]), TypeError, "segment_ids must be integer"),
@@ -432,6 +433,10 @@ class TestAttend:
             (dict(k=jnp.ones((2, 3, 2, 4))), "k must have shape .* with B=1, H=4, got"),
             (dict(v=jnp.ones((1, 2, 2, 4))), "v must have shape .* S=3, K=2"),
             (dict(dropout_rate=0.5), "dropout_rng must be given with dropout_rate 0.5"),
+            (dict(window=0), "window must be at least 1 token, got 0"),
+            (dict(logit_cap=-1.0), "logit_cap must be positive, got -1.0"),
+            (dict(implementation="flash", logit_cap=1.0), "implementation must be None or one of .* got 'flash'"),
+            (dict(mask=jnp.ones((1, 1, 3, 2), bool)), "mask must have shape"),
         ],
     )
     def test_refusals(self, change, says):

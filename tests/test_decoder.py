@@ -169,4 +169,26 @@ def test_refusals():
     with pytest.raises(TypeError, match="tokens must be integer, got dtype float32"):
         model.init(jax.random.key(0), jnp.zeros((1, 3)))
     params = init(model)
-    assert np.isnan(model.apply(params, jnp.array([[1, V], [1, 2]]))).any(axis=(1, 2)).tolist() == [True, False]
+    for outside in (V, -1):
+        got = np.isnan(model.apply(params, jnp.array([[1, outside], [1, 2]])))
+        assert got.any(axis=(1, 2)).tolist() == [True, False] and not got[0, 0].any()
+    axial = build(rope=rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 1, 0, 1)))
+    with pytest.raises(ValueError, match=r"positions \[\.\.\., T, A\] must be given to a rope with axes"):
+        axial.init(jax.random.key(0), tokens())
+
+
+def test_length_reaches_the_schedule():
+    schedule = rope_jax.DynamicNTK(factor=4.0, original_length=4, base=100.0)
+    model = build(rope=rope_jax.Rope(8, schedule))
+    params = init(build())
+    got = model.apply(params, tokens(), length=jnp.array([4, 9]))
+    for row, length in enumerate((4, 9)):
+        want = model.apply(params, tokens()[row : row + 1], length=length)
+        np.testing.assert_allclose(got[row], want[0], atol=TOLERANCE)
+
+
+def test_logits_are_summed_in_float32():
+    for tie in (True, False):
+        model = build(dtype=jnp.bfloat16, tie_embeddings=tie)
+        logits = model.apply(model.init(jax.random.key(0), tokens()), tokens())
+        assert np.any(logits != logits.astype(jnp.bfloat16).astype(jnp.float32))

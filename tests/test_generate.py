@@ -29,7 +29,7 @@ def test_greedy_is_the_forward_pass_for_prompts_of_unequal_length(side):
     pad = lambda row, fill: (
         [fill] * (width - len(row)) + row if side == "left" else row + [fill] * (width - len(row))
     )
-    ids = jnp.array([pad(row, 11) for row in prompts])
+    ids = jnp.array([pad(row, -1) for row in prompts])
     mask = jnp.array([pad([1] * len(row), 0) for row in prompts])
     out = greedy(ids, mask=mask, max_new_tokens=8)
     assert out.tokens.tolist() == [by_hand(row, 8) for row in prompts]

@@ -14,7 +14,7 @@ import rope_jax
 
 LAYOUTS = ["half", "interleaved"]
 INT32 = 2**31 - 1
-# A rotated head of 32 features of size 1: products and sums of the rotation (3 roundings) and cos/sin (2 each).
+# A rotated head of size 1: products and sums of the rotation (3 roundings) and cos/sin (2 each).
 TURN_ERROR = 8 * oracles.EPS32
 ropes = st.builds(
     rope_jax.Rope,
@@ -63,6 +63,19 @@ class TestRotationsAreRotations:
             np.testing.assert_allclose(back, x, atol=3 * TURN_ERROR)
 
     @given(ropes, positions)
+    def test_layouts_are_equal_up_to_the_permutation(self, rope, m):
+        x, width = heads(6), 2 * rope.num_pairs
+        half, interleaved = (dataclasses.replace(rope, layout=name) for name in LAYOUTS)
+        order = [*range(0, width, 2), *range(1, width, 2), *range(width, 16)]  # interleaved -> half
+        np.testing.assert_array_equal(at(half, x[..., order], m), at(interleaved, x, m)[..., order])
+
+    @given(ropes, st.lists(positions, min_size=3, max_size=3))
+    def test_vmap_is_broadcasting(self, rope, where):
+        x, where = jnp.stack([heads(seed) for seed in range(3)]), jnp.array(where, jnp.int32)[:, None]
+        whole = rope(x, x, where)[0]
+        np.testing.assert_allclose(jax.vmap(rope)(x, x, where)[0], whole, atol=TURN_ERROR)
+
+    @given(ropes, positions)
     def test_jit_is_eager(self, rope, m):
         x = heads(5)
         jitted = jax.jit(rope)(x, x, jnp.array([m], jnp.int32))[0]
@@ -100,7 +113,9 @@ def test_is_a_value():
     rope = build()
     assert rope == build() and hash(rope) == hash(build()) and pickle.loads(pickle.dumps(rope)) == rope
     assert eval(repr(rope), vars(rope_jax)) == rope
-    assert rope_jax.Rope(64, rope_jax.Standard()) == rope_jax.Rope(64, rope_jax.Standard(), rotary_dim=64)
+    whole = rope_jax.Rope(64, rope_jax.Standard())
+    assert whole == rope_jax.Rope(64, rope_jax.Standard(), rotary_dim=64)
+    assert dataclasses.replace(whole, head_dim=128).num_pairs == 64
     for change in (dict(layout="interleaved"), dict(rotary_dim=64, axes=None), dict(schedule=rope_jax.Standard())):
         assert dataclasses.replace(rope, **change) != rope
 
@@ -156,6 +171,16 @@ def test_no_leaks_and_no_hidden_state():
     assert np.abs(alone[0] - alone[1]).max() > 0.1
 
 
+class Unhashable:
+    __hash__ = None
+
+    def __call__(self, rotary_dim):
+        return rope_jax.Standard()(rotary_dim)
+
+    def __repr__(self):
+        return "<Unhashable>"
+
+
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
@@ -174,6 +199,7 @@ def test_no_leaks_and_no_hidden_state():
         (lambda: rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 1)), ValueError, "R/2 = 4 pairs, got \\(0, 1\\)"),
         (lambda: rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 1, -1, 0)), ValueError, "0 or above"),
         (lambda: rope_jax.Rope(8, rope_jax.Standard), TypeError, "schedule must be a schedule like Standard()"),
+        (lambda: rope_jax.Rope(8, Unhashable()), TypeError, "schedule must be hashable, got <Unhashable>"),
         (lambda: rope_jax.Rope(8, 10_000.0), TypeError, "schedule must be a schedule .* got 10000.0"),
         (
             lambda: rope_jax.Rope(8, rope_jax.Standard())(

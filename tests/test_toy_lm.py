@@ -216,8 +216,10 @@ class TestBadInput:
             (("--mesh", "data=64"), "--mesh data=64 needs 64 devices, got 1"),
             (("--mesh", "rows=2"), "--mesh axes must be data and model"),
             (("--mesh", "2x4"), "--mesh must look like data=2,model=4, got 2x4"),
-            (("--steps", 0), "--steps must be at least 1, or not empty, got 0"),
-            (("--prompt", ""), "--prompt must be at least 1, or not empty, got ''"),
+            (("--steps", 0), "--steps must be positive, got 0"),
+            (("--temperature", -1), "--temperature must be 0 or more, got -1.0"),
+            (("--learning-rate", -1), "--learning-rate must be positive, got -1.0"),
+            (("--prompt", ""), "--prompt must be positive, got ''"),
         ):
             if "--data" not in args:
                 args = ("--data", text, *args)
@@ -234,16 +236,26 @@ class TestBadInput:
         before = {path: path.read_bytes() for path in sorted((tmp_path / "w").rglob("*")) if path.is_file()}
         capsys.readouterr()
         says = refused(toy, capsys, *args, "--base", 5.0)
-        assert "is of another run: base 10000.0 there, 5.0 here. Choose another --workdir" in says
+        assert "is another one: base 10000.0 there, 5.0 here. Choose another --workdir" in says
         other = tmp_path / "other.txt"
         other.write_text(text.read_text().replace("fox", "cat"))
         assert "corpus" in refused(toy, capsys, *args, "--data", other)
         after = {path: path.read_bytes() for path in sorted((tmp_path / "w").rglob("*")) if path.is_file()}
         assert before == after
 
+        metrics = tmp_path / "w" / "metrics.jsonl"
+        kept = metrics.read_text()
+        metrics.write_text('{"loss": 3}')
+        assert "must hold one JSON object with a step per line" in refused(toy, capsys, *args)
+        metrics.write_text(kept)
         for path in (tmp_path / "w" / "checkpoints").rglob("*"):
             if path.is_file():
                 path.write_bytes(b"junk")
         assert "cannot be read" in refused(toy, capsys, *args)
+        alien = tmp_path / "alien" / "config.json"
+        alien.parent.mkdir()
+        alien.write_text('{"model_type": "llama"}')
+        assert "is another one: model_type llama there" in refused(toy, capsys, *args, "--workdir", alien.parent)
+        assert alien.read_text() == '{"model_type": "llama"}'
         (tmp_path / "w" / "config.json").write_text("{")
         assert "config.json must describe the checkpoints beside it" in refused(toy, capsys, *args)
