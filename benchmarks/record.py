@@ -15,9 +15,8 @@ import numpy as np
 def machine() -> dict:
     """The processor and the versions that a figure belongs to."""
     cpuinfo = Path("/proc/cpuinfo")
-    names = [
-        line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-    ]
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
         "processor": names[0] if names else platform.processor(),

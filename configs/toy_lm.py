@@ -135,8 +135,6 @@ def training_batch(text: np.ndarray, config: Config, step: int) -> np.ndarray:
     return windows(text, starts, config.length)
 
 
-# ------------------------------------------------------------------------------------ model and optimiser
-
 SCHEDULES = ("Standard", "Linear", "NTKAware", "DynamicNTK", "Yarn", "LongRope", "Llama3", "Proportional")
 
 
@@ -196,9 +194,6 @@ def initial_state(model, optimizer, mesh, config: Config):
 
     placement = nn.logical_to_mesh_sharding(nn.get_partition_spec(jax.eval_shape(init)), mesh, rules)
     return jax.jit(lambda: nn.unbox(init()), out_shardings=placement)()
-
-
-# ---------------------------------------------------------------------------------- training, step by step
 
 
 def mean_loss(model, params, tokens) -> jax.Array:
@@ -273,8 +268,7 @@ def write(path: Path, text: str) -> None:
 
 def plot(path: Path, rows: list[dict]) -> None:
     figure = matplotlib.figure.Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(title="Toy language model", xlabel="training step", ylabel="bits per byte")
-    axes.set_yscale("log")
+    axes = figure.add_subplot(xlabel="training step", ylabel="bits per byte", yscale="log", title="Toy LM")
     for key, label in (("train", "training batch"), ("held_out", "held-out files")):
         points = [(row["step"], row[key]) for row in rows if key in row]
         axes.plot(*zip(*points, strict=True), label=label, marker="o" if key == "held_out" else "", linewidth=1)

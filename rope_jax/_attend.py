@@ -53,8 +53,9 @@ def attend(
 ) -> jax.Array:
     """``softmax(scale q.k) v`` (Vaswani et al. 2017, section 3.2.1), with grouped heads, masks and caps.
 
-    It is :func:`jax.nn.dot_product_attention`, except with a soft cap or dropout, which that has not: then
-    the scores are formed here, ``logit_cap * tanh(scale q.k / logit_cap)`` (Gemma 2, section 2), in float32.
+    It is :func:`jax.nn.dot_product_attention`, except with a soft cap or dropout, which that has not, or for
+    bfloat16 under strict promotion, which that breaks. Then the scores are formed here, in float32:
+    ``logit_cap * tanh(scale q.k / logit_cap)`` (Gemma 2, section 2).
 
     Args:
       q: ``[B, T, N, H]``.
@@ -89,7 +90,7 @@ def attend(
     if heads % kv_heads:
         raise ValueError(f"q must have a multiple of K={kv_heads} heads, got N={heads}")
     if mask is not None:
-        check_axes("mask", mask, "B 1|N T S", B={1, batch}, T=length, S=k.shape[1], **{"1|N": {1, heads}})
+        check_axes("mask", mask, "B N T S", B={1, batch}, N={1, heads}, T=length, S=k.shape[1])
         check_dtype("mask", mask, jnp.bool, "bool")
     check_options(window, logit_cap, dropout_rate)
     if implementation not in (None, *get_args(Implementation)):
@@ -97,23 +98,23 @@ def attend(
             f"implementation must be None or one of {get_args(Implementation)}, got {implementation!r}"
         )
 
-    if logit_cap is None and dropout_rate == 0.0:
+    # It widens narrow scores by promotion, in its backward pass too: strict promotion takes the path below.
+    strict = jax.config.read("jax_numpy_dtype_promotion") == "strict" and q.dtype.itemsize < 4
+    if logit_cap is None and dropout_rate == 0.0 and (implementation == "cudnn" or not strict):
         if window is not None and not isinstance(length, int):  # its window takes no symbolic length
             near, window = _by_index(length, k.shape[1], causal=False, window=window), None
             mask = near if mask is None else near & mask
-        # It widens bfloat16 scores to float32 by promotion, which strict promotion would refuse.
-        with jax.numpy_dtype_promotion("standard"):
-            return jax.nn.dot_product_attention(
-                q,
-                k,
-                v,
-                mask=mask,
-                scale=scale,
-                is_causal=causal,
-                # How many keys before and after the query; cuDNN takes none after it in a causal window.
-                local_window_size=None if window is None else (window - 1, 0 if causal else window - 1),
-                implementation=implementation,
-            )
+        return jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            mask=mask,
+            scale=scale,
+            is_causal=causal,
+            # How many keys before and after the query; cuDNN takes none after it in a causal window.
+            local_window_size=None if window is None else (window - 1, 0 if causal else window - 1),
+            implementation=implementation,
+        )
     if implementation == "cudnn":
         raise ValueError("implementation must be None or 'xla' with a logit_cap or dropout, got 'cudnn'")
     if dropout_rate > 0.0 and dropout_rng is None:

@@ -10,7 +10,7 @@ from rope_jax._angles import Rotation
 from rope_jax._angles import rotation as rotation_at
 from rope_jax._attend import Implementation, attend, check_options, visible
 from rope_jax._cache import KVCache
-from rope_jax._checks import check_axes, check_dtype, check_mask
+from rope_jax._checks import check_axes, check_dtype, check_mask, device_array
 from rope_jax._frequencies import Frequencies
 from rope_jax._norm import RMSNorm
 from rope_jax._positions import next_positions, same_segment
@@ -117,6 +117,7 @@ class RotaryAttention(nn.Module, kw_only=True):
           ``y [B, T, D]``, or ``(y, cache)`` if a cache was given. A row whose cache overflowed is NaN.
         """
         self._check_fields()
+        x = jnp.asarray(x)
         check_axes("x", x, "B T D")
         batch, length, width = x.shape
         check_dtype("x", x, jnp.floating, "floating")
@@ -220,6 +221,9 @@ class RotaryAttention(nn.Module, kw_only=True):
         """The mask as bool and the segment ids as an array, if the arguments go together."""
         if positions is not None and rotation is not None:
             raise ValueError("positions and rotation must not both be given: a rotation stands for its positions")
+        if positions is not None and self.rope is not None:
+            positions = device_array("positions", positions)
+            check_axes("positions", positions, "... T" if self.rope.axes is None else "... T A", T=length)
         if rotation is not None and (self.rope is None or self.learn_frequencies):
             raise ValueError(
                 "rotation must be left out where rope is None or its frequencies are learned: it would be ignored"
@@ -227,7 +231,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         if mask is not None:
             mask = check_mask("mask", mask, "B T", B=batch, T=length)
         if segment_ids is not None:
-            segment_ids = jnp.asarray(segment_ids)
+            segment_ids = device_array("segment_ids", segment_ids)
             check_dtype("segment_ids", segment_ids, jnp.integer, "integer")
             check_axes("segment_ids", segment_ids, "B T", B=batch, T=length)
         if cache is not None:

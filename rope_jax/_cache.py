@@ -20,6 +20,7 @@ class KVCache:
       key: ``[B, S, K, H]``, rotated.
       value: ``[B, S, K, H]``.
       length: int32 ``[B]``, the tokens each row has been given. Beyond S they were dropped: see ``overflowed``.
+        A row that overflowed may hold NaN from the layers below it: begin anew with :func:`init_cache`.
     """
 
     key: jax.Array
@@ -60,6 +61,7 @@ class KVCache:
           >>> cache.write(kv, kv, mask=jnp.array([[1, 1, 1], [0, 0, 1]])).length.tolist()
           [3, 1]
         """
+        check_axes("cache.key", self.key, "B S K H")
         batch, capacity, heads, head_dim = self.key.shape
         check_axes("key", key, "B T K H", B=batch, K=heads, H=head_dim)
         check_axes("value", value, "B T K H", B=batch, T=key.shape[1], K=heads, H=head_dim)
@@ -68,8 +70,8 @@ class KVCache:
             real = jnp.ones((batch, tokens), bool)
         else:
             real = check_mask("mask", mask, "B T", B=batch, T=tokens)
-        count = jnp.cumsum(real.astype(jnp.int32), axis=1, dtype=jnp.int32)
-        length = self.length + count[:, -1]
+        count = jnp.cumsum(real, axis=1, dtype=jnp.int32)
+        length = self.length + jnp.sum(real, axis=1, dtype=jnp.int32)
         self._refuse_known_overflow(tokens, mask, length)
 
         slots = jnp.where(real, self.length[:, None] + count - 1, capacity)  # slot S does not exist: dropped

@@ -17,14 +17,11 @@ def check_axes(argument: str, array, axes: str, **sizes) -> None:
     letters = axes.split()
     expected = tuple(... if letter == "..." else sizes.get(letter) for letter in letters)
     known = ", ".join(f"{letter}={sizes[letter]}" for letter in letters if letter in sizes)
-    chex.assert_shape(
-        array,
-        expected,
-        custom_message=f"{argument} must have shape [{', '.join(letters)}]"
-        f"{' with ' + known if known else ''}, got {tuple(np.shape(array))}",
-        include_default_message=False,
-        exception_type=ValueError,
-    )
+    try:
+        chex.assert_shape(array, expected)
+    except AssertionError:  # said again in our words: chex knows neither the argument nor the letters
+        given = f"{' with ' + known if known else ''}, got {tuple(np.shape(array))}"
+        raise ValueError(f"{argument} must have shape [{', '.join(letters)}]{given}") from None
 
 
 def check_dtype(argument: str, array, kind, expected: str) -> None:

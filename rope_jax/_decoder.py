@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rope_jax._angles import Rotation
 from rope_jax._attention import Initializer, RotaryAttention
 from rope_jax._cache import KVCache, init_cache
-from rope_jax._checks import check_axes, check_dtype
+from rope_jax._checks import check_axes, check_dtype, device_array
 from rope_jax._norm import RMSNorm
 from rope_jax._rope import Rope
 
@@ -122,7 +122,7 @@ class Decoder(nn.Module, kw_only=True):
         """Logits of the next token after each one.
 
         Args:
-          tokens: integers ``[B, T]`` in ``[0, V)``; one outside is NaN, and all that reads it.
+          tokens: integers ``[B, T]`` in ``[0, V)``; one outside makes its row NaN.
           positions: see :class:`RotaryAttention`.
           mask: nonzero at real tokens ``[B, T]``; see :class:`RotaryAttention`.
           segment_ids: of packed sequences ``[B, T]``; see :class:`RotaryAttention`.
@@ -142,10 +142,15 @@ class Decoder(nn.Module, kw_only=True):
         self, tokens, positions=None, *, mask=None, segment_ids=None, cache: KVCache | None = None, length=None
     ):
         """As the call, but ``[B, T, D]`` before the unembedding: for those who need the logits of few tokens."""
-        tokens = jnp.asarray(tokens)
+        tokens = device_array("tokens", tokens)
         check_axes("tokens", tokens, "B T")
         check_dtype("tokens", tokens, jnp.integer, "integer")
         tokens = tokens.astype(jnp.int32)
+        if cache is not None and cache.key.ndim != 5:
+            raise ValueError(
+                "cache must be one of all layers, from model.init_cache: key [layers, B, S, K, H], "
+                f"got {cache.key.shape}"
+            )
         rotation = None
         if self.rope is not None:
             if positions is None:

@@ -199,6 +199,8 @@ def _length(schedule, length):
         length = jnp.asarray(length)
     if isinstance(length, jax.Array):
         check_dtype("length", length, jnp.integer, "integer")
+        if not isinstance(length, jax.core.Tracer) and not bool(jnp.all(length >= 1)):
+            raise ValueError(f"{type(schedule).__name__}: length must be at least 1 token, got {length}")
         return length
     return _host_length(schedule, length)
 
@@ -366,11 +368,6 @@ class Yarn:
             raise ValueError(f"Yarn: base must be above 1, got {self.base}")
         if self.attention_factor is not None:
             _check(self, positive=["attention_factor"])
-        if (self.mscale is None) != (self.mscale_all_dim is None):
-            raise ValueError(
-                "Yarn: mscale and mscale_all_dim must be given together, or neither, "
-                f"got {self.mscale} and {self.mscale_all_dim}"
-            )
 
     def __call__(self, rotary_dim: int) -> Frequencies:
         inv_freq = geometric(rotary_dim, self.base)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rope_jax._checks import check_axes, check_dtype, check_mask
+from rope_jax._checks import check_axes, check_dtype, check_mask, device_array
 from rope_jax._decoder import Decoder
 
 
@@ -49,9 +49,12 @@ def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None
       1
     """
     _check_sampling(temperature, top_k, top_p)
-    if isinstance(temperature, int | float) and temperature == 0:
+    if _is_known(temperature) and temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    scaled = logits.astype(jnp.float32) / jnp.where(temperature == 0, 1.0, temperature)
+    logits = jnp.asarray(logits)
+    scaled = logits.astype(jnp.float32)
+    scaled -= jnp.max(scaled, axis=-1, keepdims=True)  # the largest stays finite at any temperature
+    scaled /= jnp.where(temperature == 0, 1.0, temperature)
     if top_k is not None:
         lowest = lax.top_k(scaled, min(top_k, logits.shape[-1]))[0][..., -1:]
         scaled = jnp.where(scaled < lowest, -jnp.inf, scaled)
@@ -115,7 +118,7 @@ def generate(
       >>> rope_jax.generate(model, params, prompt, mask=mask, max_new_tokens=5, temperature=0).tokens.shape
       (2, 5)
     """
-    prompt = jnp.asarray(prompt)
+    prompt = device_array("prompt", prompt)
     check_axes("prompt", prompt, "B T")
     check_dtype("prompt", prompt, jnp.integer, "integer")
     prompt = prompt.astype(jnp.int32)
@@ -135,7 +138,7 @@ def generate(
         if low < 0 or high >= model.vocab_size:
             raise ValueError(f"prompt must hold tokens in [0, V={model.vocab_size}), got {low} to {high}")
     _check_sampling(temperature, top_k, top_p)
-    greedy = isinstance(temperature, int | float) and temperature == 0
+    greedy = bool(_is_known(temperature) and temperature == 0)
     if rng is None:
         if not greedy:
             raise ValueError(f"rng must be given with temperature {temperature}, got None")
@@ -211,10 +214,14 @@ def _generate(
     return Generation(tokens, jnp.sum(~stopped, axis=0, dtype=jnp.int32) + 1)
 
 
+def _is_known(value) -> bool:
+    return not isinstance(value, jax.core.Tracer)
+
+
 def _check_sampling(temperature, top_k, top_p) -> None:
-    if isinstance(temperature, int | float) and not (temperature >= 0 and temperature < float("inf")):
+    if _is_known(temperature) and not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be 0 or above and finite, got {temperature}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
-    if isinstance(top_p, int | float) and not 0 < top_p <= 1:
+    if top_p is not None and _is_known(top_p) and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_dtype, check_mask
+from rope_jax._checks import check_axes, check_dtype, check_mask, device_array
 
 
 def positions_from_mask(mask, segment_ids=None) -> jax.Array:
@@ -72,7 +72,7 @@ def same_segment(segment_ids) -> jax.Array:
 
 def _starts(segment_ids) -> jax.Array:
     """Where a segment begins: bool ``[..., T]``."""
-    segment_ids = jnp.asarray(segment_ids)
+    segment_ids = device_array("segment_ids", segment_ids)
     check_axes("segment_ids", segment_ids, "... T")
     check_dtype("segment_ids", segment_ids, jnp.integer, "integer")
     first = jnp.ones_like(segment_ids[..., :1], bool)

@@ -6,7 +6,7 @@ from typing import Any, cast, get_args
 import jax
 
 from rope_jax._angles import Rotation, rotation
-from rope_jax._checks import check_axes
+from rope_jax._checks import check_axes, device_array
 from rope_jax._frequencies import Frequencies, FrequencyChoice, Schedule
 from rope_jax._positions import next_positions
 from rope_jax._rotation import Layout, rotate
@@ -76,10 +76,17 @@ class Rope:
     def frequencies(self, length: int | jax.Array | None = None) -> Frequencies | FrequencyChoice:
         """The schedule's frequencies; ``length`` is for the schedules that depend on it, and only for them."""
         if length is None:
-            return self.schedule(2 * self.num_pairs)
-        if not hasattr(self.schedule, "length"):
+            frequencies = self.schedule(2 * self.num_pairs)
+        elif hasattr(self.schedule, "length"):
+            frequencies = cast(Any, self.schedule)(2 * self.num_pairs, length)
+        else:
             raise ValueError(f"length must be left out: {type(self.schedule).__name__} does not depend on it")
-        return cast(Any, self.schedule)(2 * self.num_pairs, length)
+        if frequencies.num_pairs != self.num_pairs:
+            raise ValueError(
+                f"schedule must give R/2 = {self.num_pairs} frequencies, got {frequencies.num_pairs} "
+                f"from {self.schedule!r}"
+            )
+        return frequencies
 
     def rotation(self, positions, *, length: int | jax.Array | None = None) -> Rotation:
         """Cos and sin at the positions, to be computed once and handed to every layer.
@@ -111,7 +118,7 @@ class Rope:
 
     def __call__(self, q, k, positions, *, length: int | jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """``q [..., T, N, H]`` and ``k [..., T, K, H]`` turned to ``positions [..., T]``; dtypes are kept."""
-        turn = self.rotation(positions, length=length)
+        turn = self._checked_rotation(q, k, positions, length)
         return self.rotate(q, turn), self.rotate(k, turn)
 
     def inverse(self, q, k, positions, *, length: int | jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -124,5 +131,12 @@ class Rope:
           >>> bool(jnp.allclose(rope.inverse(*rope(q, q, positions), positions)[0], q, atol=1e-6))
           True
         """
-        turn = self.rotation(positions, length=length).inverse()
+        turn = self._checked_rotation(q, k, positions, length).inverse()
         return self.rotate(q, turn), self.rotate(k, turn)
+
+    def _checked_rotation(self, q, k, positions, length) -> Rotation:
+        check_axes("q", q, "... T N H", H=self.head_dim)
+        check_axes("k", k, "... T K H", T=q.shape[-3], H=self.head_dim)
+        positions = device_array("positions", positions)
+        check_axes("positions", positions, "... T" if self.axes is None else "... T A", T=q.shape[-3])
+        return self.rotation(positions, length=length)

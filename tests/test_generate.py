@@ -104,7 +104,8 @@ class TestSample:
             (dict(top_p=1.0), [0.4, 0.3, 0.2, 0.08, 0.02]),
             (dict(top_k=3, top_p=0.5), [4 / 7, 3 / 7, 0, 0, 0]),
             (dict(temperature=0), [1, 0, 0, 0, 0]),
-            (dict(temperature=0.0), [1, 0, 0, 0, 0]),
+            (dict(temperature=np.float32(0.0)), [1, 0, 0, 0, 0]),
+            (dict(temperature=1e-30), [1, 0, 0, 0, 0]),
         ],
     )
     def test_distribution(self, kwargs, want):
@@ -136,6 +137,9 @@ PROMPT = jnp.zeros((2, 3), int)
         (dict(rng=None), ValueError, "rng must be given with temperature 1.0, got None"),
         (dict(temperature=-1.0), ValueError, "temperature must be 0 or above and finite, got -1.0"),
         (dict(top_k=0), ValueError, "top_k must be at least 1, got 0"),
+        (dict(temperature=np.float32(-1)), ValueError, "temperature must be 0 or above and finite, got -1.0"),
+        (dict(temperature=jnp.float32(jnp.nan)), ValueError, "temperature must be 0 or above and finite, got nan"),
+        (dict(top_p=jnp.float32(0.0)), ValueError, r"top_p must be in \(0, 1\], got 0.0"),
         (dict(top_p=0.0), ValueError, r"top_p must be in \(0, 1\], got 0.0"),
         (dict(top_p=1.5), ValueError, r"top_p must be in \(0, 1\], got 1.5"),
         (dict(stop_token=V), ValueError, r"stop_token must be in \[0, V=13\), got 13"),

@@ -76,6 +76,11 @@ def test_grid_runs_row_by_row():
         (lambda: rope_jax.positions_from_mask([1, 1], [1, 1, 1]), ValueError, r"segment_ids .* \(2,\), got \(3,\)"),
         (lambda: rope_jax.positions_from_segments([1.0]), TypeError, "segment_ids must be integer, got .*float32"),
         (lambda: rope_jax.positions_from_segments(3), ValueError, "segment_ids must have shape"),
+        (
+            lambda: rope_jax.positions_from_segments(np.array([0, 2**32])),
+            ValueError,
+            "segment_ids must fit in int32",
+        ),
         (lambda: rope_jax.grid_positions(), ValueError, "sizes must be"),
         (lambda: rope_jax.grid_positions(3, 0), ValueError, r"got \(3, 0\)"),
     ],

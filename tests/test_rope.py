@@ -199,6 +199,25 @@ class Unhashable:
         (lambda: rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 1)), ValueError, "R/2 = 4 pairs, got \\(0, 1\\)"),
         (lambda: rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 1, -1, 0)), ValueError, "0 or above"),
         (lambda: rope_jax.Rope(8, rope_jax.Standard), TypeError, "schedule must be a schedule like Standard()"),
+        (
+            lambda: rope_jax.Rope(8, lambda r: rope_jax.Frequencies([1.0])).frequencies(),
+            ValueError,
+            "schedule must give R/2 = 4 freq",
+        ),
+        (
+            lambda: rope_jax.Rope(8, rope_jax.Standard())(
+                jnp.ones((2, 3, 1, 8)), jnp.ones((2, 4, 1, 8)), jnp.arange(3)
+            ),
+            ValueError,
+            "k must have shape .* with T=3",
+        ),
+        (
+            lambda: rope_jax.Rope(8, rope_jax.Standard())(
+                jnp.ones((2, 3, 1, 8)), jnp.ones((2, 3, 1, 8)), jnp.arange(4)
+            ),
+            ValueError,
+            "positions must have shape .* with T=3",
+        ),
         (lambda: rope_jax.Rope(8, Unhashable()), TypeError, "schedule must be hashable, got <Unhashable>"),
         (lambda: rope_jax.Rope(8, 10_000.0), TypeError, "schedule must be a schedule .* got 10000.0"),
         (
@@ -206,7 +225,7 @@ class Unhashable:
                 jnp.ones((1, 3, 2, 16)), jnp.ones((1, 3, 2, 16)), jnp.arange(3)
             ),
             ValueError,
-            r"x must have shape \[\.\.\., T, N, H\] with H=8, got \(1, 3, 2, 16\)",
+            r"q must have shape \[\.\.\., T, N, H\] with H=8, got \(1, 3, 2, 16\)",
         ),
         (
             lambda: rope_jax.Rope(8, rope_jax.Standard()).rotate(
