@@ -99,7 +99,8 @@ def attend(
         )
 
     # It widens narrow scores by promotion, in its backward pass too: strict promotion takes the path below.
-    strict = jax.config.read("jax_numpy_dtype_promotion") == "strict" and q.dtype.itemsize < 4
+    promotion = jax.config.jax_numpy_dtype_promotion  # type: ignore[attr-defined]
+    strict = promotion == "strict" and q.dtype.itemsize < 4
     if logit_cap is None and dropout_rate == 0.0 and (implementation == "cudnn" or not strict):
         if window is not None and not isinstance(length, int):  # its window takes no symbolic length
             near, window = _by_index(length, k.shape[1], causal=False, window=window), None

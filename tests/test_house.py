@@ -1,6 +1,7 @@
 """Of the house itself: which way the data flows, what it imports, and that the README says the truth."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -97,3 +98,18 @@ def test_the_picture_can_be_drawn_again(tmp_path):
     target = tmp_path / "overview.png"
     subprocess.run([sys.executable, ROOT / "notebooks/overview.py", target], check=True)
     assert target.read_bytes().startswith(b"\x89PNG") and target.stat().st_size > 20_000
+
+
+def test_the_readme_quotes_what_was_measured():
+    exactness = json.loads((ROOT / "benchmarks/results/exactness.json").read_text())
+    for name, row in exactness["result"]["worst error"].items():
+        assert f"| {name} | {row['rope_jax']:.1e} | {row['float32']:.1e} |" in README
+    every = exactness["result"]["every phase of a quarter turn, attention factor 1"]
+    assert f"{every:.1e}" in README
+    angles = json.loads((ROOT / "benchmarks/results/angles.json").read_text())
+    for table, row in angles["result"]["positions x pairs"].items():
+        times = row["milliseconds (quartiles)"]
+        ours, plain = times["rope_jax"][1], times["float32 cos and sin"][1]
+        assert f"| {table} | {ours:.3g} ms | {plain:.3g} ms |" in README
+    for kept in (exactness, angles):
+        assert kept["jax"] in README and kept["date"] in README
