@@ -503,7 +503,7 @@ class Proportional:
     """Only the fastest pairs turn: ``theta_i = base^(-2i/R) / factor`` for ``i < proportion * R/2``, else 0.
 
     The ladder is that of the whole head, cut short; a pair of frequency 0 stands still (p-RoPE, Barbero
-    et al. 2024, section 6.1; as in Gemma 4).
+    et al. 2024, "Round and Round We Go"; as in Gemma 4).
 
     Raises:
       ValueError: if a field is out of range.

@@ -8,13 +8,15 @@ import rope_jax
 
 MODEL = build()
 PARAMS = init(MODEL)
+FORWARD = jax.jit(MODEL.apply)
 
 
 def by_hand(prompt, count):
     """Greedy, by the plain forward pass over everything written so far."""
     ids = list(prompt)
     for _ in range(count):
-        ids.append(int(jnp.argmax(MODEL.apply(PARAMS, jnp.array([ids]))[0, -1])))
+        padded = jnp.array([ids + [0] * (16 - len(ids))])  # causal: what comes after changes nothing
+        ids.append(int(jnp.argmax(FORWARD(PARAMS, padded)[0, len(ids) - 1])))
     return ids[len(prompt) :]
 
 

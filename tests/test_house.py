@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 import rope_jax
 
@@ -94,7 +93,6 @@ def test_the_readme_names_files_and_targets_that_exist():
 
 
 def test_the_picture_can_be_drawn_again(tmp_path):
-    pytest.importorskip("matplotlib")
     target = tmp_path / "overview.png"
     subprocess.run([sys.executable, ROOT / "notebooks/overview.py", target], check=True)
     assert target.read_bytes().startswith(b"\x89PNG") and target.stat().st_size > 20_000
