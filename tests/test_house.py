@@ -86,7 +86,7 @@ def test_the_examples_of_the_readme_run():
 
 
 def test_the_readme_names_files_and_targets_that_exist():
-    for target in re.findall(r"\bmake ([a-z]+)\b", README):
+    for target in map("".join, re.findall(r"^make ([a-z]+)|`make ([a-z]+)`", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link
