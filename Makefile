@@ -11,7 +11,7 @@ demo: .venv/train
 	$(BIN)/python configs/toy_lm.py
 
 test: .venv/test
-	$(BIN)/python -m pytest -n 2 --durations 10
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 oracle: .venv/oracle
 	$(BIN)/python -m pytest -m oracle tests/oracle
