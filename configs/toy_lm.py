@@ -44,7 +44,6 @@ class Config:
     workdir: Path = Path("runs/toy_lm")
     """Where checkpoints, metrics.jsonl, loss.png and sample.txt go."""
     seed: int = 0
-    """Of the initial weights, the order of the data, and the sample."""
 
     schedule: tuple[str, ...] = ("standard",)
     """A rope_jax schedule and its hyperparameters: yarn factor=4 original_length=64."""
@@ -69,7 +68,6 @@ class Config:
     warmup: int = 40
     weight_decay: float = 0.1
     clip: float = 1.0
-    """Largest global norm of the gradient."""
     eval_every: int = 100
     checkpoint_every: int = 100
 
