@@ -130,10 +130,10 @@ def generate(
         raise ValueError(f"stop_token must be in [0, V={model.vocab_size}), got {stop_token}")
     if mask is not None:
         mask = check_mask("mask", mask, "B T", B=prompt.shape[0], T=prompt.shape[1])
-        if not isinstance(mask, jax.core.Tracer) and not bool(jnp.all(jnp.any(mask, axis=1))):
+        if _is_known(mask) and not bool(jnp.all(jnp.any(mask, axis=1))):
             raise ValueError("mask must have a real token in every row, got a row of padding alone")
         prompt = jnp.where(mask, prompt, 0)  # what stands at padding is nobody's token
-    if not isinstance(prompt, jax.core.Tracer):
+    if _is_known(prompt):
         low, high = int(prompt.min()), int(prompt.max())
         if low < 0 or high >= model.vocab_size:
             raise ValueError(f"prompt must hold tokens in [0, V={model.vocab_size}), got {low} to {high}")
