@@ -11,7 +11,7 @@ from rope_jax._checks import check_axes, check_dtype
 Implementation = Literal["xla", "cudnn"]
 
 
-def visible(query_order, key_order, *, causal: bool, window: int | None = None) -> jax.Array:
+def visible(query_order, key_order, *, causal: bool, window: int | jax.Array | None = None) -> jax.Array:
     """Which keys each query may read, by their order in the row: bool ``[B, 1, T, S]``.
 
     Order counts real tokens, so that padding and the slots of a cache neither widen a window nor narrow it.
@@ -20,7 +20,7 @@ def visible(query_order, key_order, *, causal: bool, window: int | None = None) 
       query_order: integers ``[B, T]``.
       key_order: integers ``[B, S]``.
       causal: whether a key must not be later than the query.
-      window: whether a key must be less than this many tokens away.
+      window: how many tokens away a key must be less than, if it must; the number may be traced.
 
     Example:
       >>> import jax.numpy as jnp
@@ -44,7 +44,7 @@ def attend(
     *,
     mask=None,
     causal: bool = False,
-    window: int | None = None,
+    window: int | jax.Array | None = None,
     scale: float | None = None,
     logit_cap: float | None = None,
     dropout_rate: float = 0.0,
@@ -63,7 +63,7 @@ def attend(
       v: ``[B, S, K, H]``.
       mask: bool ``[B or 1, N or 1, T, S]``, True where a query may read a key.
       causal: query t reads keys ``s <= t``. Beside the mask, not in its place.
-      window: query t reads keys with ``|t - s| < window``.
+      window: query t reads keys with ``|t - s| < window``, an integer that may be traced.
       scale: multiplies q.k; ``1/sqrt(H)`` where it is None.
       logit_cap: soft bound of the scaled scores.
       dropout_rate: share of the attention weights that is dropped, in [0, 1).
@@ -102,7 +102,8 @@ def attend(
     promotion = jax.config.jax_numpy_dtype_promotion  # type: ignore[attr-defined]
     strict = promotion == "strict" and q.dtype.itemsize < 4
     if logit_cap is None and dropout_rate == 0.0 and (implementation == "cudnn" or not strict):
-        if window is not None and not isinstance(length, int):  # its window takes no symbolic length
+        # Its window takes no symbolic length, and must be a number itself.
+        if window is not None and (isinstance(window, jax.Array) or not isinstance(length, int)):
             near, window = _by_index(length, k.shape[1], causal=False, window=window), None
             mask = near if mask is None else near & mask
         return jax.nn.dot_product_attention(
@@ -139,9 +140,9 @@ def attend(
     return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape).astype(q.dtype)
 
 
-def check_options(window: int | None, logit_cap: float | None, dropout_rate: float) -> None:
+def check_options(window: int | jax.Array | None, logit_cap: float | None, dropout_rate: float) -> None:
     """Raises ValueError for one that is out of its range."""
-    if window is not None and window < 1:
+    if window is not None and not isinstance(window, jax.core.Tracer) and window < 1:
         raise ValueError(f"window must be at least 1 token, got {window}")
     if logit_cap is not None and not logit_cap > 0:
         raise ValueError(f"logit_cap must be positive, got {logit_cap}")
@@ -149,6 +150,7 @@ def check_options(window: int | None, logit_cap: float | None, dropout_rate: flo
         raise ValueError(f"dropout_rate must be in [0, 1), got {dropout_rate}")
 
 
-def _by_index(length, kv_length, *, causal: bool, window: int | None) -> jax.Array:
+def _by_index(length, kv_length, *, causal: bool, window: int | jax.Array | None) -> jax.Array:
     """What queries and keys in order of their index may read: bool ``[1, 1, T, S]``."""
-    return visible(jnp.arange(length)[None], jnp.arange(kv_length)[None], causal=causal, window=window)
+    queries, keys = (jnp.arange(size, dtype=jnp.int32)[None] for size in (length, kv_length))
+    return visible(queries, keys, causal=causal, window=window)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from rope_jax._angles import Rotation
@@ -41,7 +42,9 @@ class RotaryAttention(nn.Module, kw_only=True):
       logit_scale: multiplies q.k; ``1/sqrt(H)`` where it is None.
       qk_norm: RMSNorm over H of q and of k, before the rotation.
       qk_norm_epsilon: added to the mean square there.
+      qk_norm_unit_offset: whether their scales are what is added to 1 (Gemma 3).
       use_bias: whether the four projections have biases.
+      use_out_bias: whether the output projection has one; as ``use_bias`` where it is None.
       dropout_rate: of the attention weights; needs the rng stream ``dropout`` unless deterministic.
       learn_frequencies: makes the rope's frequencies a parameter that starts at the schedule's.
       dtype: of the computation; where it is None, what x and the parameters promote to (under strict promotion
@@ -78,7 +81,9 @@ class RotaryAttention(nn.Module, kw_only=True):
     logit_scale: float | None = None
     qk_norm: bool = False
     qk_norm_epsilon: float = 1e-6
+    qk_norm_unit_offset: bool = False
     use_bias: bool = False
+    use_out_bias: bool | None = None
     dropout_rate: float = 0.0
     learn_frequencies: bool = False
     dtype: Any = None
@@ -97,6 +102,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         mask=None,
         segment_ids=None,
         cache: KVCache | None = None,
+        window: int | jax.Array | None = None,
         deterministic: bool = True,
     ):
         """Attention over x, and over what the cache holds.
@@ -111,6 +117,7 @@ class RotaryAttention(nn.Module, kw_only=True):
             never read and never cached; what comes out at it means nothing.
           segment_ids: integers ``[B, T]`` of packed sequences: runs of equal ids, which read only themselves.
           cache: keys and values of the tokens before x.
+          window: an integer ``[]`` in place of the field, which may be traced: for scanned layers that differ.
           deterministic: whether dropout is off.
 
         Returns:
@@ -122,6 +129,15 @@ class RotaryAttention(nn.Module, kw_only=True):
         batch, length, width = x.shape
         check_dtype("x", x, jnp.floating, "floating")
         mask, segment_ids = self._check_call(batch, length, positions, rotation, mask, segment_ids, cache)
+        if window is None:
+            window = self.window
+        elif self.window is None:
+            window = device_array("window", window)
+            check_dtype("window", window, jnp.integer, "integer")
+            check_axes("window", window, "")
+            window = window.astype(jnp.int32)
+        else:
+            raise ValueError(f"window must be left out where the field window={self.window} is set")
 
         kv_heads = self.num_kv_heads or self.num_heads
         q = self._project("query", "heads", self.num_heads)(x)
@@ -130,7 +146,12 @@ class RotaryAttention(nn.Module, kw_only=True):
         if mask is not None:  # not even NaN at a padded token reaches the real ones
             k, v = (jnp.where(mask[:, :, None, None], part, jnp.zeros_like(part)) for part in (k, v))
         if self.qk_norm:
-            fields = dict(axis="head_dim", epsilon=self.qk_norm_epsilon, param_dtype=self.param_dtype)
+            fields = dict(
+                axis="head_dim",
+                epsilon=self.qk_norm_epsilon,
+                unit_offset=self.qk_norm_unit_offset,
+                param_dtype=self.param_dtype,
+            )
             q, k = RMSNorm(name="query_norm", **fields)(q), RMSNorm(name="key_norm", **fields)(k)
 
         # Each row's place in line among its real tokens: what causality and windows go by.
@@ -155,9 +176,9 @@ class RotaryAttention(nn.Module, kw_only=True):
             cache = cache.write(k, v, mask)
             k, v = cache.key.astype(k.dtype), cache.value.astype(v.dtype)
             slots = jnp.arange(cache.capacity, dtype=jnp.int32)[None]
-            readable = visible(order, slots, causal=True, window=self.window)
+            readable = visible(order, slots, causal=True, window=window)
         elif mask is not None:
-            in_reach = visible(order, order, causal=self.causal, window=self.window) & mask[:, None, None, :]
+            in_reach = visible(order, order, causal=self.causal, window=window) & mask[:, None, None, :]
             readable = in_reach if readable is None else readable & in_reach
 
         y = attend(
@@ -166,7 +187,7 @@ class RotaryAttention(nn.Module, kw_only=True):
             v,
             mask=readable,
             causal=in_line and self.causal,
-            window=self.window if in_line else None,
+            window=window if in_line else None,
             scale=self.logit_scale,
             logit_cap=self.logit_cap,
             dropout_rate=0.0 if deterministic else self.dropout_rate,
@@ -176,7 +197,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         y = nn.DenseGeneral(
             width,
             axis=(-2, -1),
-            use_bias=self.use_bias,
+            use_bias=self.use_bias if self.use_out_bias is None else self.use_out_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             kernel_init=nn.with_logical_partitioning(self.kernel_init, ("heads", "head_dim", "embed")),

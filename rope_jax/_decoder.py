@@ -1,14 +1,16 @@
 """A small Llama-shaped model: what do experiments, notebooks and real checkpoints share?"""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from rope_jax._angles import Rotation
+from rope_jax._attend import check_options
 from rope_jax._attention import Initializer, RotaryAttention
 from rope_jax._cache import KVCache, init_cache
 from rope_jax._checks import check_axes, check_dtype, device_array
@@ -21,7 +23,11 @@ class Decoder(nn.Module, kw_only=True):
 
     ``x = embed(tokens)``; each layer ``x += attention(norm(x))``, ``x += down(silu(gate(n)) * up(n))`` with
     ``n = norm(x)``; logits ``unembed(norm(x))``. Layers are scanned: parameters and caches carry a leading
-    axis ``layers``, one layer is compiled, and cos and sin are evaluated once for all of them.
+    axis ``layers``, one layer is compiled, and cos and sin are evaluated once for all of them. Layers may
+    differ in their rope and their window, which are then data of that one layer: each distinct rotation is
+    evaluated once, ``[C, B, T, R/2]``, and a layer reads its own.
+
+    The fields from ``activation`` on make it other families: Qwen, Phi-3, SmolLM3, Gemma; see :func:`load_hf`.
 
     Logical axis names beside those of :class:`RotaryAttention`: ``vocab``, ``mlp``, ``layers``.
 
@@ -32,12 +38,25 @@ class Decoder(nn.Module, kw_only=True):
       num_heads: N.
       head_dim: H.
       hidden_dim: features inside the SwiGLU.
-      rope: the recipe of every layer, or None for no position encoding.
+      rope: the recipe of every layer, or None for no position encoding; or a tuple of those, one for each layer,
+        which differ by their schedule alone (Gemma 3, section 2: two bases; Yang et al. 2025, "Rope to NoPE and
+        back again": layers of None).
       num_kv_heads: K, a divisor of N; N where it is None.
       tie_embeddings: whether the unembedding is the embedding transposed.
       qk_norm: see :class:`RotaryAttention`.
-      window: see :class:`RotaryAttention`.
+      window: see :class:`RotaryAttention`; or a tuple, one for each layer.
       norm_epsilon: added to the mean square in every RMSNorm.
+      activation: of the gate, in silu's place: ``down(activation(gate(n)) * up(n))`` (Shazeer 2020, section 2).
+      qkv_bias: whether queries, keys and values have biases (Qwen 2, section 2.2).
+      out_bias: whether attention's output projection has one.
+      mlp_bias: whether gate, up and down have.
+      logit_scale: see :class:`RotaryAttention`.
+      logit_cap: see :class:`RotaryAttention`; of the scores of attention.
+      output_cap: soft bound of the logits of the next token: ``c tanh(logits / c)`` (Gemma 2, section 2).
+      post_norms: whether what attention and the MLP return is normed too: ``x += norm(attention(norm(x)))``
+        (Gemma 2, section 2).
+      norm_unit_offset: whether every norm's scale is what is added to 1; see :class:`RMSNorm`.
+      embedding_scale: multiplies the embeddings, both in the computation's dtype (Gemma: ``sqrt(D)``).
       remat: recompute each block in the backward pass instead of storing what is inside it.
       dtype: of the computation; logits are summed in float32 and stay so.
       param_dtype: of the parameters.
@@ -63,12 +82,22 @@ class Decoder(nn.Module, kw_only=True):
     num_heads: int
     head_dim: int
     hidden_dim: int
-    rope: Rope | None
+    rope: Rope | tuple[Rope | None, ...] | None
     num_kv_heads: int | None = None
     tie_embeddings: bool = True
     qk_norm: bool = False
-    window: int | None = None
+    window: int | tuple[int | None, ...] | None = None
     norm_epsilon: float = 1e-6
+    activation: Callable[[jax.Array], jax.Array] = nn.silu
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    logit_scale: float | None = None
+    logit_cap: float | None = None
+    output_cap: float | None = None
+    post_norms: bool = False
+    norm_unit_offset: bool = False
+    embedding_scale: float | None = None
     remat: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -77,6 +106,9 @@ class Decoder(nn.Module, kw_only=True):
     implementation: Any = None
 
     def setup(self):
+        ropes, windows = self._ropes(), self._windows()
+        if self.output_cap is not None and not self.output_cap > 0:
+            raise ValueError(f"output_cap must be positive, got {self.output_cap}")
         self.embed = nn.Embed(
             self.vocab_size,
             self.width,
@@ -84,17 +116,29 @@ class Decoder(nn.Module, kw_only=True):
             param_dtype=self.param_dtype,
             embedding_init=nn.with_logical_partitioning(self.embedding_init, ("vocab", "embed")),
         )
-        norm = functools.partial(RMSNorm, axis="embed", epsilon=self.norm_epsilon, param_dtype=self.param_dtype)
-        dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype)
+        norm = functools.partial(
+            RMSNorm,
+            axis="embed",
+            epsilon=self.norm_epsilon,
+            unit_offset=self.norm_unit_offset,
+            param_dtype=self.param_dtype,
+        )
+        dense = functools.partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype)
         attention = functools.partial(
             RotaryAttention,
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
-            rope=self.rope,
-            window=self.window,
+            # Of unlike layers, what they share: pairs and layout; each is given its rotation and its window.
+            rope=next(filter(None, ropes), None) if isinstance(ropes, tuple) else ropes,
+            window=None if isinstance(windows, tuple) else windows,
+            logit_scale=self.logit_scale,
+            logit_cap=self.logit_cap,
             qk_norm=self.qk_norm,
             qk_norm_epsilon=self.norm_epsilon,
+            qk_norm_unit_offset=self.norm_unit_offset,
+            use_bias=self.qkv_bias,
+            use_out_bias=self.out_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             kernel_init=self.kernel_init,
@@ -105,16 +149,24 @@ class Decoder(nn.Module, kw_only=True):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
             length=self.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        self.layers = stack(attention, norm, dense, self.hidden_dim, self.kernel_init)
+        self.layers = stack(
+            attention=attention,
+            norm=norm,
+            dense=functools.partial(dense, use_bias=self.mlp_bias),
+            hidden_dim=self.hidden_dim,
+            kernel_init=self.kernel_init,
+            activation=self.activation,
+            post_norms=self.post_norms,
+        )
         self.final_norm = norm()
         if not self.tie_embeddings:
             init = nn.with_logical_partitioning(self.kernel_init, ("embed", "vocab"))
             dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-            self.unembed_kernel = dense(self.vocab_size, kernel_init=init, dot_general=dot)
+            self.unembed_kernel = dense(self.vocab_size, use_bias=False, kernel_init=init, dot_general=dot)
 
     def __call__(
         self, tokens, positions=None, *, mask=None, segment_ids=None, cache: KVCache | None = None, length=None
@@ -151,24 +203,31 @@ class Decoder(nn.Module, kw_only=True):
                 "cache must be one of all layers, from model.init_cache: key [layers, B, S, K, H], "
                 f"got {cache.key.shape}"
             )
-        rotation = None
-        if self.rope is not None:
-            if positions is None:
-                seen = None if cache is None else cache.length[0]
-                positions = self.rope.next_positions(tokens.shape, mask, segment_ids, seen)
-            rotation = self.rope.rotation(positions, length=length)
+        seen = None if cache is None else cache.length[0]
+        rotation, own_rotation = self._rotations(tokens.shape, positions, mask, segment_ids, seen, length)
         known = (tokens >= 0) & (tokens < self.vocab_size)  # an embedding would read a negative one from the end
-        x = jnp.where(known[..., None], self.embed(tokens), jnp.asarray(jnp.nan, self.dtype))
-        x, cache = self.layers(x, rotation, mask, segment_ids, cache)
+        x = self.embed(tokens)
+        if self.embedding_scale is not None:
+            x *= jnp.asarray(self.embedding_scale, self.dtype)
+        x = jnp.where(known[..., None], x, jnp.asarray(jnp.nan, self.dtype))
+        windows = self._windows()
+        if isinstance(windows, tuple):  # no window: one that is longer than any row
+            longest = jnp.iinfo(jnp.int32).max
+            windows = jnp.array([longest if window is None else window for window in windows], jnp.int32)
+        else:
+            windows = None
+        x, cache = self.layers(x, rotation, mask, segment_ids, cache, _Own(own_rotation, windows))
         x = self.final_norm(x)
         return x if cache is None else (x, cache)
 
     def unembed(self, hidden) -> jax.Array:
         """``[..., D] -> float32 [..., V]``."""
-        if not self.tie_embeddings:
-            return self.unembed_kernel(hidden)
-        table = self.embed.embedding.astype(hidden.dtype)
-        return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+        if self.tie_embeddings:
+            table = self.embed.embedding.astype(hidden.dtype)
+            logits = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+        else:
+            logits = self.unembed_kernel(hidden)
+        return logits if self.output_cap is None else self.output_cap * jnp.tanh(logits / self.output_cap)
 
     def init_cache(self, *, batch: int, capacity: int, dtype=None) -> KVCache:
         """An empty cache for all layers: every leaf has a leading axis of ``num_layers``."""
@@ -181,6 +240,63 @@ class Decoder(nn.Module, kw_only=True):
         )
         return jax.tree.map(lambda leaf: jnp.zeros((self.num_layers, *leaf.shape), leaf.dtype), one)
 
+    def _ropes(self):
+        """The one rope of all layers, or a tuple of unlike ones."""
+        ropes = _alike("rope", self.rope, self.num_layers)
+        if isinstance(ropes, tuple):
+            first, *others = filter(None, ropes)
+            for other in others:
+                if dataclasses.replace(other, schedule=first.schedule) != first:
+                    raise ValueError(
+                        f"rope must be of layers that differ by schedule alone, got {first} and {other}"
+                    )
+        return ropes
+
+    def _windows(self):
+        """The one window of all layers, or a tuple of unlike ones."""
+        windows = _alike("window", self.window, self.num_layers)
+        for window in windows if isinstance(windows, tuple) else (windows,):
+            check_options(window, None, 0.0)
+        return windows
+
+    def _rotations(self, shape, positions, mask, segment_ids, seen, length):
+        """The rotation of all layers, and None; or each distinct one, stacked, and which one each layer reads."""
+        ropes = self._ropes()
+        distinct = tuple(dict.fromkeys(ropes)) if isinstance(ropes, tuple) else (ropes,)
+        real = [rope for rope in distinct if rope is not None]
+        if not real:
+            if length is not None:
+                raise ValueError(f"length must be left out without a rope that depends on it, got {length}")
+            return None, None
+        if positions is None:
+            positions = real[0].next_positions(shape, mask, segment_ids, seen)
+        # The length is for the schedules that depend on it; where none does, each says so itself.
+        takers = [rope for rope in real if hasattr(rope.schedule, "length")] or real
+        turns = {rope: rope.rotation(positions, length=length if rope in takers else None) for rope in real}
+        if len(distinct) == 1:
+            return turns[distinct[0]], None
+        some = turns[real[0]]
+        still = Rotation(jnp.ones_like(some.cos), jnp.zeros_like(some.sin))  # turns nothing, exactly
+        parts = zip(*(turns.get(rope, still) for rope in distinct), strict=True)
+        stacked = Rotation(*(jnp.stack(jnp.broadcast_arrays(*part)) for part in parts))
+        return stacked, jnp.array([distinct.index(rope) for rope in ropes], jnp.int32)
+
+
+def _alike(field, value, num_layers):
+    """One value where all layers have the same; a tuple has an entry for each of them."""
+    if not isinstance(value, tuple):
+        return value
+    if len(value) != num_layers:
+        raise ValueError(f"{field} must have an entry for each of num_layers={num_layers}, got {len(value)}")
+    return value[0] if len(set(value)) == 1 else value
+
+
+class _Own(NamedTuple):
+    """What one layer of unlike ones has to itself; None where they are alike."""
+
+    rotation: jax.Array | None  # the index of its rotation
+    window: jax.Array | None
+
 
 class _Block(nn.Module):
     """One layer: attention and SwiGLU, each behind a norm and beside a residual."""
@@ -190,24 +306,35 @@ class _Block(nn.Module):
     dense: Callable[..., nn.Module]
     hidden_dim: int
     kernel_init: Initializer
+    activation: Callable[[jax.Array], jax.Array]
+    post_norms: bool
 
     @nn.compact
-    def __call__(self, x, rotation: Rotation | None, mask, segment_ids, cache: KVCache | None):
+    def __call__(self, x, rotation: Rotation | None, mask, segment_ids, cache: KVCache | None, own: _Own):
         def dense(name, features, *axes):
             init = nn.with_logical_partitioning(self.kernel_init, axes)
-            return self.dense(features, kernel_init=init, name=name)
+            bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:])
+            return self.dense(features, kernel_init=init, bias_init=bias_init, name=name)
 
+        if own.rotation is not None:
+            rotation = jax.tree.map(lambda each: each[own.rotation], rotation)
         y = self.attention(name="self_attention")(
             self.norm(name="attention_norm")(x),
             rotation=rotation,
             mask=mask,
             segment_ids=segment_ids,
             cache=cache,
+            window=own.window,
         )
         if cache is not None:
             y, cache = y
+        if self.post_norms:
+            y = self.norm(name="post_attention_norm")(y)
         x += y
         n = self.norm(name="mlp_norm")(x)
-        inside = nn.silu(dense("gate", self.hidden_dim, "embed", "mlp")(n))
+        inside = self.activation(dense("gate", self.hidden_dim, "embed", "mlp")(n))
         inside *= dense("up", self.hidden_dim, "embed", "mlp")(n)
-        return x + dense("down", x.shape[-1], "mlp", "embed")(inside), cache
+        y = dense("down", x.shape[-1], "mlp", "embed")(inside)
+        if self.post_norms:
+            y = self.norm(name="post_mlp_norm")(y)
+        return x + y, cache

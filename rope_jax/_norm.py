@@ -13,23 +13,30 @@ import jax.numpy as jnp
 class RMSNorm(nn.Module, kw_only=True):
     """``scale * x / sqrt(mean(x^2) + epsilon)`` over the last axis (Zhang and Sennrich 2019, section 4).
 
+    With ``unit_offset`` it is ``(1 + scale)`` in place of ``scale``, which starts at 0 (as in Gemma).
     Computed in float32 (float64 for float64), rounded once to x's dtype.
 
     Attributes:
       axis: the logical name of the last axis.
       epsilon: added to the mean square.
+      unit_offset: whether the scale is what is added to 1.
       param_dtype: of the scale.
     """
 
     axis: str
     epsilon: float = 1e-6
+    unit_offset: bool = False
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x) -> jax.Array:
-        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis,))
-        scale: Any = self.param("scale", ones, (x.shape[-1],), self.param_dtype)
+        start = nn.initializers.zeros_init() if self.unit_offset else nn.initializers.ones_init()
+        init = nn.with_logical_partitioning(start, (self.axis,))
+        scale: Any = self.param("scale", init, (x.shape[-1],), self.param_dtype)
         wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+        scale = scale.astype(wide)
+        if self.unit_offset:
+            scale = 1 + scale
         y = x.astype(wide)
         y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-        return (y * scale.astype(wide)).astype(x.dtype)
+        return (y * scale).astype(x.dtype)

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import rope_jax
 
 V, L, D = 13, 2, 16
 ROPE = rope_jax.Rope(8, rope_jax.Llama3(factor=4.0, original_length=16, base=100.0))
+SLOW = rope_jax.Rope(8, rope_jax.Standard(base=5000.0))
 TOLERANCE = 1024 * oracles.EPS32  # two layers of the sums that test_attention.py counts, and logits of size 3
 
 
@@ -31,34 +33,94 @@ def init(model, seed=0):
     return jax.tree.map(lambda p: p + 0.2 * jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
 
 
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def gelu(x):
+    """Hendrycks and Gimpel 2016, section 2: the form with tanh."""
+    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
 def oracle(model, params, ids):
     """The whole model in float64 and numpy, a layer after the other."""
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["params"])
     batch, length = ids.shape
-    rms = lambda x, scale: x / np.sqrt((x**2).mean(-1, keepdims=True) + model.norm_epsilon) * scale
-    x = p["embed"]["embedding"][np.asarray(ids)]
-    cos, sin = oracles.cos_sin(np.arange(length), model.rope.frequencies().inv_freq)
+    ropes = model.rope if isinstance(model.rope, tuple) else (model.rope,) * model.num_layers
+    windows = model.window if isinstance(model.window, tuple) else (model.window,) * model.num_layers
+
+    def rms(x, norm):
+        scale = norm["scale"] + 1 if model.norm_unit_offset else norm["scale"]
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + model.norm_epsilon) * scale
+
+    def dense(x, at, formula="btd,df->btf"):
+        return np.einsum(formula, x, at["kernel"]) + at.get("bias", 0)
+
+    x = p["embed"]["embedding"][np.asarray(ids)] * (model.embedding_scale or 1)
     t, s = np.mgrid[:length, :length]
-    allowed = (s <= t) & (t - s < (model.window or length))
-    for layer in range(L):
+    for layer, (rope, window) in enumerate(zip(ropes, windows, strict=True)):
         w = jax.tree.map(lambda a, layer=layer: a[layer], p["layers"])
         attn = w["self_attention"]
-        n = rms(x, w["attention_norm"]["scale"])
-        q, k, v = (np.einsum("btd,dnh->btnh", n, attn[name]["kernel"]) for name in ("query", "key", "value"))
+        n = rms(x, w["attention_norm"])
+        q, k, v = (dense(n, attn[name], "btd,dnh->btnh") for name in ("query", "key", "value"))
         if model.qk_norm:
-            q, k = rms(q, attn["query_norm"]["scale"]), rms(k, attn["key_norm"]["scale"])
-        q, k = (oracles.turn_features(a, cos, sin, model.rope.layout) for a in (q, k))
-        y = np.stack([oracles.attention(q[b], k[b], v[b], allowed) for b in range(batch)])
-        x = x + np.einsum("btnh,nhd->btd", y, attn["out"]["kernel"])
-        n = rms(x, w["mlp_norm"]["scale"])
-        gate = n @ w["gate"]["kernel"]
-        x = x + (gate / (1 + np.exp(-gate)) * (n @ w["up"]["kernel"])) @ w["down"]["kernel"]
-    x = rms(x, p["final_norm"]["scale"])
-    return x @ (p["embed"]["embedding"].T if model.tie_embeddings else p["unembed_kernel"]["kernel"])
+            q, k = rms(q, attn["query_norm"]), rms(k, attn["key_norm"])
+        if rope is not None:
+            cos, sin = oracles.cos_sin(np.arange(length), rope.frequencies().inv_freq)
+            q, k = (oracles.turn_features(a, cos, sin, rope.layout) for a in (q, k))
+        allowed = (s <= t) & (t - s < (window or length))
+        how = dict(scale=model.logit_scale, logit_cap=model.logit_cap)
+        y = np.stack([oracles.attention(q[b], k[b], v[b], allowed, **how) for b in range(batch)])
+        y = dense(y, attn["out"], "btnh,nhd->btd")
+        x = x + (rms(y, w["post_attention_norm"]) if model.post_norms else y)
+        n = rms(x, w["mlp_norm"])
+        gated = (silu if model.activation is nn.silu else gelu)(dense(n, w["gate"]))
+        y = dense(gated * dense(n, w["up"]), w["down"])
+        x = x + (rms(y, w["post_mlp_norm"]) if model.post_norms else y)
+    x = rms(x, p["final_norm"])
+    logits = x @ (p["embed"]["embedding"].T if model.tie_embeddings else p["unembed_kernel"]["kernel"])
+    return logits if model.output_cap is None else model.output_cap * np.tanh(logits / model.output_cap)
+
+
+GEMMA = dict(
+    activation=nn.gelu,
+    post_norms=True,
+    norm_unit_offset=True,
+    embedding_scale=4.0,
+    logit_scale=0.5,
+    logit_cap=2.0,
+    output_cap=3.0,
+    qk_norm=True,
+)
+UNLIKE = [
+    dict(rope=(ROPE, SLOW)),
+    dict(rope=(SLOW, None)),
+    dict(rope=(None, ROPE)),
+    dict(window=(3, None)),
+    dict(rope=(ROPE, None, SLOW, ROPE), window=(2, None, None, 4), num_layers=4),
+    dict(rope=(SLOW, ROPE), window=(3, None), **GEMMA),
+]
 
 
 @pytest.mark.parametrize(
-    "change", [{}, dict(tie_embeddings=False), dict(qk_norm=True), dict(window=3), dict(norm_epsilon=0.3)], ids=str
+    "change",
+    [
+        {},
+        dict(tie_embeddings=False),
+        dict(qk_norm=True),
+        dict(window=3),
+        dict(norm_epsilon=0.3),
+        dict(activation=nn.gelu),
+        dict(qkv_bias=True),
+        dict(qkv_bias=True, out_bias=True, mlp_bias=True),
+        dict(logit_scale=0.7, logit_cap=1.0),
+        dict(output_cap=1.0, tie_embeddings=False),
+        dict(post_norms=True),
+        dict(norm_unit_offset=True, qk_norm=True),
+        dict(embedding_scale=3.0),
+        *UNLIKE,
+    ],
+    ids=str,
 )
 def test_is_the_formula(change):
     model = build(**change)
@@ -98,27 +160,53 @@ def test_cos_and_sin_are_evaluated_once_for_all_layers(num_layers):
     assert "= cos " not in scanned and "= sin " not in scanned
 
 
-@pytest.mark.parametrize("change", [{}, dict(window=3), dict(remat=True), dict(rope=None)], ids=str)
+def test_unlike_layers_are_one_program_and_alike_ones_are_no_different():
+    params = init(build(num_layers=6))
+
+    def programs(**change):
+        """The text of the layer's program, and how often it appears."""
+        text = str(jax.make_jaxpr(build(num_layers=6, **change).apply)(params, tokens()))
+        return text, text.count("= logistic ")
+
+    plain = programs()
+    assert plain[1] == 1
+    assert programs(rope=(ROPE,) * 6, window=(None,) * 6) == plain
+    text, count = programs(rope=(ROPE, SLOW, None) * 2, window=(2, None, 3) * 2)
+    assert count == 1 and "f32[3,1,9,4]" in text  # C = 3 distinct rotations
+
+
+def test_layers_without_rope_are_exactly_those_of_a_model_without():
+    params = init(build())
+    model = lambda *ropes: build(rope=ropes).apply(params, tokens())
+    np.testing.assert_array_equal(model(None, None), build(rope=None).apply(params, tokens()))
+    assert np.abs(model(ROPE, None) - model(None, ROPE)).max() > 0.01
+    assert np.abs(model(ROPE, None) - model(ROPE, ROPE)).max() > 0.01
+
+
+@pytest.mark.parametrize("change", [{}, dict(window=3), dict(remat=True), dict(rope=None), *UNLIKE], ids=str)
 def test_cached_is_full(change):
     model = build(**change)
     params = init(model)
     ids = tokens()
     full = model.apply(params, ids)
     cache = model.init_cache(batch=2, capacity=9)
-    assert cache.key.shape == (L, 2, 9, 2, 8) and cache.capacity == 9
+    layers = model.num_layers
+    assert cache.key.shape == (layers, 2, 9, 2, 8) and cache.capacity == 9
     step = jax.jit(lambda ids, cache: model.apply(params, ids, cache=cache), donate_argnames="cache")
     outs = []
     for start, stop in ((0, 4), (4, 7), (7, 8), (8, 9)):
         logits, cache = step(ids[:, start:stop], cache)
         outs.append(logits)
     np.testing.assert_allclose(jnp.concatenate(outs, 1), full, atol=TOLERANCE)
-    assert not cache.overflowed.any() and cache.overflowed.shape == (L, 2)
+    assert not cache.overflowed.any() and cache.overflowed.shape == (layers, 2)
+    assert step._cache_size() == 3  # one program for each length: 4, 3 and 1
     logits, cache = step(ids[:, :1], cache)
     assert np.isnan(logits).all() and cache.overflowed.all()
 
 
-def test_packed_and_padded():
-    model = build()
+@pytest.mark.parametrize("change", [{}, UNLIKE[-1]], ids=["alike", "unlike"])
+def test_packed_and_padded(change):
+    model = build(**change)
     params = init(model)
     ids = tokens()
     packed = model.apply(params, ids, segment_ids=jnp.array([[1] * 5 + [2] * 4] * 2))
@@ -140,6 +228,9 @@ def test_positions_are_handed_down():
 
 def test_low_precision_and_strict_promotion():
     model = build(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, qk_norm=True)
+    unlike = build(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, qkv_bias=True, mlp_bias=True, **UNLIKE[-1])
+    rough = unlike.apply(unlike.init(jax.random.key(0), tokens()), tokens())
+    assert rough.dtype == jnp.float32 and np.isfinite(rough).all()
     params = model.init(jax.random.key(0), tokens())
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
     logits, cache = model.apply(params, tokens(), cache=model.init_cache(batch=2, capacity=9))
@@ -151,7 +242,7 @@ def test_low_precision_and_strict_promotion():
 
 
 def test_every_parameter_has_logical_names():
-    model = build(tie_embeddings=False, qk_norm=True)
+    model = build(tie_embeddings=False, qk_norm=True, qkv_bias=True, mlp_bias=True, post_norms=True)
     spec = nn.get_partition_spec(model.init(jax.random.key(0), tokens()))["params"]
     P = jax.sharding.PartitionSpec
     assert spec["embed"]["embedding"] == P("vocab", "embed")
@@ -161,7 +252,10 @@ def test_every_parameter_has_logical_names():
     assert layers["self_attention"]["query"]["kernel"] == P("layers", "embed", "heads", "head_dim")
     assert layers["gate"]["kernel"] == layers["up"]["kernel"] == P("layers", "embed", "mlp")
     assert layers["down"]["kernel"] == P("layers", "mlp", "embed")
-    assert layers["mlp_norm"]["scale"] == P("layers", "embed")
+    assert layers["mlp_norm"]["scale"] == layers["post_mlp_norm"]["scale"] == P("layers", "embed")
+    assert layers["gate"]["bias"] == P("layers", "mlp") and layers["down"]["bias"] == P("layers", "embed")
+    assert layers["self_attention"]["value"]["bias"] == P("layers", "kv_heads", "head_dim")
+    assert "bias" not in layers["self_attention"]["out"]
 
 
 def test_refusals():
@@ -182,6 +276,20 @@ def test_refusals():
     axial = build(rope=rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 1, 0, 1)))
     with pytest.raises(ValueError, match=r"positions \[\.\.\., T, A\] must be given to a rope with axes"):
         axial.init(jax.random.key(0), tokens())
+    for change, says in (
+        (dict(rope=(ROPE,)), "rope must have an entry for each of num_layers=2, got 1"),
+        (dict(window=(1, 2, 3)), "window must have an entry for each of num_layers=2, got 3"),
+        (dict(window=(3, 0)), "window must be at least 1 token, got 0"),
+        (dict(rope=(None, rope_jax.Rope(8, ROPE.schedule, rotary_dim=4), ROPE), num_layers=3), "by schedule alone"),
+        (dict(output_cap=0.0), "output_cap must be positive, got 0.0"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            build(**change).init(jax.random.key(0), tokens())
+    for rope in (None, (None, None)):
+        with pytest.raises(ValueError, match="length must be left out without a rope that depends on it, got 9"):
+            build(rope=rope).apply(params, tokens(), length=9)
+    with pytest.raises(ValueError, match="length must be left out: Standard does not depend on it"):
+        build(rope=(SLOW, None)).apply(params, tokens(), length=9)
 
 
 def test_length_reaches_the_schedule():
@@ -192,6 +300,13 @@ def test_length_reaches_the_schedule():
     for row, length in enumerate((4, 9)):
         want = model.apply(params, tokens()[row : row + 1], length=length)
         np.testing.assert_allclose(got[row], want[0], atol=TOLERANCE)
+    # Beside a schedule that does not depend on it, and a layer without: the length is for the one that does.
+    mixed = build(num_layers=3, rope=(SLOW, rope_jax.Rope(8, schedule), None))
+    fixed = build(num_layers=3, rope=(SLOW, rope_jax.Rope(8, dataclasses.replace(schedule, length=9)), None))
+    params = init(mixed.clone(rope=None))
+    got = mixed.apply(params, tokens(), length=9)
+    np.testing.assert_array_equal(got, fixed.apply(params, tokens()))
+    assert np.abs(got - mixed.apply(params, tokens(), length=4)).max() > 0.01
 
 
 def test_logits_are_summed_in_float32():
