@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from rope_jax._checks import check_axes, check_dtype, check_mask, device_array
@@ -81,11 +82,13 @@ def generate(
     top_p=None,
     stop_token: int | None = None,
     cache_dtype=None,
+    length: int | jax.Array | None = None,
 ) -> Generation:
     """Continues each prompt: one jitted prefill of all prompts, then one jitted loop of single tokens.
 
     Compiled once per padded shape of the prompt, ``max_new_tokens``, ``top_k``, stop token, cache dtype, and
-    whether it is greedy and masked; other real lengths, temperatures and seeds re-use the program.
+    whether it is greedy and masked; other real lengths, temperatures and seeds re-use the program. So does another
+    ``length`` that is an array; as an int it is compiled in.
 
     Args:
       model: a :class:`Decoder`.
@@ -100,6 +103,10 @@ def generate(
       top_p: see :func:`sample`.
       stop_token: a row that writes it writes nothing more.
       cache_dtype: of the stored keys and values; the model's dtype where it is None.
+      length: for schedules that depend on it (:class:`DynamicNTK`, :class:`LongRope`), the tokens that the
+        frequencies are for, see :meth:`Rope.rotation`: prompt and answer together, or the longest context that
+        is expected. One choice for the whole generation, since cached keys were turned by it and new queries
+        must agree with them. Without it such a schedule says that it needs one.
 
     Returns:
       :class:`Generation`.
@@ -143,12 +150,16 @@ def generate(
         if not greedy:
             raise ValueError(f"rng must be given with temperature {temperature}, got None")
         rng = jax.random.key(0)  # never read
+    fixed = None
+    if isinstance(length, int | np.integer):
+        fixed, length = int(length), None
     return _generate(
         model,
         params,
         prompt,
         rng,
         mask,
+        length,
         jnp.asarray(temperature, jnp.float32),
         None if top_p is None else jnp.asarray(top_p, jnp.float32),
         greedy=greedy,
@@ -156,11 +167,13 @@ def generate(
         top_k=top_k,
         stop_token=stop_token,
         cache_dtype=cache_dtype,
+        fixed_length=fixed,
     )
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "greedy", "max_new_tokens", "top_k", "stop_token", "cache_dtype")
+    jax.jit,
+    static_argnames=("model", "greedy", "max_new_tokens", "top_k", "stop_token", "cache_dtype", "fixed_length"),
 )
 def _generate(
     model,
@@ -168,6 +181,7 @@ def _generate(
     prompt,
     rng,
     mask,
+    length,
     temperature,
     top_p,
     *,
@@ -176,8 +190,12 @@ def _generate(
     top_k,
     stop_token,
     cache_dtype,
+    fixed_length,
 ) -> Generation:
-    batch, length = prompt.shape
+    batch, width = prompt.shape
+    forward = functools.partial(
+        model.apply, params, length=length if fixed_length is None else fixed_length, method="hidden"
+    )
 
     def next_token(hidden, step, done):
         logits = model.apply(params, hidden, method="unembed")
@@ -192,9 +210,9 @@ def _generate(
             token = jnp.where(done, stop_token, token)
         return token
 
-    cache = model.init_cache(batch=batch, capacity=length + max_new_tokens, dtype=cache_dtype)
-    hidden, cache = model.apply(params, prompt, mask=mask, cache=cache, method="hidden")
-    last = jnp.full((batch,), length - 1)
+    cache = model.init_cache(batch=batch, capacity=width + max_new_tokens, dtype=cache_dtype)
+    hidden, cache = forward(prompt, mask=mask, cache=cache)
+    last = jnp.full((batch,), width - 1)
     if mask is not None:
         last -= jnp.argmax(mask[:, ::-1], axis=1).astype(last.dtype)
     going = jnp.zeros((batch,), bool)
@@ -204,7 +222,7 @@ def _generate(
         cache, token, done = carry
         if stop_token is not None:
             done |= token == stop_token
-        hidden, cache = model.apply(params, token[:, None], cache=cache, method="hidden")
+        hidden, cache = forward(token[:, None], cache=cache)
         following = next_token(hidden[:, 0], index, done)
         return (cache, following, done), (token, done)
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +74,35 @@ def test_a_seed_reproduces_and_another_does_not():
     assert np.any(draw(0) != draw(1))
     assert draw(0, top_k=1).tolist() == np.asarray(greedy(tokens(), max_new_tokens=20).tokens).tolist()
     assert draw(0, top_p=1e-6).tolist() == draw(0, top_k=1).tolist()
+
+
+class TestLength:
+    SCHEDULE = rope_jax.LongRope(
+        short_factor=[1.0] * 4, long_factor=[4.0, 3.0, 2.0, 5.0], original_length=8, factor=4.0, base=100.0
+    )
+    MODEL = build(rope=rope_jax.Rope(8, SCHEDULE))
+
+    def written(self, model=MODEL, **kwargs):
+        out = rope_jax.generate(model, PARAMS, tokens(2, 4), max_new_tokens=20, temperature=0, **kwargs)
+        return out.tokens.tolist()
+
+    @pytest.mark.parametrize("length", [8, 9])
+    def test_one_choice_for_the_whole_generation(self, length):
+        """The answer goes past the original length of 8; the frequencies are those of the length that was given."""
+        schedule = dataclasses.replace(self.SCHEDULE, length=length)
+        want = self.written(build(rope=rope_jax.Rope(8, schedule)))
+        assert self.written(length=length) == self.written(length=jnp.array(length)) == want
+        assert want != self.written(length=17 - length)
+
+    def test_of_each_row(self):
+        rows = [self.written(length=length)[row] for row, length in enumerate((8, 9))]
+        assert self.written(length=jnp.array([8, 9])) == rows
+
+    def test_without_it_the_schedule_says_so(self):
+        with pytest.raises(ValueError, match="LongRope needs a length"):
+            self.written()
+        with pytest.raises(ValueError, match="length must be left out: Llama3 does not depend on it"):
+            self.written(MODEL, length=9)
 
 
 def test_temperatures_seeds_and_padding_share_one_program():
