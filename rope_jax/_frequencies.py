@@ -405,6 +405,8 @@ class LongRope:
     (Ding et al. 2024, section 3). ``attention_factor``, where not given, is ``sqrt(1 + ln(factor) /
     ln(original_length))``, as in Phi-3; ``factor`` is the extended length over the original one.
 
+    ``long_attention_factor`` is that of the long list, where it is another one (Phi-3.5-MoE).
+
     ``length`` is the number of tokens that the frequencies are for: a static field, or an argument of the
     call. A traced argument, scalar or one per batch row, compiles once for all lengths and stays exact.
 
@@ -424,6 +426,7 @@ class LongRope:
     factor: float
     base: float = 10_000.0
     attention_factor: float | None = None
+    long_attention_factor: float | None = None
     length: int | None = None
 
     def __post_init__(self):
@@ -433,8 +436,9 @@ class LongRope:
             if not all(x > 0 and math.isfinite(x) for x in divisors):
                 raise ValueError(f"LongRope: {name} must hold positive finite numbers, got {divisors}")
             object.__setattr__(self, name, divisors)
-        if self.attention_factor is not None:
-            _check(self, positive=["attention_factor"])
+        for name in ("attention_factor", "long_attention_factor"):
+            if getattr(self, name) is not None:
+                _check(self, positive=[name])
         if self.length is not None:
             _host_length(self, self.length)
 
@@ -454,6 +458,8 @@ class LongRope:
                 f"got {divisors.size}"
             )
         attention_factor = self.attention_factor
+        if name == "long_factor" and self.long_attention_factor is not None:
+            attention_factor = self.long_attention_factor
         if attention_factor is None:
             attention_factor = math.sqrt(1 + math.log(self.factor) / math.log(self.original_length))
         return Frequencies(inv_freq / divisors, attention_factor)
@@ -527,3 +533,31 @@ class Proportional:
         inv_freq = geometric(rotary_dim, self.base) / self.factor
         inv_freq[int(self.proportion * rotary_dim // 2) :] = 0.0
         return Frequencies(inv_freq)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reversed:
+    """Another schedule, turning the other way: ``-theta_i`` (nanochat, Karpathy 2025, its released code).
+
+    Example:
+      >>> import rope_jax
+      >>> rope_jax.Reversed(schedule=rope_jax.Standard())(4).inv_freq.tolist()
+      [-1.0, -0.01]
+    """
+
+    schedule: Schedule
+
+    @property
+    def length(self) -> int | None:
+        """The schedule's own; an AttributeError if it does not depend on one."""
+        return self.schedule.length  # type: ignore[attr-defined]
+
+    def __call__(self, rotary_dim: int, *length) -> Frequencies | FrequencyChoice:
+        forward = self.schedule(rotary_dim, *length)
+        if isinstance(forward, FrequencyChoice):
+            return FrequencyChoice(tuple(map(_reverse, forward.options)), forward.index)
+        return _reverse(forward)
+
+
+def _reverse(frequencies: Frequencies) -> Frequencies:
+    return Frequencies(-frequencies.inv_freq, frequencies.attention_factor)
