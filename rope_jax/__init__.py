@@ -38,6 +38,7 @@ from rope_jax._frequencies import (
 from rope_jax._angles import Rotation, rotation
 from rope_jax._rotation import Layout, rotate
 from rope_jax._rope import Rope
+from rope_jax._layout import convert_layout
 from rope_jax._cache import KVCache, init_cache
 from rope_jax._attend import attend
 from rope_jax._attention import RotaryAttention
@@ -67,6 +68,7 @@ __all__ = [
     "Standard",
     "Yarn",
     "attend",
+    "convert_layout",
     "generate",
     "geometric",
     "grid_positions",

@@ -19,6 +19,7 @@ ROOMS = [
     "angles",
     "rotation",
     "rope",
+    "layout",
     "cache",
     "attend",
     "norm",
