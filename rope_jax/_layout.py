@@ -20,12 +20,12 @@ def convert_layout(
     over pairs, in any order: queries and keys that are both converted keep theirs (RoFormer, section 3.2.2).
 
     What produces or scales queries and keys before the rotation is to be converted, and nothing else is: not the
-    values, not the output. The arguments besides ``to``, where ``head_dim=H`` is not written:
+    values, not the output. What to pass besides ``to``, and ``head_dim=H`` where no other is written:
 
     =========================================  ==========================================================
-    Flax kernel ``[D, N, H]`` or ``[D, N*H]``  none; stacked layers ``[..., D, N, H]`` alike
-    biases ``[N, H]`` and ``[N*H]``            none
-    QK-norm scale ``[H]``                      none
+    Flax kernel ``[D, N, H]`` or ``[D, N*H]``  nothing; stacked layers ``[..., D, N, H]`` alike
+    biases ``[N, H]`` and ``[N*H]``            nothing
+    QK-norm scale ``[H]``                      nothing
     torch weight ``[N*H, D]``                  ``axis=0``; with K heads alike
     partial rotary                             ``rotary_dim=R``
     latent attention, q_b_proj                 ``head_dim=nope + rope, start=nope, axis=0``
