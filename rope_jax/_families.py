@@ -25,6 +25,7 @@ class Family:
       base: b, where the config gives none.
       proportion: R/H, where the config gives none. 1 where it is None; then transformers reads no proportion at
         all for the plain rotation.
+      rotary_dim_is_lost: whether transformers does not read the config's ``rotary_dim``.
       head_dim: keys that hold H, first found first; ``hidden_size / num_attention_heads`` where all are missing.
       heads: key of the number of heads, in the place of ``num_attention_heads``.
       num_layers: key of the number of layers, in the place of ``num_hidden_layers``.
@@ -57,6 +58,7 @@ class Family:
     layout_key: str | None = None
     base: float = 10_000.0
     proportion: float | None = None
+    rotary_dim_is_lost: bool = False
     head_dim: tuple[str, ...] = ("head_dim",)
     heads: str = "num_attention_heads"
     num_layers: str = "num_hidden_layers"
@@ -88,13 +90,13 @@ def _family(model_types: str, **habits) -> None:
 # --------------------------------------------------------------------------- one flat recipe, the whole head
 
 _family(
-    "aria_text arcee chameleon csm dbrx deepseek_ocr2_encoder deepseek_ocr2_text dia_decoder dia_encoder "
+    "aria_text arcee chameleon csm csm_depth_decoder_model dbrx deepseek_ocr2_encoder deepseek_ocr2_text dia_decoder dia_encoder "
     "diffllama doge dots1 esmc eurobert falcon_h1 gemma gemma2 gradium_phonon_tts granite granite4_vision_text "
     "granite_docling_text granitemoe granitemoeshared higgs_audio_v2 hrm_text hyperclovax idefics jais2 "
     "kyutai_speech_to_text lasr_encoder llama mimi ministral mistral moshi neucodec olmo olmo2 olmoe "
     "pocket_tts pocket_tts_audio_tokenizer qwen2 qwen2_5_omni_dit qwen2_moe qwen3 qwen3_moe "
     "qwen3_omni_moe_talker_code_predictor qwen3_omni_moe_code2wav seed_oss starcoder2 t5_gemma_module timesfm2_5 "
-    "unlimited_ocr_text vaultgemma voxtral_realtime_encoder voxtral_realtime_text xcodec2 blt_patcher"
+    "unlimited_ocr_text vaultgemma voxtral_realtime_encoder voxtral_realtime_text xcodec2"
 )
 _family("apertus", base=12e6)
 _family("bitnet evolla flex_olmo mllama_text_model muse_glimmer_assistant", base=5e5)
@@ -127,13 +129,15 @@ _family(
 _family("gpt_neox stablelm", proportion=0.25)
 _family("qwen3_next", proportion=0.25, full_every=("full_attention_interval", 4, 3, "linear_attention"))
 _family("gpt_neox_japanese nemotron3_5_transcribe_asr_audio nemotron3_diarization_audio", proportion=1.0)
-_family("minimax_m2 minimax_m3_vl_text", base=5e6, proportion=1.0)
+_family("minimax_m2", base=5e6, proportion=1.0)
+_family("minimax_m3_vl_text", base=5e6, proportion=1.0, rotary_dim_is_lost=True)
 _family("phi3 phi4_multimodal", proportion=1.0, aliases={"yarn": "longrope"})
 
 # --------------------------------------------------------------------------------------- interleaved pairs
 
 _family("blt_local_encoder blt_local_decoder blt_global_transformer", layout="interleaved", base=5e5)
 _family("cohere ernie4_5 ernie4_5_moe", layout="interleaved", base=5e5)
+_family("blt_patcher", layout="interleaved")
 _family("helium", layout="interleaved", base=1e5)
 _family("openai_privacy_filter", layout="interleaved", base=1.5e5)
 _family("pe_audio_encoder pe_audio_video_encoder pe_video_encoder", layout="interleaved", base=2e4)
@@ -159,7 +163,8 @@ _family("smollm3", base=2e6, layers="no_rope_layers")
 _family("llama4_text", layout="interleaved", base=5e5, layers="no_rope_layers", temperature="without_rope")
 _family("granite_swa granitemoe_swa muse_glimmer_text", layers="layer_rope_theta")
 _family("muse_spark_text", base=5e5, layers="layer_rope_theta")
-_family("beam ultrabert laguna mellum mimo_v2_flash step3p5 zaya lfm3 diffusion_gemma_text embedding_gemma2_text")
+_family("laguna mellum mimo_v2_flash step3p5 zaya", proportion=1.0)
+_family("beam ultrabert lfm3 diffusion_gemma_text embedding_gemma2_text")
 _family("gemma4_text gemma4_unified_text")
 _gemma3 = {"full_attention": ("rope_theta", 1e6, True), "sliding_attention": ("rope_local_base_freq", 1e4, False)}
 _family("gemma3_text t5gemma2_text t5gemma2_decoder", bases=_gemma3, full_every=("sliding_window_pattern", 6, 5, "sliding_attention"))
@@ -198,7 +203,7 @@ _family(
 )
 _family("deepseek_v2 deepseek_v32 axk2 glm_moe_dsa", latent=True, layout="interleaved", logit_factor=True)
 _family("bailing_hybrid", latent=True, layout="interleaved", base=6e6, logit_factor=True)
-_family("longcat_flash", latent=True, layout="interleaved", base=1e7, logit_factor=True)
+_family("longcat_flash", num_layers="num_layers", latent=True, layout="interleaved", base=1e7, logit_factor=True)
 _family("hy_v4", latent=True, logit_factor=True)
 _family("minicpm3", latent=True, logit_factor=True)
 _family("mistral_large4_text", latent=True, layout="interleaved", layers="no_rope_layers", logit_factor=True)

@@ -175,6 +175,7 @@ def from_hf_config(config, *, compat: Compat | None = None) -> Recipe:
     - Phi-3.5-MoE uses its long factors beyond the original length; transformers uses the short ones always.
     - ``partial_rotary_factor`` counts with the plain rotation in every family; transformers ignores it there in
       those that have it from no released checkpoint.
+    - ``rotary_dim`` of MiniMax-M3-VL counts; transformers reads it nowhere.
     - HunYuan-VL's sections deal pairs to axes; transformers gives the two features of a pair different axes, which
       is no rotation, so that ``compat`` refuses it.
 
@@ -361,26 +362,22 @@ def _entries(keys: _Keys, family: Family) -> dict[str | None, _Keys | None]:
         raise ValueError(f"{keys.where} has rope_parameters and rope_scaling, and they differ: {written}, {scaling}")
     written = dict(written or scaling or {})
     shared = _shared(keys, family)
+    bases = {label: {"rope_theta": keys.get(key, base)} for label, (key, base, _) in family.bases.items()}
+
+    def entry_of(label, entry):
+        return _Keys({**shared, **bases.get(label, {}), **entry}, f"{keys.where}, rope_parameters[{label!r}]")
+
     nested = {label: entry for label, entry in written.items() if isinstance(entry, Mapping) or entry is None}
     if nested and (any(nested.values()) or len(nested) == len(written)):
         if len(nested) < len(written):
             raise ValueError(f"{keys.where}: rope_parameters must be flat or by layer type, got both: {written}")
-        entries = {label: entry and {**shared, **entry} for label, entry in nested.items()}
-        return {label: entry and _Keys(entry, f"{keys.where}, rope_parameters[{label!r}]") for label, entry in entries.items()}
+        return {label: entry and entry_of(label, entry) for label, entry in nested.items()}
     if family.bases:
-        entries = {}
-        for label, (key, base, scaled) in family.bases.items():
-            entry = {**shared, "rope_theta": keys.get(key, base), **(written if scaled else {})}
-            entries[label] = _Keys(entry, f"{keys.where}, {label}")
-        return entries
+        return {label: entry_of(label, written if scaled else {}) for label, (_, _, scaled) in family.bases.items()}
     theta = shared.get("rope_theta")
     if theta is not None and written.get("rope_theta", theta) != theta:
         raise ValueError(f"{keys.where} has two bases: rope_theta = {theta}, and in its recipe {written['rope_theta']}")
-    entry = {**shared, **written}
-    # Phi-3 keeps the length of the first training outside its recipe, and it counts there.
-    if (original := keys.get("original_max_position_embeddings")) is not None:
-        entry["original_max_position_embeddings"] = original
-    return {None: _Keys(entry, f"{keys.where}, rope_parameters")}
+    return {None: _Keys({**shared, **written}, f"{keys.where}, rope_parameters")}
 
 
 def _shared(keys: _Keys, family: Family) -> dict[str, Any]:
@@ -390,6 +387,7 @@ def _shared(keys: _Keys, family: Family) -> dict[str, Any]:
         "partial_rotary_factor": keys.get("partial_rotary_factor"),
     }
     if family.proportion is not None:
+        # GPT-NeoX says rotary_pct, GPT-J rotary_dim.
         shared["partial_rotary_factor"] = _first(keys, "partial_rotary_factor", "rotary_pct")
         shared["rotary_dim"] = keys.get("rotary_dim")
     return {key: value for key, value in shared.items() if value is not None}
@@ -433,16 +431,18 @@ def _layer_recipe(layer: _Layer, entries, keys: _Keys, family: Family, compat) -
 
 def _rotary_dim(layer: _Layer, entry: _Keys, family: Family, compat) -> int:
     given = entry.get("rotary_dim")
+    if compat and family.rotary_dim_is_lost:
+        given = None
     proportion = entry.get("partial_rotary_factor")
-    if entry.get("rope_type") == "proportional":
-        return layer.head_dim
-    if family.latent:  # the share of the whole head, of which the rotated part stands alone
+    rope_type = _rope_type(entry, family)
+    # Proportional frequencies are as wide as the head; a latent head's rotated part stands alone.
+    if rope_type == "proportional" or family.latent:
         return layer.head_dim
     if given is not None:
         return int(given)
     if family.proportion is None:
-        plain = entry.get("rope_type", entry.get("type", "default")) == "default"
-        return layer.head_dim if compat and plain else int(layer.head_dim * (proportion or 1.0))
+        ignored = compat and rope_type == "default"
+        return layer.head_dim if ignored else int(layer.head_dim * (proportion or 1.0))
     return int(layer.head_dim * float(family.proportion if proportion is None else proportion))
 
 
@@ -470,12 +470,15 @@ def _axes(entry: _Keys, family: Family, num_pairs: int) -> tuple[int, ...] | Non
 
 
 def _schedule(layer: _Layer, entry: _Keys, keys: _Keys, family: Family, compat, *, nested: bool) -> Schedule:
-    rope_type = _first(entry, "rope_type", "type") or "default"
-    rope_type = family.aliases.get(rope_type, rope_type)
-    base = _number(entry, "rope_theta", family.base) if layer.base is None else layer.base
+    rope_type = _rope_type(entry, family)
+    base = _number(entry, "rope_theta", family.base)
+    base = base if layer.base is None else layer.base
 
     def original() -> int:
+        # At the top it counts before the recipe's own (Phi-3 keeps it there), but not before one by layer type.
         length = entry.get("original_max_position_embeddings")
+        if (outside := keys.get("original_max_position_embeddings")) is not None and not nested:
+            length = outside
         return int(keys.need("max_position_embeddings") if length is None else length)
 
     def factor() -> float:
@@ -529,6 +532,16 @@ def _schedule(layer: _Layer, entry: _Keys, keys: _Keys, family: Family, compat, 
     if not layer.scaled:
         schedule = Standard(base=base)
     return Reversed(schedule=schedule) if family.reversed else schedule
+
+
+def _rope_type(entry: _Keys, family: Family) -> str:
+    """The name of the schedule, by either of its keys."""
+    name, older = entry.get("rope_type"), entry.get("type")
+    # Qwen2-VL's sections are written as type "mrope" beside rope_type "default".
+    if name is not None and older not in (None, name, "mrope"):
+        raise ValueError(f"{entry.where} has two names for its schedule: rope_type = {name!r}, type = {older!r}")
+    name = name or older or "default"
+    return family.aliases.get(name, name)
 
 
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional", "mrope", "su", "xdrope")

@@ -1,0 +1,415 @@
+"""Every rotary model folder of transformers, asked one by one: does its config alone give us its rotation?
+
+python tests/oracle/census.py          prints the table, and fails where it is worse than the committed one
+python tests/oracle/census.py --write  writes the committed table, tests/golden/census.json
+
+Every rotary module of every folder is built from its default config and from perturbed ones. Compared are its
+frequencies, its cos and sin at positions near zero, around the original context length, beyond it and at 100,000, and
+the queries that its own apply function turns with them, in float32 and bfloat16.
+"""
+
+import copy
+import dataclasses
+import functools
+import importlib
+import inspect
+import json
+import logging
+import pkgutil
+import sys
+import warnings
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+import rope_jax
+from rope_jax._families import FAMILIES
+
+TABLE = Path(__file__).parents[1] / "golden" / "census.json"
+EPS32, EPS16 = 2.0**-24, 2.0**-8  # unit roundoff
+
+ORIGINAL, LONGEST = 64, 256  # lengths of the perturbed configs
+POSITIONS = {
+    "near": range(9),
+    "around": [ORIGINAL - 2, ORIGINAL - 1, ORIGINAL, ORIGINAL + 1],
+    "beyond": [LONGEST - 1, LONGEST, LONGEST + 1, 3 * LONGEST],
+    "far": [0, 1, 99_999, 100_000],
+}
+PERTURBED = {
+    "default": dict(rope_type="default"),
+    "linear": dict(rope_type="linear", factor=4.0),
+    "dynamic": dict(rope_type="dynamic", factor=2.0),
+    "yarn": dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=ORIGINAL),
+    "yarn, mscale": dict(
+        rope_type="yarn",
+        factor=40.0,
+        original_max_position_embeddings=ORIGINAL,
+        mscale=1.0,
+        mscale_all_dim=0.707,
+        beta_fast=24.0,
+    ),
+    "longrope": dict(rope_type="longrope", original_max_position_embeddings=ORIGINAL),
+    "llama3": dict(
+        rope_type="llama3",
+        factor=8.0,
+        original_max_position_embeddings=ORIGINAL,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+    ),
+    "proportional": dict(rope_type="proportional", partial_rotary_factor=0.5),
+}
+
+# What config and positions alone do not give, or what has more than the axes of a text; named, not covered.
+NOT_COVERED = {
+    "clvp": "also turns the values",
+    "dinov3_vit": "continuous patch coordinates",
+    "efficientloftr": "a grid of feature coordinates",
+    "eomt_dinov3": "continuous patch coordinates",
+    "esmfold2": "continuous coordinates",
+    "lightglue": "a learned projection of key points",
+    "musicflamingo": "time stamps",
+    "sapiens2": "continuous patch coordinates",
+    "seamless_m4t": "a table by index, no config of its rotation",
+    "vjepa2": "tiled cosines, no rotation",
+    "wav2vec2_bert": "a table by index, no config of its rotation",
+    "wav2vec2_conformer": "a table by index, no config of its rotation",
+}
+
+
+# Which parts a module is for, where its signature names the whole model and others would fit.
+PARTS = {
+    "Qwen2_5OmniRotaryEmbedding": ["qwen2_5_omni_text", "qwen2_5_omni_talker"],
+    "Qwen3OmniMoeRotaryEmbedding": ["qwen3_omni_moe_talker_code_predictor", ""],
+    "Qwen3OmniMoeThinkerTextRotaryEmbedding": ["qwen3_omni_moe_text"],
+    "Qwen3OmniMoeTalkerRotaryEmbedding": ["qwen3_omni_moe_talker_text"],
+}
+
+
+# ------------------------------------------------------------------------------------ what transformers has
+
+
+def modeling_modules():
+    """(folder, module) for every modeling file of transformers."""
+    root = Path(transformers.__file__).parent / "models"
+    for folder in sorted(path.name for path in root.iterdir() if path.is_dir()):
+        for file in sorted((root / folder).glob("modeling_*.py")):
+            if "otary" in (text := file.read_text()) or "rope" in text:
+                yield folder, importlib.import_module(f"transformers.models.{folder}.{file.stem}")
+
+
+def rotary_classes(module):
+    for name, thing in vars(module).items():
+        if inspect.isclass(thing) and thing.__module__ == module.__name__ and name.endswith("RotaryEmbedding"):
+            yield thing
+
+
+def configs(cls, module):
+    """Default configs for which the class can be built: its own, or those of the parts of a larger model."""
+    annotation = inspect.signature(cls.__init__).parameters.get("config")
+    annotation = None if annotation is None else annotation.annotation
+    if annotation is inspect.Parameter.empty or annotation is None:
+        return
+    if isinstance(annotation, str):
+        annotation = getattr(module, annotation.split("|")[0].strip(), None)
+    if not inspect.isclass(annotation):
+        return
+    queue, seen = [annotation()], set()
+    while queue:
+        config = queue.pop(0)
+        queue += [getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None]
+        if config.model_type in seen or getattr(config, "default_rope_type", "") == "axial":
+            continue
+        seen.add(config.model_type)
+        # A part from another folder has a rotary module there; one of this folder may have another than this.
+        here = module.__name__.split(".")[2] == type(config).__module__.split(".")[2]
+        if not here or config.model_type not in PARTS.get(cls.__name__, [config.model_type]):
+            continue
+        if not config.model_type:  # a part without a name of its own
+            config.model_type = "esm" if "SaProt" in type(config).__name__ else "llama"
+        if not getattr(config, "rope_parameters", None) and hasattr(config, "rope_theta"):
+            config.rope_parameters = dict(rope_type="default", rope_theta=config.rope_theta)
+        try:
+            cls(copy.deepcopy(config))
+        except Exception:  # it is not for this part
+            continue
+        yield config
+
+
+# The defaults of some configs are those of no model: an odd rotary_dim, or sections that do not add up.
+REPAIRED = {
+    "glm4_moe": dict(head_dim=128),
+    "glm4v_moe_text": dict(head_dim=128),
+    "glm4v_text": dict(partial_rotary_factor=0.5),
+    "glm_image_text": dict(partial_rotary_factor=0.5),
+    "hunyuan_vl_text": dict(mrope_section=[16, 16, 16, 16]),
+    "qwen3_omni_moe_text": dict(head_dim=128),
+    "qwen3_omni_moe_talker_text": dict(mrope_section=[12, 10, 10]),
+    "qwen4_exp_text": dict(partial_rotary_factor=0.25),
+    "cohere_compass_text": dict(entries={"full_attention": dict(rope_type="default", rope_theta=1e4)}),
+    # Switched off by default.
+    "esm": dict(position_embedding_type="rotary"),
+    "granitemoehybrid": dict(position_embedding_type="rope", layer_types=["full_attention"] * 32),
+    "zamba2": dict(use_mem_rope=True),
+}
+
+
+def entries_of(config):
+    """The recipes of a config, by label: one of label None where it is flat."""
+    parameters = config.rope_parameters
+    nested = any(isinstance(entry, dict) for entry in parameters.values())
+    return parameters if nested else {None: parameters}
+
+
+def repaired(config):
+    config = copy.deepcopy(config)
+    changes = dict(REPAIRED.get(config.model_type, {}))
+    if "entries" in changes:
+        config.rope_parameters = changes.pop("entries")
+    for key in ("partial_rotary_factor", "mrope_section"):
+        if key in changes:
+            config.rope_parameters[key] = changes.pop(key)
+    for key, value in changes.items():
+        setattr(config, key, value)
+    return config
+
+
+def perturbed(config, name, num_pairs):
+    """The config with another schedule for every layer that has one, and short lengths."""
+    config = repaired(config)
+    config.max_position_embeddings = LONGEST
+    if hasattr(config, "original_max_position_embeddings"):
+        config.original_max_position_embeddings = ORIGINAL
+    for label, entry in entries_of(config).items():
+        if entry is None:
+            continue
+        kept = {
+            key: entry[key]
+            for key in ("rope_theta", "partial_rotary_factor", "mrope_section", "llama_4_scaling_beta")
+            if key in entry
+        }
+        entry.clear()
+        entry.update(kept, **PERTURBED[name])
+        if name == "longrope":
+            pairs = num_pairs[label]
+            entry["short_factor"] = [1 + 0.01 * i for i in range(pairs)]
+            entry["long_factor"] = [1 + 0.5 * i for i in range(pairs)]
+            if config.model_type == "phimoe":
+                entry.update(short_mscale=1.2, long_mscale=1.3)
+    return config
+
+
+# ------------------------------------------------------------------------------------------ the comparison
+
+
+class Different(Exception):
+    """What was compared is not the same; its text says by how much."""
+
+
+def halves(x, num_pairs):
+    """Their cos or sin ``[..., T, R/2 or R]`` as ``[..., T, R/2]``; both features of a pair must have the same."""
+    if x.shape[-1] == num_pairs:
+        return x
+    for parts in ((x[..., :num_pairs], x[..., num_pairs:]), (x[..., 0::2], x[..., 1::2])):
+        if x.shape[-1] == 2 * num_pairs and np.array_equal(*parts):
+            return parts[0]
+    raise Different("the two features of a pair have different angles")
+
+
+def their_cos_sin(module, positions, label, dtype=torch.float32):
+    """What the module returns, as it is: a pair of arrays, or one complex array."""
+    x = torch.zeros(1, positions.shape[-1], 8, dtype=dtype)
+    arguments = (x, torch.tensor(positions)) + (() if label is None else (label,))
+    with torch.no_grad():
+        return module(*arguments)
+
+
+def as_numpy(x):
+    return np.asarray(x.float() if isinstance(x, torch.Tensor) else x, np.float64)
+
+
+def position_ids(rope, values, text_only):
+    """The positions ``[(A,) B, T]`` for them and ``[B, T(, A)]`` for us; axes differ, unless it is a text."""
+    flat = np.array([list(values)])
+    if rope.axes is None:
+        return flat, flat
+    axes = np.stack([flat if text_only else np.maximum(flat - 2 * axis, 0) for axis in range(max(rope.axes) + 1)])
+    return axes, np.moveaxis(axes, 0, -1)
+
+
+@functools.lru_cache(maxsize=None)
+def our_rotation(rope, name, text_only, length):
+    """Ours at the named positions, as numpy; many folders have the very same rotation."""
+    _, ours_at = position_ids(rope, POSITIONS[name], text_only)
+    return tuple(map(as_numpy, rope.rotation(jnp.asarray(ours_at), length=length)))
+
+
+@functools.lru_cache(maxsize=None)
+def our_queries(rope, text_only, length, dtype):
+    """Random queries ``[B, T, N, H]`` of that dtype, before and after, as numpy."""
+    _, ours_at = position_ids(rope, POSITIONS["near"], text_only)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(1, len(POSITIONS["near"]), 2, rope.head_dim)), dtype)
+    turned = rope.rotate(x, rope.rotation(jnp.asarray(ours_at), length=length))
+    return as_numpy(x.astype(jnp.float32)), as_numpy(turned.astype(jnp.float32))
+
+
+def compare_rotation(rope, module, label, model_type):
+    """The worst difference of cos and sin as a share of what is allowed."""
+    worst = 0.0
+    text_only = model_type == "hunyuan_vl_text"  # with pictures theirs is no rotation: see from_hf_config
+    for name, values in POSITIONS.items():
+        theirs_at, _ = position_ids(rope, values, text_only)
+        length = int(theirs_at.max()) + 1 if hasattr(rope.schedule, "length") else None
+        theirs = their_cos_sin(copy.deepcopy(module), theirs_at, label)
+        if not isinstance(theirs, tuple):
+            theirs = theirs.real, theirs.imag
+        factor = rope.frequencies(length).attention_factor
+        # Their float32 product of a frequency and a position (design.md, numeric contract, 6).
+        allowed = factor * (2e-7 + np.maximum(np.array([list(values)]), 1) * 2.0**-23)
+        for our_part, their_part in zip(our_rotation(rope, name, text_only, length), theirs, strict=True):
+            their_part = halves(as_numpy(their_part), rope.num_pairs)
+            if their_part.shape != our_part.shape:
+                raise Different(f"cos of {their_part.shape}, ours {our_part.shape}")
+            worst = max(worst, float(np.max(np.abs(our_part - their_part) / allowed[..., None])))
+    return worst
+
+
+def compare_frequencies(rope, module, label):
+    """The worst difference of the frequencies: in ulp of float32, and as a share of what float32 allows them."""
+    name = "inv_freq" if label is None else f"{label}_inv_freq"
+    theirs = as_numpy(getattr(module, name))
+    length = 1 if hasattr(rope.schedule, "length") else None
+    frequencies = rope.frequencies(length)
+    ours = np.abs(frequencies.inv_freq)
+    if theirs.shape != ours.shape:
+        raise Different(f"{theirs.size} frequencies, ours {ours.size}")
+    if type(module).__name__ == "Ernie4_5_VLMoeTextRotaryEmbedding":  # theirs stand in another order
+        ours = np.concatenate([ours[:44:2], ours[1:44:2], ours[44:]])
+    scaling = getattr(module, "attention_scaling" if label is None else f"{label}_attention_scaling")
+    if type(module).__name__ != "PhimoeRotaryEmbedding":  # which decides in each call
+        if abs(scaling - frequencies.attention_factor) > 1e-12 * scaling:
+            raise Different(f"attention factor {scaling}, ours {frequencies.attention_factor}")
+    off = np.abs(theirs - ours)
+    ulp = np.spacing(ours.astype(np.float32)).astype(np.float64)
+    # The exponent 2i/R is rounded where R is no power of two, and the power multiplies that by ln(base); YaRN and
+    # llama3 blend, which is off by the unscaled frequency times the error of the weight: see golden/cases.py.
+    schedule = rope.schedule
+    base, rotary_dim = schedule.base, 2 * rope.num_pairs
+    exponent = 0.0 if rotary_dim & (rotary_dim - 1) == 0 else np.log(base)
+    blends = isinstance(schedule, rope_jax.Yarn | rope_jax.Llama3)
+    blend = 12 * rope_jax.geometric(rotary_dim, base) if blends else 0.0
+    allowed = EPS32 * ((5 + exponent) * ours + blend) + 1e-30
+    return float(np.max(off / ulp)), float(np.max(off / allowed))
+
+
+def apply_function(module, config):
+    """The function that a module's attention calls, and whether it puts out halves for interleaved pairs."""
+    if FAMILIES[config.model_type].latent and getattr(config, "rope_interleave", True):
+        if hasattr(module, "apply_rotary_pos_emb_interleave"):
+            return module.apply_rotary_pos_emb_interleave, True
+    for name in ("apply_rotary_pos_emb", "apply_rotary_emb"):
+        if hasattr(module, name):
+            return getattr(module, name), False
+    return None, False
+
+
+def compare_queries(rope, module, label, modeling, config, dtype):
+    """The worst difference of turned queries, as a share of what rounding allows."""
+    apply, halves_out = apply_function(modeling, config)
+    if apply is None:
+        raise Different("no apply function")
+    values = np.array([list(POSITIONS["near"])])
+    theirs_at, _ = position_ids(rope, values[0], text_only=False)
+    length = int(theirs_at.max()) + 1 if hasattr(rope.schedule, "length") else None
+    ours_dtype, eps = (jnp.float32, EPS32) if dtype == torch.float32 else (jnp.bfloat16, EPS16)
+    text_only = config.model_type == "hunyuan_vl_text"
+    theirs_at, _ = position_ids(rope, values[0], text_only)
+    x, ours = our_queries(rope, text_only, length, ours_dtype)
+
+    rotary_dim, heads_first = 2 * rope.num_pairs, "llama4" not in modeling.__name__
+    q = torch.tensor(x, dtype=dtype)
+    q = q.transpose(1, 2) if heads_first else q
+    cos_sin = their_cos_sin(copy.deepcopy(module), theirs_at, label, dtype)
+    cos_sin = cos_sin if isinstance(cos_sin, tuple) else (cos_sin,)
+    one = next(iter(inspect.signature(apply).parameters)) == "x"
+    with torch.no_grad():
+        try:
+            turned = apply(q, *cos_sin) if one else apply(q, q, *cos_sin)[0]
+        except RuntimeError:  # its attention passes on only what turns
+            part = q[..., :rotary_dim]
+            turned = apply(part, *cos_sin) if one else apply(part, part, *cos_sin)[0]
+            turned = torch.cat([turned, q[..., rotary_dim:]], dim=-1)
+    if turned.dtype != dtype:
+        raise Different(f"queries come out as {turned.dtype}")
+    turned = as_numpy(turned.transpose(1, 2) if heads_first else turned)
+    if halves_out:
+        turned = np.stack(np.split(turned, 2, axis=-1), axis=-1).reshape(turned.shape)
+
+    # Of a pair (x1, x2) every rounding counts at most |x1| + |x2| times: see test_transformers.py.
+    if not np.array_equal(turned[..., rotary_dim:], ours[..., rotary_dim:]):
+        raise Different("features beyond rotary_dim change")
+    pairs = x[..., :rotary_dim].reshape(*x.shape[:-1], *((2, -1) if rope.layout == "half" else (-1, 2)))
+    axis = -2 if rope.layout == "half" else -1
+    size = np.broadcast_to(np.abs(pairs).sum(axis=axis, keepdims=True), pairs.shape).reshape(*x.shape[:-1], -1)
+    factor = rope.frequencies(length).attention_factor
+    allowed = factor * size * (2e-7 + np.maximum(values, 1)[..., None, None] * 2.0**-23 + 4.1 * eps)
+    return float(np.max(np.abs(turned - ours)[..., :rotary_dim] / allowed))
+
+
+def ropes_by_label(recipe, config, model_type):
+    """The rotation of each label; layers of one label must agree, unless a base or a flag of theirs says otherwise."""
+    nested = None not in entries_of(config)
+    labels = FAMILIES[model_type].labels
+    types = getattr(config, "layer_types", None)
+    found = {}
+    for i, layer in enumerate(recipe.layers):
+        if layer.rope is not None:
+            found.setdefault(labels.get(types[i], types[i]) if nested else None, set()).add(layer.rope)
+    return {label: ropes.pop() for label, ropes in found.items() if len(ropes) == 1}
+
+
+def compare_scales(recipe, modeling, config):
+    """The numbers beside the rotation: exactly theirs, or up to the rounding of float32."""
+    layer = next(layer for layer in recipe.layers if layer.rope is not None)
+    if hasattr(modeling, "yarn_apply_mscale"):
+        expected = modeling.yarn_apply_mscale(config.rope_parameters, 1.0)
+        if abs(expected - layer.logit_factor) > 1e-12 * expected:
+            raise Different(f"logit factor {expected}, ours {layer.logit_factor}")
+    if hasattr(modeling, "get_llama_4_attn_scale") and (beta := config.rope_parameters.get("llama_4_scaling_beta")):
+        positions = torch.tensor([[0, 1, ORIGINAL, 100_000]])
+        original = config.rope_parameters.get("original_max_position_embeddings", ORIGINAL)
+        expected = as_numpy(modeling.get_llama_4_attn_scale(positions, beta, original)).ravel()
+        if layer.query_temperature is None:
+            raise Different("no query temperature")
+        np.testing.assert_allclose(layer.query_temperature(jnp.asarray(positions)[0]), expected, rtol=4 * EPS32)
+
+
+def compare(cls, modeling, config):
+    """The figures of one module under one config: shares of what is allowed, and the frequencies' ulp."""
+    model_type = config.model_type
+    recipe = rope_jax.from_hf_config({**config.to_dict(), "model_type": model_type}, compat="transformers")
+    module = cls(copy.deepcopy(config))
+    ropes = ropes_by_label(recipe, config, model_type)
+    if not ropes:
+        raise Different("no layer rotates")
+    compare_scales(recipe, modeling, config)
+    figures = []
+    for label, rope in ropes.items():
+        if isinstance(rope.schedule, rope_jax.Reversed):  # theirs turns forward, and its apply function back
+            forward = dataclasses.replace(rope, schedule=rope.schedule.schedule)
+        else:
+            forward = rope
+        ulp, inv_freq = compare_frequencies(forward, module, label)
+        figures.append(
+            dict(
+                ulp=ulp,
+                inv_freq=inv_freq,
+                rotation=compare_rotation(forward, module, label, model_type),
+                float32=compare_queries(rope, module, label, modeling, config, torch.float32),
+                bfloat16=compare_queries(rope, module, label, modeling, config, torch.bfloat16),
+            )
+        )
+    return {key: max(figure[key] for figure in figures) for key in figures[0]}
