@@ -45,10 +45,12 @@ from rope_jax._attention import RotaryAttention
 from rope_jax._adapter import rotary_attention_fn
 from rope_jax._decoder import Decoder
 from rope_jax._generate import Generation, generate, sample
+from rope_jax._checkpoint import Checkpoint, load_hf
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Checkpoint",
     "Decoder",
     "DynamicNTK",
     "Frequencies",
@@ -73,6 +75,7 @@ __all__ = [
     "geometric",
     "grid_positions",
     "init_cache",
+    "load_hf",
     "positions_from_mask",
     "positions_from_segments",
     "rotary_attention_fn",

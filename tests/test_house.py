@@ -27,6 +27,9 @@ ROOMS = [
     "adapter",
     "decoder",
     "generate",
+    "families",
+    "huggingface",
+    "checkpoint",
 ]
 
 
@@ -42,15 +45,14 @@ def test_each_room_imports_only_from_those_above_it():
 def test_imports_nothing_heavier_than_jax_and_flax():
     code = "import sys, rope_jax; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"torch", "transformers", "tensorflow", "keras", "matplotlib", "tyro", "tqdm", "pytest"} & set(
-        loaded
-    )
+    heavier = "torch transformers tensorflow keras matplotlib tyro tqdm pytest safetensors tokenizers"
+    assert not set(heavier.split()) & set(loaded)
 
 
 def test_public_names_are_documented_by_example():
     for name in rope_jax.__all__:
         thing = getattr(rope_jax, name)
-        if name in ("Layout", "Schedule", "Rotation", "KVCache", "FrequencyChoice", "Generation"):
+        if name in ("Layout", "Schedule", "Rotation", "KVCache", "FrequencyChoice", "Generation", "Checkpoint"):
             continue  # values and protocols, whose functions carry the examples
         assert ">>>" in thing.__doc__, name
     assert list(rope_jax.__all__) == sorted(rope_jax.__all__)
