@@ -10,7 +10,15 @@ from typing import Literal
 
 from rope_jax._rotation import Layout
 
-Layers = Literal["all", "no_rope_layers", "sliding", "sliding_if_any", "dense_or_sliding", "layer_rope_theta"]
+Layers = Literal[
+    "all",
+    "no_rope_layers",
+    "sliding",
+    "sliding_if_any",
+    "dense_or_sliding",
+    "layer_rope_theta",
+    "rope_scaling_layers",
+]
 Sections = Literal["chunked", "strided", "alternating", "by_turns"]
 Temperature = Literal["yarn", "without_rope"]
 
@@ -33,7 +41,9 @@ class Family:
       latent: whether the rotated part of a head stands alone, with ``qk_rope_head_dim`` features.
       layers: which layers rotate. ``no_rope_layers``: those with a 1 in that list; ``sliding``: those with a sliding
         window; ``sliding_if_any``: those, or all if there is no window; ``dense_or_sliding``: those, and the
-        dense ones before the experts; ``layer_rope_theta``: those with a base in that list.
+        dense ones before the experts; ``layer_rope_theta``: those with a base in that list;
+        ``rope_scaling_layers``: all, but those that are not in that list without scaling.
+      nested: whether ``rope_parameters`` has an entry for each type of layer.
       labels: from a layer's type to the name of its entry in ``rope_parameters``, where these differ.
       bases: of older configs, which have one flat recipe: for each layer type, the key of its base, that base
         where the key is missing, and whether ``rope_scaling`` is for it.
@@ -65,6 +75,7 @@ class Family:
     layer_types: str = "layer_types"
     latent: bool = False
     layers: Layers = "all"
+    nested: bool = False
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     bases: Mapping[str, tuple[str, float, bool]] = dataclasses.field(default_factory=dict)
     full_every: tuple[str, int, int, str] | None = None
@@ -113,7 +124,7 @@ _family("esm", switch=("position_embedding_type", "rotary", "absolute"))
 _family("olmo_hybrid", optional=True)
 _family("zamba2", head_dim=("attention_head_dim",), switch=("use_mem_rope", True, False))
 _family("nanochat", reversed=True)
-_family("molmo2_text")
+_family("molmo2_text", layers="rope_scaling_layers")
 _family("ministral3", temperature="yarn", unread=("max_position_embeddings",))
 _family(
     "hunyuan_v1_dense hunyuan_v1_moe",
@@ -154,7 +165,12 @@ _family("gptj codegen roformer", layout="interleaved", proportion=1.0)
 
 # ---------------------------------------------------------------------- layers that differ, one recipe a layer type
 
-_family("cohere2", layout="interleaved", layers="sliding", full_every=("sliding_window_pattern", 4, 3, "sliding_attention"))
+_family(
+    "cohere2",
+    layout="interleaved",
+    layers="sliding",
+    full_every=("sliding_window_pattern", 4, 3, "sliding_attention"),
+)
 _family("cohere2_moe", layout="interleaved", layers="dense_or_sliding")
 _family("afmoe flint", layers="sliding")
 _family("exaone4", layers="sliding_if_any", full_every=("sliding_window_pattern", 4, 3, "sliding_attention"))
@@ -163,19 +179,28 @@ _family("smollm3", base=2e6, layers="no_rope_layers")
 _family("llama4_text", layout="interleaved", base=5e5, layers="no_rope_layers", temperature="without_rope")
 _family("granite_swa granitemoe_swa muse_glimmer_text", layers="layer_rope_theta")
 _family("muse_spark_text", base=5e5, layers="layer_rope_theta")
-_family("laguna mellum mimo_v2_flash step3p5 zaya", proportion=1.0)
-_family("beam ultrabert lfm3 diffusion_gemma_text embedding_gemma2_text")
-_family("gemma4_text gemma4_unified_text")
+_family("laguna mellum mimo_v2_flash step3p5 zaya", nested=True, proportion=1.0)
+_family("beam ultrabert lfm3 diffusion_gemma_text embedding_gemma2_text", nested=True)
+_family("gemma4_text gemma4_unified_text", nested=True)
 _gemma3 = {"full_attention": ("rope_theta", 1e6, True), "sliding_attention": ("rope_local_base_freq", 1e4, False)}
-_family("gemma3_text t5gemma2_text t5gemma2_decoder", bases=_gemma3, full_every=("sliding_window_pattern", 6, 5, "sliding_attention"))
-_family("gemma3n_text", bases=_gemma3, full_every=("sliding_window_pattern", 5, 4, "sliding_attention"))
+_family(
+    "gemma3_text t5gemma2_text t5gemma2_decoder",
+    nested=True,
+    bases=_gemma3,
+    full_every=("sliding_window_pattern", 6, 5, "sliding_attention"),
+)
+_family(
+    "gemma3n_text", nested=True, bases=_gemma3, full_every=("sliding_window_pattern", 5, 4, "sliding_attention")
+)
 _family(
     "olmo3",
+    nested=True,
     bases={"full_attention": ("rope_theta", 5e5, True), "sliding_attention": ("rope_theta", 5e5, False)},
     full_every=("sliding_window_pattern", 4, 3, "sliding_attention"),
 )
 _family(
     "modernbert modernbert-decoder",
+    nested=True,
     bases={
         "full_attention": ("global_rope_theta", 1.6e5, True),
         "sliding_attention": ("local_rope_theta", 1e4, True),
@@ -209,6 +234,7 @@ _family("minicpm3", latent=True, logit_factor=True)
 _family("mistral_large4_text", latent=True, layout="interleaved", layers="no_rope_layers", logit_factor=True)
 _family(
     "dots3_note_text",
+    nested=True,
     latent=True,
     layout="interleaved",
     base=8e7,
@@ -216,6 +242,7 @@ _family(
 )
 _family(
     "deepseek_v4",
+    nested=True,
     latent=True,
     layout="interleaved",
     labels={
@@ -248,7 +275,7 @@ _family("qwen3_vl_text qwen3_vl_moe_text", base=5e5, sections="strided", default
 _family("qwen3_omni_moe_text", base=1e6, sections="strided", default_sections=(24, 20, 20))
 _family("qwen3_omni_moe_talker_text", sections="strided", default_sections=(24, 20, 20))
 _family("cosmos3_edge_text", base=1e8, sections="strided", default_sections=(24, 20, 20))
-_family("cohere_compass_text", sections="strided", default_sections=(24, 20, 20))
+_family("cohere_compass_text", nested=True, sections="strided", default_sections=(24, 20, 20))
 _family(
     "qwen3_5_text qwen3_5_moe_text",
     proportion=0.25,
@@ -260,4 +287,4 @@ _family("qwen4_exp_text", proportion=1.0, sections="strided", default_sections=(
 _family(
     "ernie4_5_vl_moe_text", layout="interleaved", base=5e5, sections="alternating", default_sections=(22, 22, 20)
 )
-_family("neomme", proportion=1.0, sections="by_turns")
+_family("neomme", nested=True, proportion=1.0, sections="by_turns")

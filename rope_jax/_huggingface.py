@@ -67,11 +67,13 @@ class LayerRecipe:
 
     Attributes:
       rope: the rotation; None where the layer does not rotate, or has no attention.
+      type: the config's name for layers of this kind; None where it names none.
       logit_factor: multiplies the scores, beside ``1/sqrt(H)`` of the whole head (DeepSeek-V2's use of YaRN).
       query_temperature: multiplies the queries by their position; None where they stay as they are.
     """
 
     rope: Rope | None
+    type: str | None = None
     logit_factor: float = 1.0
     query_temperature: QueryTemperature | None = None
 
@@ -144,7 +146,9 @@ class _Keys:
         """Raises ValueError for a key that has a value, looks like the pattern and was not asked for."""
         for key, value in self.values.items():
             if value is not None and key not in self.asked and re.search(pattern, key):
-                raise ValueError(f"{self.where} has a key {key!r} = {value!r} that is not known{self._meant(key, self.asked)}")
+                raise ValueError(
+                    f"{self.where} has a key {key!r} = {value!r} that is not known{self._meant(key, self.asked)}"
+                )
 
     @staticmethod
     def _meant(key: str, others: Iterable[str]) -> str:
@@ -211,12 +215,21 @@ def from_hf_config(config, *, compat: Compat | None = None) -> Recipe:
             "(a part of a larger model has a config of its own: pass that)"
         )
     family, keys = FAMILIES[model_type], _Keys(values, f"config of {model_type!r}")
+    if keys.get("rotary_value"):
+        raise ValueError(f"{keys.where}: rotary_value must be false, values are not turned here, got true")
     layers = _layers(keys, family)
     entries = _entries(keys, family)
     made = {layer: _layer_recipe(layer, entries, keys, family, compat) for layer in dict.fromkeys(layers)}
     keys.refuse_unread(_ROTARY)
-    same = {recipe: recipe for recipe in made.values()}  # one object for those that are equal
-    return Recipe(model_type, tuple(same[made[layer]] for layer in layers))
+    return Recipe(model_type, _shared_objects(made[layer] for layer in layers))
+
+
+def _shared_objects(layers: Iterable[LayerRecipe]) -> tuple[LayerRecipe, ...]:
+    """The same layers, where equal ones, and equal rotations of unlike ones, are one object."""
+    ropes: dict[Rope | None, Rope | None] = {}
+    recipes: dict[LayerRecipe, LayerRecipe] = {}
+    layers = [dataclasses.replace(layer, rope=ropes.setdefault(layer.rope, layer.rope)) for layer in layers]
+    return tuple(recipes.setdefault(layer, layer) for layer in layers)
 
 
 def _as_dict(config) -> Mapping[str, Any]:
@@ -264,9 +277,11 @@ def _layers(keys: _Keys, family: Family) -> list[_Layer]:
     count = int(_first(keys, family.num_layers, "n_layer", "n_layers", need=True))
     types = _listed(keys, "layer_types", _types(keys, family, count), count)
     rotates = _listed(keys, family.layers, _rotates(keys, family, types), count)
-    head_dims = _head_dims(keys, family, types)
+    head_dims = _head_dims(keys, family, types) if any(rotates) else [0] * count
     bases = keys.get("layer_rope_theta", [None] * count) if family.layers == "layer_rope_theta" else [None] * count
-    scaled = keys.get("rope_scaling_layers", range(count))
+    scaled = (
+        keys.get("rope_scaling_layers", range(count)) if family.layers == "rope_scaling_layers" else range(count)
+    )
     return [
         _Layer(
             head_dim=head_dims[i],
@@ -314,7 +329,9 @@ def _rotates(keys: _Keys, family: Family, types: list[str | None]) -> list:
         case "sliding":
             return sliding
         case "sliding_if_any":
-            return [True] * count if keys.get("sliding_window") is None else sliding
+            window = keys.get("sliding_window")
+            windows = any(sliding) if "sliding_window" not in keys.values else window is not None
+            return sliding if windows else [True] * count
         case "dense_or_sliding":
             mlps = keys.need("mlp_layer_types")
             dense = keys.get("prefix_dense_sliding_window_pattern", 1) == 1
@@ -356,10 +373,17 @@ def _listed(keys: _Keys, name: str, values, count: int) -> list:
 def _entries(keys: _Keys, family: Family) -> dict[str | None, _Keys | None]:
     """The recipe of each label, in the keys of transformers 5; the label is None where one is for all layers."""
     written, scaling = keys.get("rope_parameters"), keys.get("rope_scaling")
-    if "rope_parameters" in keys.values and "rope_scaling" not in keys.values and written is None and not family.optional:
+    if (
+        "rope_parameters" in keys.values
+        and "rope_scaling" not in keys.values
+        and written is None
+        and not family.optional
+    ):
         raise ValueError(f"{keys.where}: rope_parameters must not be null; leave the key out, or say what it is")
     if written is not None and scaling is not None and written != scaling:
-        raise ValueError(f"{keys.where} has rope_parameters and rope_scaling, and they differ: {written}, {scaling}")
+        raise ValueError(
+            f"{keys.where} has rope_parameters and rope_scaling, and they differ: {written}, {scaling}"
+        )
     written = dict(written or scaling or {})
     shared = _shared(keys, family)
     bases = {label: {"rope_theta": keys.get(key, base)} for label, (key, base, _) in family.bases.items()}
@@ -376,7 +400,9 @@ def _entries(keys: _Keys, family: Family) -> dict[str | None, _Keys | None]:
         return {label: entry_of(label, written if scaled else {}) for label, (_, _, scaled) in family.bases.items()}
     theta = shared.get("rope_theta")
     if theta is not None and written.get("rope_theta", theta) != theta:
-        raise ValueError(f"{keys.where} has two bases: rope_theta = {theta}, and in its recipe {written['rope_theta']}")
+        raise ValueError(
+            f"{keys.where} has two bases: rope_theta = {theta}, and in its recipe {written['rope_theta']}"
+        )
     return {None: _Keys({**shared, **written}, f"{keys.where}, rope_parameters")}
 
 
@@ -403,7 +429,7 @@ def _layer_recipe(layer: _Layer, entries, keys: _Keys, family: Family, compat) -
         raise ValueError(f"{keys.where}: rope_parameters must have an entry for {label!r}, got {sorted(entries)}")
     entry = entries.get(label)
     if not layer.rotates or entry is None:
-        return LayerRecipe(None, query_temperature=temperature)
+        return LayerRecipe(None, layer.type, query_temperature=temperature)
 
     rotary_dim = _rotary_dim(layer, entry, family, compat)
     schedule = _schedule(layer, entry, keys, family, compat, nested=None not in entries)
@@ -426,7 +452,7 @@ def _layer_recipe(layer: _Layer, entries, keys: _Keys, family: Family, compat) -
             rope.frequencies()  # says now what it would say at the first call
     except ValueError as error:
         raise ValueError(f"{entry.where}: {error}") from None
-    return LayerRecipe(rope, logit_factor, temperature)
+    return LayerRecipe(rope, layer.type, logit_factor, temperature)
 
 
 def _rotary_dim(layer: _Layer, entry: _Keys, family: Family, compat) -> int:
@@ -454,7 +480,9 @@ def _axes(entry: _Keys, family: Family, num_pairs: int) -> tuple[int, ...] | Non
         return tuple(i % 2 for i in range(num_pairs))
     interleaved = _first(entry, "mrope_interleaved", "interleaved")
     if interleaved is not None and interleaved != (family.sections == "strided"):
-        raise ValueError(f"{entry.where}: mrope_interleaved must be {not interleaved} in this family, got {interleaved}")
+        raise ValueError(
+            f"{entry.where}: mrope_interleaved must be {not interleaved} in this family, got {interleaved}"
+        )
     sections = _first(entry, "mrope_section", "xdrope_section")
     sections = family.default_sections if sections is None else tuple(int(section) for section in sections)
     if sections is None:
@@ -544,7 +572,18 @@ def _rope_type(entry: _Keys, family: Family) -> str:
     return family.aliases.get(name, name)
 
 
-_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional", "mrope", "su", "xdrope")
+_ROPE_TYPES = (
+    "default",
+    "linear",
+    "dynamic",
+    "yarn",
+    "longrope",
+    "llama3",
+    "proportional",
+    "mrope",
+    "su",
+    "xdrope",
+)
 
 
 def _longrope(entry: _Keys, keys: _Keys, original: int, base: float, compat) -> LongRope:
@@ -573,3 +612,158 @@ def _number(keys: _Keys, name: str, default=_NEEDED):
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise ValueError(f"{keys.where}: {name} must be a number, got {value!r}")
     return value if value is None else float(value)
+
+
+# ------------------------------------------------------------------------------------------ writing it back
+
+
+def to_hf_config(recipe: Recipe) -> dict[str, Any]:
+    """The keys of a config.json, as transformers 5 spells them, from which the recipe is read again.
+
+    They are those of the rotation, the number and types of the layers, and the features of a head; what else a model
+    needs is not in a recipe.
+
+    Args:
+      recipe: of a model type that :func:`from_hf_config` knows.
+
+    Returns:
+      A dictionary that JSON can hold; ``from_hf_config(to_hf_config(recipe)) == recipe``.
+
+    Raises:
+      ValueError: if a config of that model type cannot say it: a schedule with a fixed length or one of your own, or
+        layers, pairs or numbers that the family does not have.
+
+    Example:
+      >>> import rope_jax
+      >>> rope = rope_jax.Rope(head_dim=64, schedule=rope_jax.Linear(factor=4.0), rotary_dim=16)
+      >>> recipe = rope_jax.Recipe("gpt_neox", (rope_jax.LayerRecipe(rope),) * 2)
+      >>> rope_jax.to_hf_config(recipe)["rope_parameters"]
+      {'rope_type': 'linear', 'rope_theta': 10000.0, 'factor': 4.0, 'partial_rotary_factor': 0.25}
+    """
+    if recipe.model_type not in FAMILIES:
+        raise ValueError(f"model_type {recipe.model_type!r} is not known")
+    family, layers = FAMILIES[recipe.model_type], recipe.layers
+    config = {"model_type": recipe.model_type, family.num_layers: len(layers), **_written_layers(layers, family)}
+    turning = [layer for layer in layers if layer.rope is not None]
+    entries = {family.labels.get(layer.type, layer.type): _written_entry(layer, family) for layer in turning}
+    resting = {family.labels.get(layer.type, layer.type) for layer in layers if layer.rope is None}
+    if family.nested and turning:
+        resting -= set(_WITHOUT_ATTENTION) | set(entries)
+        config["rope_parameters"] = dict.fromkeys(resting) | entries
+    elif turning:
+        config["rope_parameters"] = max(
+            entries.values(), key=len
+        )  # that of the layers with scaling, if some have none
+    elif family.optional:
+        config["rope_parameters"] = None
+    back = from_hf_config(config)
+    if back != recipe:
+        raise ValueError(f"a config of {recipe.model_type!r} cannot say {recipe}; it would be read as {back}")
+    return config
+
+
+def _written_layers(layers: tuple[LayerRecipe, ...], family: Family) -> dict[str, Any]:
+    """What a config says outside its recipe."""
+    config: dict[str, Any] = {}
+    if any(layer.type is not None for layer in layers):
+        config["layer_types"] = [layer.type for layer in layers]
+    ropes = [layer.rope for layer in layers]
+    inner = [_inner(rope) for rope in ropes]
+    if family.layers == "no_rope_layers":
+        config["no_rope_layers"] = [int(rope is not None) for rope in ropes]
+    if family.layers == "layer_rope_theta":
+        config["layer_rope_theta"] = [
+            0 if rope is None else getattr(inner[i], "base", 0) for i, rope in enumerate(ropes)
+        ]
+    if family.layers == "rope_scaling_layers":
+        config["rope_scaling_layers"] = [
+            i for i, schedule in enumerate(inner) if not isinstance(schedule, Standard)
+        ]
+    if family.layers == "dense_or_sliding":
+        dense = [layer.rope is not None and layer.type != "sliding_attention" for layer in layers]
+        config["mlp_layer_types"] = ["dense" if d else "sparse" for d in dense]
+    if family.switch is not None:
+        key, wanted, default = family.switch
+        config[key] = wanted if any(ropes) else (default if default != wanted else not wanted)
+    if family.temperature == "without_rope":
+        found = [layer.query_temperature for layer in layers if layer.query_temperature is not None]
+        config["attn_temperature_tuning"] = bool(found)
+        if found:
+            config |= {"floor_scale": found[0].length, "attn_scale": found[0].beta}
+    lengths = [schedule.original_length for schedule in inner if isinstance(schedule, DynamicNTK)]
+    if lengths:
+        config["max_position_embeddings"] = lengths[0]
+    turning = [rope for rope in ropes if rope is not None]
+    if turning:
+        name = "qk_rope_head_dim" if family.latent else family.head_dim[0]
+        config[name] = turning[0].head_dim
+        own = {
+            str(i): {name: rope.head_dim} for i, rope in enumerate(ropes) if rope and rope.head_dim != config[name]
+        }
+        if own:
+            config["per_layer_config"] = own
+        if family.layout_key is not None:
+            config[family.layout_key] = turning[0].layout == "interleaved"
+    return config
+
+
+def _inner(rope: Rope | None):
+    schedule = None if rope is None else rope.schedule
+    return schedule.schedule if isinstance(schedule, Reversed) else schedule
+
+
+def _written_entry(layer: LayerRecipe, family: Family) -> dict[str, Any]:
+    """One recipe, as ``rope_parameters`` has it."""
+    rope, schedule = layer.rope, _inner(layer.rope)
+    assert rope is not None
+    written = _WRITTEN.get(type(schedule))
+    if written is None:
+        raise ValueError(f"schedule must be one of {[kind.__name__ for kind in _WRITTEN]}, got {schedule!r}")
+    rope_type, renamed = written
+    entry = {"rope_type": rope_type, "rope_theta": schedule.base}
+    for field, key in renamed.items():
+        if (value := getattr(schedule, field)) is not None:
+            entry[key] = list(value) if isinstance(value, tuple) else value
+    if isinstance(schedule, NTKAware):
+        entry["factor"] = 1.0
+    if layer.query_temperature is not None:
+        entry["llama_4_scaling_beta"] = layer.query_temperature.beta
+        entry["original_max_position_embeddings"] = layer.query_temperature.length
+    if not (family.latent or isinstance(schedule, Proportional)):
+        share = 2 * rope.num_pairs / rope.head_dim
+        if int(rope.head_dim * share) < 2 * rope.num_pairs:  # a share that was rounded down
+            share = math.nextafter(share, 1.0)
+        if share != 1.0 or family.proportion is not None:
+            entry["partial_rotary_factor"] = share
+    if rope.axes is not None and family.sections != "by_turns":
+        counts = [rope.axes.count(axis) for axis in range(max(rope.axes) + 1)]
+        entry["mrope_section"] = counts[1:] + counts[:1] if family.sections == "alternating" else counts
+    return entry
+
+
+_LENGTH = {"original_length": "original_max_position_embeddings"}
+_WRITTEN: dict[type, tuple[str, dict[str, str]]] = {
+    Standard: ("default", {}),
+    Linear: ("linear", {"factor": "factor"}),
+    NTKAware: ("dynamic", {"factor": "alpha"}),
+    DynamicNTK: ("dynamic", {"factor": "factor"}),
+    Yarn: (
+        "yarn",
+        {"factor": "factor", **_LENGTH}
+        | {
+            key: key
+            for key in ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate")
+        },
+    ),
+    LongRope: (
+        "longrope",
+        {"short_factor": "short_factor", "long_factor": "long_factor", "factor": "factor", **_LENGTH}
+        | {"attention_factor": "attention_factor", "long_attention_factor": "long_mscale"},
+    ),
+    Llama3: (
+        "llama3",
+        {"factor": "factor", **_LENGTH}
+        | {"low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"},
+    ),
+    Proportional: ("proportional", {"proportion": "partial_rotary_factor", "factor": "factor"}),
+}

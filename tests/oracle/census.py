@@ -316,6 +316,15 @@ def apply_function(module, config):
     return None, False
 
 
+def pair_sizes(x, rope):
+    """|x1| + |x2| of the pair of each feature that turns, ``[B, T, N, R]``."""
+    pairs = x[..., : 2 * rope.num_pairs]
+    pairs = pairs.reshape(*x.shape[:-1], *((2, -1) if rope.layout == "half" else (-1, 2)))
+    axis = -2 if rope.layout == "half" else -1
+    size = np.abs(pairs).sum(axis=axis, keepdims=True)
+    return np.broadcast_to(size, pairs.shape).reshape(*x.shape[:-1], -1)
+
+
 def compare_queries(rope, module, label, modeling, config, dtype):
     """The worst difference of turned queries, as a share of what rounding allows."""
     apply, halves_out = apply_function(modeling, config)
@@ -351,23 +360,27 @@ def compare_queries(rope, module, label, modeling, config, dtype):
     # Of a pair (x1, x2) every rounding counts at most |x1| + |x2| times: see test_transformers.py.
     if not np.array_equal(turned[..., rotary_dim:], ours[..., rotary_dim:]):
         raise Different("features beyond rotary_dim change")
-    pairs = x[..., :rotary_dim].reshape(*x.shape[:-1], *((2, -1) if rope.layout == "half" else (-1, 2)))
-    axis = -2 if rope.layout == "half" else -1
-    size = np.broadcast_to(np.abs(pairs).sum(axis=axis, keepdims=True), pairs.shape).reshape(*x.shape[:-1], -1)
     factor = rope.frequencies(length).attention_factor
-    allowed = factor * size * (2e-7 + np.maximum(values, 1)[..., None, None] * 2.0**-23 + 4.1 * eps)
+    allowed = factor * pair_sizes(x, rope) * (2e-7 + np.maximum(values, 1)[..., None, None] * 2.0**-23 + 4.1 * eps)
     return float(np.max(np.abs(turned - ours)[..., :rotary_dim] / allowed))
 
 
-def ropes_by_label(recipe, config, model_type):
+def labels_of(config, entries):
+    """The label of each layer: the name of its entry, or None where one is for all."""
+    if None in entries:
+        return [None] * len(
+            rope_jax.from_hf_config({**repaired(config).to_dict(), "model_type": config.model_type}).layers
+        )
+    labels = FAMILIES[config.model_type].labels
+    return [labels.get(type, type) for type in config.layer_types]
+
+
+def ropes_by_label(recipe, config):
     """The rotation of each label; layers of one label must agree, unless a base or a flag of theirs says otherwise."""
-    nested = None not in entries_of(config)
-    labels = FAMILIES[model_type].labels
-    types = getattr(config, "layer_types", None)
     found = {}
-    for i, layer in enumerate(recipe.layers):
+    for layer, label in zip(recipe.layers, labels_of(config, entries_of(config)), strict=True):
         if layer.rope is not None:
-            found.setdefault(labels.get(types[i], types[i]) if nested else None, set()).add(layer.rope)
+            found.setdefault(label, set()).add(layer.rope)
     return {label: ropes.pop() for label, ropes in found.items() if len(ropes) == 1}
 
 
@@ -392,7 +405,7 @@ def compare(cls, modeling, config):
     model_type = config.model_type
     recipe = rope_jax.from_hf_config({**config.to_dict(), "model_type": model_type}, compat="transformers")
     module = cls(copy.deepcopy(config))
-    ropes = ropes_by_label(recipe, config, model_type)
+    ropes = ropes_by_label(recipe, config)
     if not ropes:
         raise Different("no layer rotates")
     compare_scales(recipe, modeling, config)
@@ -413,3 +426,131 @@ def compare(cls, modeling, config):
             )
         )
     return {key: max(figure[key] for figure in figures) for key in figures[0]}
+
+
+# ----------------------------------------------------------------------- folders without a module of that kind
+
+
+def sinusoid_functions(modeling, rope, rotary_dim):
+    """GPT-J and CodeGen: a table of sines and cosines, and a function that turns one tensor."""
+    table = modeling.create_sinusoidal_positions(max(POSITIONS["around"]) + 1, rotary_dim)
+
+    def turn(q, positions):
+        part, rest = q[..., :rotary_dim], q[..., rotary_dim:]
+        sin, cos = table[positions][None].to(q.dtype).chunk(2, dim=-1)
+        return torch.cat([modeling.apply_rotary_pos_emb(part, sin, cos), rest], dim=-1)
+
+    return turn
+
+
+def roformer_functions(modeling, rope, rotary_dim):
+    """RoFormer: a table by index, and a static method of the attention."""
+    table = modeling.RoFormerSinusoidalPositionalEmbedding(max(POSITIONS["around"]) + 1, rotary_dim).create_weight()
+    apply = modeling.RoFormerSelfAttention.apply_rotary_position_embeddings
+
+    def turn(q, positions):
+        q = q.transpose(1, 2)
+        return apply(table[positions][None, None].to(q.dtype), q, q)[0].transpose(1, 2)
+
+    return turn
+
+
+FUNCTIONS = {"codegen": sinusoid_functions, "gptj": sinusoid_functions, "roformer": roformer_functions}
+
+
+def compare_functions(modeling, config, functions):
+    """As :func:`compare`, through turned queries alone."""
+    rope = rope_jax.from_hf_config(config, compat="transformers").rope
+    rotary_dim = 2 * rope.num_pairs
+    turn = functions(modeling, rope, rotary_dim)
+    worst = {}
+    for name, dtype, ours_dtype, eps in [
+        ("float32", torch.float32, jnp.float32, EPS32),
+        ("bfloat16", torch.bfloat16, jnp.bfloat16, EPS16),
+    ]:
+        positions = np.array([*POSITIONS["near"], *POSITIONS["around"]])
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(1, positions.size, 2, rope.head_dim)), ours_dtype)
+        exact = as_numpy(x.astype(jnp.float32))
+        ours = as_numpy(rope.rotate(x, rope.rotation(jnp.asarray(positions)[None])).astype(jnp.float32))
+        theirs = as_numpy(turn(torch.tensor(exact, dtype=dtype), positions))
+        allowed = pair_sizes(exact, rope) * (2e-7 + np.maximum(positions, 1)[:, None, None] * 2.0**-23 + 4.1 * eps)
+        if not np.array_equal(theirs[..., rotary_dim:], ours[..., rotary_dim:]):
+            raise Different("features beyond rotary_dim change")
+        worst[name] = float(np.max(np.abs(theirs - ours)[..., :rotary_dim] / allowed))
+    return worst
+
+
+# ------------------------------------------------------------------------------------------------- the table
+
+
+def variants(config):
+    """(name, config) for the default config and the perturbed ones."""
+    yield "default config", repaired(config)
+    entries = entries_of(repaired(config))
+    num_pairs = {}
+    for name in PERTURBED:
+        if name == "longrope":
+            recipe = rope_jax.from_hf_config({**repaired(config).to_dict(), "model_type": config.model_type})
+            for layer, label in zip(recipe.layers, labels_of(config, entries), strict=True):
+                if layer.rope is not None:
+                    narrow = layer.rope.num_pairs
+                    proportion = (entries[label] or {}).get("partial_rotary_factor", 1.0)
+                    if (entries[label] or {}).get("rope_type") == "proportional":
+                        narrow = int(layer.rope.head_dim * proportion) // 2
+                    num_pairs[label] = narrow
+            if set(num_pairs) != {label for label, entry in entries.items() if entry is not None}:
+                continue
+        yield name, perturbed(config, name, num_pairs)
+    if "hunyuan" in config.model_type:
+        changed = perturbed(config, "dynamic", num_pairs)
+        changed.rope_parameters.update(factor=1.0, alpha=1000.0)
+        yield "dynamic, alpha", changed
+
+
+def examine(cls, modeling, config):
+    """What became of each variant of one part: its figures, or a word on why there are none."""
+    results = {}
+    for name, changed in variants(config):
+        try:
+            changed = type(changed).from_dict(changed.to_dict())  # as one reads it from a file
+            changed.model_type = config.model_type
+            module = cls(copy.deepcopy(changed))
+            label = next((label for label, entry in entries_of(changed).items() if entry is not None), None)
+            axes = FAMILIES[config.model_type].sections
+            positions = np.zeros((4, 1, 2) if config.model_type == "hunyuan_vl_text" else (3, 1, 2), int)
+            their_cos_sin(module, positions if axes and axes != "by_turns" else positions[0], label)
+        except Exception as error:  # transformers itself has no such variant here
+            results[name] = f"refused by transformers: {type(error).__name__}"
+            continue
+        try:
+            results[name] = compare(cls, modeling, changed)
+        except Different as error:
+            results[name] = f"DIFFERENT: {error}"
+        except Exception as error:
+            results[name] = f"ERROR: {type(error).__name__}: {error}"
+    return results
+
+
+def census(folders=()):
+    """The whole table: for each folder that rotates, what became of each part."""
+    table = {}
+    for folder, modeling in modeling_modules():
+        if folders and folder not in folders:
+            continue
+        row = table.setdefault(folder, dict(parts={}, not_covered=[]))
+        if folder in FUNCTIONS and hasattr(modeling, "__name__") and folder in modeling.__name__:
+            config = importlib.import_module(modeling.__name__.replace("modeling_", "configuration_"))
+            config = next(c for c in vars(config).values() if getattr(c, "model_type", None) == folder)().to_dict()
+            row["parts"][folder] = {"default config": compare_functions(modeling, config, FUNCTIONS[folder])}
+        for cls in rotary_classes(modeling):
+            if folder in NOT_COVERED:
+                continue
+            parts = list(configs(cls, modeling))
+            if not parts:
+                row["not_covered"].append(f"{cls.__name__}: several axes")
+            for config in parts:
+                results = examine(cls, modeling, config)
+                row["parts"].setdefault(f"{config.model_type}", {}).update(results)
+        if folder in NOT_COVERED:
+            row["not_covered"].append(NOT_COVERED[folder])
+    return {folder: row for folder, row in table.items() if row["parts"] or row["not_covered"]}
