@@ -1,5 +1,9 @@
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -7,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import tokenizers
 from test_decoder import init
 
 import rope_jax
@@ -395,3 +400,54 @@ def test_folders_that_are_none(tmp_path):
         rope_jax.load_hf(folder)
     with pytest.raises(TypeError, match="dtype must be floating, got int8"):
         rope_jax.load_hf(save(tmp_path / "fine"), dtype="int8")
+
+
+WORDS = "<s> </s> the quick brown fox jumps over a lazy dog . ?".split()
+SCRIPT = Path(__file__).parents[1] / "configs/generate_hf.py"
+
+
+def run(*arguments):
+    """The script, as a user runs it."""
+    command = [sys.executable, SCRIPT, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+
+
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory):
+    """A folder with a tokenizer of one token for each word."""
+    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="?")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    folder = save(tmp_path_factory.mktemp("talking"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_the_script_writes_what_generate_writes(talking):
+    prompt = jnp.array([[0, *map(WORDS.index, ["the", "lazy", "fox"])]])
+    tokens = rope_jax.generate(MODEL, PARAMS, prompt, max_new_tokens=12, temperature=0).tokens[0].tolist()
+    stop = tokens[4]
+    (talking / "generation_config.json").write_text(json.dumps({"eos_token_id": [stop, 99]}))
+    done = run(talking, "--prompt", "the lazy fox", "--max-new-tokens", 12)
+    assert done.returncode == 0, done.stderr
+    text, _, speed = done.stdout.partition("\n\n")
+    written = [WORDS[token] for token in tokens[: tokens.index(stop)] if token > 1]
+    assert text.split() == ["the", "lazy", "fox", *written]
+    assert re.fullmatch(r"[\d,]+ parameters in float32: 12 tokens in .* tokens/s, .*", speed.strip())
+
+    sampled = ["--temperature", 5, "--top-k", 9, "--max-new-tokens", 12, "--prompt", "the lazy fox"]
+    one, two = (run(talking, *sampled, "--seed", seed).stdout.partition("\n\n")[0] for seed in (0, 1))
+    assert one != two and one.startswith("the lazy fox")
+
+
+def test_the_script_says_what_is_wrong(talking, tmp_path):
+    for arguments, message in (
+        ([tmp_path], "generate_hf: folder must hold config.json"),
+        ([talking, "--top-k", 0], "generate_hf: top_k must be at least 1, got 0"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2 and done.stderr.startswith(message) and not done.stdout
