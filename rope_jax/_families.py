@@ -51,7 +51,7 @@ class Family:
         missing, the first layer of full attention, and the type of the others.
       switch: a key, the value with which the model rotates at all, and the value where the key is missing.
       optional: whether ``rope_parameters`` may be null, and nothing rotates then.
-      attention_factor: of YaRN, where the config gives none.
+      attention_factor: of YaRN in older configs, which give none.
       sections: how the pairs are dealt to the axes of the position. ``chunked``: in runs; ``strided``: every
         third pair to h and to w as far as their sections go, the others to t; ``alternating``: h and w by turns,
         t behind; ``by_turns``: rows and columns by turns.
@@ -179,8 +179,8 @@ _family("smollm3", base=2e6, layers="no_rope_layers")
 _family("llama4_text", layout="interleaved", base=5e5, layers="no_rope_layers", temperature="without_rope")
 _family("granite_swa granitemoe_swa muse_glimmer_text", layers="layer_rope_theta")
 _family("muse_spark_text", base=5e5, layers="layer_rope_theta")
-_family("laguna mellum mimo_v2_flash step3p5 zaya", nested=True, proportion=1.0)
-_family("beam ultrabert lfm3 diffusion_gemma_text embedding_gemma2_text", nested=True)
+_family("laguna mellum mimo_v2_flash step3p5 zaya diffusion_gemma_text", nested=True, proportion=1.0)
+_family("beam ultrabert lfm3 embedding_gemma2_text", nested=True)
 _family("gemma4_text gemma4_unified_text", nested=True)
 _gemma3 = {"full_attention": ("rope_theta", 1e6, True), "sliding_attention": ("rope_local_base_freq", 1e4, False)}
 _family(

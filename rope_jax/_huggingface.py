@@ -397,6 +397,8 @@ def _entries(keys: _Keys, family: Family) -> dict[str | None, _Keys | None]:
             raise ValueError(f"{keys.where}: rope_parameters must be flat or by layer type, got both: {written}")
         return {label: entry and entry_of(label, entry) for label, entry in nested.items()}
     if family.bases:
+        if family.attention_factor is not None and written.get("rope_type", written.get("type")) == "yarn":
+            written = {"attention_factor": family.attention_factor, **written}
         return {label: entry_of(label, written if scaled else {}) for label, (_, _, scaled) in family.bases.items()}
     theta = shared.get("rope_theta")
     if theta is not None and written.get("rope_theta", theta) != theta:
@@ -461,7 +463,7 @@ def _rotary_dim(layer: _Layer, entry: _Keys, family: Family, compat) -> int:
         given = None
     proportion = entry.get("partial_rotary_factor")
     rope_type = _rope_type(entry, family)
-    # Proportional frequencies are as wide as the head; a latent head's rotated part stands alone.
+    # Proportional frequencies are as wide as the head; the rotated part of a latent head stands alone.
     if rope_type == "proportional" or family.latent:
         return layer.head_dim
     if given is not None:
@@ -507,12 +509,12 @@ def _schedule(layer: _Layer, entry: _Keys, keys: _Keys, family: Family, compat, 
         length = entry.get("original_max_position_embeddings")
         if (outside := keys.get("original_max_position_embeddings")) is not None and not nested:
             length = outside
-        return int(keys.need("max_position_embeddings") if length is None else length)
+        return int(_longest(keys) if length is None else length)
 
     def factor() -> float:
         # Null, not missing, stands for the ratio of the two lengths.
         if "factor" in entry.values and entry.get("factor") is None:
-            return int(keys.need("max_position_embeddings")) / original()
+            return _longest(keys) / original()
         return _number(entry, "factor")
 
     schedule: Schedule
@@ -525,7 +527,7 @@ def _schedule(layer: _Layer, entry: _Keys, keys: _Keys, family: Family, compat, 
             entry.get("factor")  # 1 in the released configs, whose alpha stands in its place
             schedule = NTKAware(factor=_number(entry, "alpha"), base=base)
         case "dynamic":
-            length = int(keys.need("max_position_embeddings"))
+            length = _longest(keys)
             schedule = DynamicNTK(factor=factor(), original_length=length, base=base)
         case "yarn":
             truncate = entry.get("truncate", True)
@@ -537,7 +539,7 @@ def _schedule(layer: _Layer, entry: _Keys, keys: _Keys, family: Family, compat, 
                 beta_slow=_number(entry, "beta_slow", 1.0),
                 mscale=_number(entry, "mscale", None),
                 mscale_all_dim=_number(entry, "mscale_all_dim", None),
-                attention_factor=_number(entry, "attention_factor", family.attention_factor),
+                attention_factor=_number(entry, "attention_factor", None),
                 truncate=True if compat and nested else bool(truncate),
             )
         case "longrope" | "su":
@@ -590,7 +592,7 @@ def _longrope(entry: _Keys, keys: _Keys, original: int, base: float, compat) -> 
     short, long = entry.need("short_factor"), entry.need("long_factor")
     factor = entry.get("factor")
     if factor is None:
-        factor = int(keys.need("max_position_embeddings")) / original
+        factor = _longest(keys) / original
     short_mscale, long_mscale = _number(entry, "short_mscale", None), _number(entry, "long_mscale", None)
     return LongRope(
         short_factor=short,
@@ -601,6 +603,10 @@ def _longrope(entry: _Keys, keys: _Keys, original: int, base: float, compat) -> 
         attention_factor=_number(entry, "attention_factor", short_mscale),
         long_attention_factor=long_mscale,
     )
+
+
+def _longest(keys: _Keys) -> int:
+    return int(_first(keys, "max_position_embeddings", "max_seq_len", "model_max_length", need=True))
 
 
 _NEEDED: Any = object()

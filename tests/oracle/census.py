@@ -15,7 +15,6 @@ import importlib
 import inspect
 import json
 import logging
-import pkgutil
 import sys
 import warnings
 from pathlib import Path
@@ -81,6 +80,8 @@ NOT_COVERED = {
 
 # Which parts a module is for, where its signature names the whole model and others would fit.
 PARTS = {
+    "EvollaRotaryEmbedding": ["evolla"],
+    "EvollaSaProtRotaryEmbedding": [""],
     "Qwen2_5OmniRotaryEmbedding": ["qwen2_5_omni_text", "qwen2_5_omni_talker"],
     "Qwen3OmniMoeRotaryEmbedding": ["qwen3_omni_moe_talker_code_predictor", ""],
     "Qwen3OmniMoeThinkerTextRotaryEmbedding": ["qwen3_omni_moe_text"],
@@ -185,11 +186,12 @@ def perturbed(config, name, num_pairs):
     for label, entry in entries_of(config).items():
         if entry is None:
             continue
-        kept = {
-            key: entry[key]
-            for key in ("rope_theta", "partial_rotary_factor", "mrope_section", "llama_4_scaling_beta")
-            if key in entry
-        }
+        kept = {key: entry[key] for key in ("rope_theta", "partial_rotary_factor", "mrope_section") if key in entry}
+        if "original_max_position_embeddings" in PERTURBED[name] and "llama_4_scaling_beta" in entry:
+            kept["llama_4_scaling_beta"] = entry["llama_4_scaling_beta"]
+        if name == "proportional" and FAMILIES[config.model_type].sections == "strided":
+            pairs = config.head_dim // 2  # of the whole head now
+            kept["mrope_section"] = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3]
         entry.clear()
         entry.update(kept, **PERTURBED[name])
         if name == "longrope":
@@ -239,14 +241,14 @@ def position_ids(rope, values, text_only):
     return axes, np.moveaxis(axes, 0, -1)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def our_rotation(rope, name, text_only, length):
     """Ours at the named positions, as numpy; many folders have the very same rotation."""
     _, ours_at = position_ids(rope, POSITIONS[name], text_only)
     return tuple(map(as_numpy, rope.rotation(jnp.asarray(ours_at), length=length)))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def our_queries(rope, text_only, length, dtype):
     """Random queries ``[B, T, N, H]`` of that dtype, before and after, as numpy."""
     _, ours_at = position_ids(rope, POSITIONS["near"], text_only)
@@ -266,9 +268,11 @@ def compare_rotation(rope, module, label, model_type):
         theirs = their_cos_sin(copy.deepcopy(module), theirs_at, label)
         if not isinstance(theirs, tuple):
             theirs = theirs.real, theirs.imag
-        factor = rope.frequencies(length).attention_factor
-        # Their float32 product of a frequency and a position (design.md, numeric contract, 6).
-        allowed = factor * (2e-7 + np.maximum(np.array([list(values)]), 1) * 2.0**-23)
+        frequencies = rope.frequencies(length)
+        # Their float32 product of a frequency and a position: design.md, numeric contract, 6; or what the error of
+        # the frequency itself makes of it, where R is no power of two.
+        error = max(2.0**-23, float(np.max(frequency_error(rope, frequencies.inv_freq))))
+        allowed = frequencies.attention_factor * (2e-7 + np.maximum(np.array([list(values)]), 1) * error)
         for our_part, their_part in zip(our_rotation(rope, name, text_only, length), theirs, strict=True):
             their_part = halves(as_numpy(their_part), rope.num_pairs)
             if their_part.shape != our_part.shape:
@@ -289,27 +293,32 @@ def compare_frequencies(rope, module, label):
     if type(module).__name__ == "Ernie4_5_VLMoeTextRotaryEmbedding":  # theirs stand in another order
         ours = np.concatenate([ours[:44:2], ours[1:44:2], ours[44:]])
     scaling = getattr(module, "attention_scaling" if label is None else f"{label}_attention_scaling")
-    if type(module).__name__ != "PhimoeRotaryEmbedding":  # which decides in each call
-        if abs(scaling - frequencies.attention_factor) > 1e-12 * scaling:
-            raise Different(f"attention factor {scaling}, ours {frequencies.attention_factor}")
+    decides_later = type(module).__name__ == "PhimoeRotaryEmbedding"  # in each call
+    if not decides_later and abs(scaling - frequencies.attention_factor) > 1e-12 * scaling:
+        raise Different(f"attention factor {scaling}, ours {frequencies.attention_factor}")
     off = np.abs(theirs - ours)
     ulp = np.spacing(ours.astype(np.float32)).astype(np.float64)
-    # The exponent 2i/R is rounded where R is no power of two, and the power multiplies that by ln(base); YaRN and
-    # llama3 blend, which is off by the unscaled frequency times the error of the weight: see golden/cases.py.
-    schedule = rope.schedule
-    base, rotary_dim = schedule.base, 2 * rope.num_pairs
-    exponent = 0.0 if rotary_dim & (rotary_dim - 1) == 0 else np.log(base)
+    return float(np.max(off / ulp)), float(np.max(off / frequency_error(rope, ours)))
+
+
+def frequency_error(rope, inv_freq):
+    """How far float32 may put their frequencies from the exact ones, in radians: see golden/cases.py.
+
+    The exponent 2i/R is rounded where R is no power of two, and the power multiplies that by ln(base). YaRN and
+    llama3 blend, which is off by the unscaled frequency times the error of the weight.
+    """
+    schedule, rotary_dim = rope.schedule, 2 * rope.num_pairs
+    exponent = 0.0 if rotary_dim & (rotary_dim - 1) == 0 else np.log(schedule.base)
     blends = isinstance(schedule, rope_jax.Yarn | rope_jax.Llama3)
-    blend = 12 * rope_jax.geometric(rotary_dim, base) if blends else 0.0
-    allowed = EPS32 * ((5 + exponent) * ours + blend) + 1e-30
-    return float(np.max(off / ulp)), float(np.max(off / allowed))
+    blend = 12 * rope_jax.geometric(rotary_dim, schedule.base) if blends else 0.0
+    return EPS32 * ((5 + exponent) * inv_freq + blend) + 1e-30
 
 
 def apply_function(module, config):
     """The function that a module's attention calls, and whether it puts out halves for interleaved pairs."""
-    if FAMILIES[config.model_type].latent and getattr(config, "rope_interleave", True):
-        if hasattr(module, "apply_rotary_pos_emb_interleave"):
-            return module.apply_rotary_pos_emb_interleave, True
+    latent = FAMILIES[config.model_type].latent and getattr(config, "rope_interleave", True)
+    if latent and hasattr(module, "apply_rotary_pos_emb_interleave"):
+        return module.apply_rotary_pos_emb_interleave, True
     for name in ("apply_rotary_pos_emb", "apply_rotary_emb"):
         if hasattr(module, name):
             return getattr(module, name), False
@@ -486,6 +495,8 @@ def compare_functions(modeling, config, functions):
 def variants(config):
     """(name, config) for the default config and the perturbed ones."""
     yield "default config", repaired(config)
+    if config.model_type == "esm":  # which reads nothing but rope_theta
+        return
     entries = entries_of(repaired(config))
     num_pairs = {}
     for name in PERTURBED:
@@ -507,6 +518,12 @@ def variants(config):
         yield "dynamic, alpha", changed
 
 
+def fits(module, config):
+    """Whether a latent head's rotated part takes the frequencies of its own module."""
+    sizes = {value.shape[-1] for name, value in module.named_buffers() if name.endswith("inv_freq")}
+    return sizes == {config.qk_rope_head_dim // 2}
+
+
 def examine(cls, modeling, config):
     """What became of each variant of one part: its figures, or a word on why there are none."""
     results = {}
@@ -521,6 +538,9 @@ def examine(cls, modeling, config):
             their_cos_sin(module, positions if axes and axes != "by_turns" else positions[0], label)
         except Exception as error:  # transformers itself has no such variant here
             results[name] = f"refused by transformers: {type(error).__name__}"
+            continue
+        if FAMILIES[config.model_type].latent and not fits(module, changed):
+            results[name] = "refused by transformers: more frequencies than the rotated part has pairs"
             continue
         try:
             results[name] = compare(cls, modeling, changed)
@@ -549,8 +569,95 @@ def census(folders=()):
             if not parts:
                 row["not_covered"].append(f"{cls.__name__}: several axes")
             for config in parts:
-                results = examine(cls, modeling, config)
-                row["parts"].setdefault(f"{config.model_type}", {}).update(results)
+                if config.model_type not in FAMILIES:
+                    row["not_covered"].append(f"{config.model_type}: not in our table of families")
+                    continue
+                name = config.model_type
+                name = f"{name}, {cls.__name__}" if name in row["parts"] else name
+                row["parts"][name] = examine(cls, modeling, config)
         if folder in NOT_COVERED:
             row["not_covered"].append(NOT_COVERED[folder])
     return {folder: row for folder, row in table.items() if row["parts"] or row["not_covered"]}
+
+
+def status(row):
+    """A folder's word in the table, and what there is to say beside it."""
+    compared = [figures for results in row["parts"].values() for figures in results.values()]
+    wrong = [
+        f"{part}, {name}: {figures}"
+        for part, results in row["parts"].items()
+        for name, figures in results.items()
+        if (isinstance(figures, str) and not figures.startswith("refused"))
+        or (isinstance(figures, dict) and max(x for key, x in figures.items() if key != "ulp") > 1)
+    ]
+    if wrong:
+        return "different", "; ".join(wrong)
+    if any(isinstance(figures, dict) for figures in compared):
+        return "same", "; ".join(row["not_covered"])
+    return "not covered", "; ".join(row["not_covered"])
+
+
+def summary(table):
+    """What is kept and printed: folder by folder the word, the variants that were compared, and the worst figures."""
+    rows, schedules = {}, {}
+    for folder, row in table.items():
+        word, note = status(row)
+        same = {}
+        for part, results in row["parts"].items():
+            same[part] = [name for name, figures in results.items() if isinstance(figures, dict)]
+            for name, figures in results.items():
+                if isinstance(figures, dict):
+                    worst = schedules.setdefault(name, {})
+                    for key, figure in figures.items():
+                        worst[key] = max(worst.get(key, 0.0), round(figure, 3))
+        rows[folder] = dict(status=word, note=note, parts=same)
+    return dict(
+        versions=dict(transformers=transformers.__version__, torch=torch.__version__),
+        worst=schedules,
+        folders=rows,
+    )
+
+
+def regressions(new, kept):
+    """What the committed table has and the new one has not."""
+    lost = []
+    for folder, row in kept["folders"].items():
+        now = new["folders"].get(folder)
+        if now is None:
+            lost.append(f"{folder}: is gone")
+        elif row["status"] == "same" and now["status"] != "same":
+            lost.append(f"{folder}: was the same, is {now['status']}: {now['note']}")
+        else:
+            for part, names in row["parts"].items():
+                if missing := sorted(set(names) - set(now["parts"].get(part, []))):
+                    lost.append(f"{folder}, {part}: no longer compared: {', '.join(missing)}")
+    return lost
+
+
+def show(result):
+    for folder, row in result["folders"].items():
+        parts = "; ".join(f"{part}: {len(names)}" for part, names in row["parts"].items() if names)
+        print(f"{folder:32} {row['status']:12} {parts} {'(' + row['note'] + ')' if row['note'] else ''}")
+    words = [row["status"] for row in result["folders"].values()]
+    print(f"\n{words.count('same')} of {len(words)} folders the same, {words.count('different')} different")
+    print("worst figures, as shares of what is allowed (ulp: of float32, of the frequencies):")
+    for name, worst in result["worst"].items():
+        print(f"  {name:16}", ", ".join(f"{key} {figure:.2f}" for key, figure in worst.items()))
+
+
+def main():
+    warnings.filterwarnings("ignore")
+    logging.getLogger("transformers").setLevel(logging.CRITICAL)
+    folders = [argument for argument in sys.argv[1:] if argument != "--write"]
+    result = summary(census(folders))
+    show(result)
+    if "--write" in sys.argv:
+        TABLE.write_text(json.dumps(result, indent=1) + "\n")
+    elif not folders:
+        lost = regressions(result, json.loads(TABLE.read_text()))
+        if lost:
+            sys.exit("\n".join(["worse than the committed table:", *lost]))
+
+
+if __name__ == "__main__":
+    main()
