@@ -133,7 +133,7 @@ def configs(cls, module):
         if not getattr(config, "rope_parameters", None) and hasattr(config, "rope_theta"):
             config.rope_parameters = dict(rope_type="default", rope_theta=config.rope_theta)
         try:
-            cls(copy.deepcopy(config))
+            cls(repaired(config))
         except Exception:  # it is not for this part
             continue
         yield config
