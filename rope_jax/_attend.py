@@ -98,6 +98,9 @@ def attend(
             f"implementation must be None or one of {get_args(Implementation)}, got {implementation!r}"
         )
 
+    if isinstance(window, int) and isinstance(length, int) and isinstance(k.shape[1], int):
+        # A window that reaches everything is none: jax.nn's own overflows near 2^31.
+        window = None if window >= max(length, k.shape[1]) else window
     # It widens narrow scores by promotion, in its backward pass too: strict promotion takes the path below.
     promotion = jax.config.jax_numpy_dtype_promotion  # type: ignore[attr-defined]
     strict = promotion == "strict" and q.dtype.itemsize < 4

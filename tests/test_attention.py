@@ -472,3 +472,24 @@ class TestAttend:
         arguments = dict(q=jnp.ones((1, 3, 4, 4)), k=jnp.ones((1, 3, 2, 4)), v=jnp.ones((1, 3, 2, 4))) | change
         with pytest.raises(ValueError, match=says):
             rope_jax.attend(**arguments)
+
+
+def test_a_window_may_be_an_argument_and_be_traced():
+    """For scanned layers of unlike windows: it is what the field would be, with and without a cache."""
+    module, x = build(), inputs()
+    params = module.init(jax.random.key(0), x)
+    traced = jax.jit(lambda window, cache: module.apply(params, x, window=window, cache=cache))
+    for window in (1, 3, T, 2**31 - 1):
+        field = build(window=window)
+        for cache in (None, rope_jax.init_cache(batch=B, capacity=T, num_kv_heads=module.num_kv_heads, head_dim=H)):
+            got, want = traced(window, cache), field.apply(params, x, cache=cache)
+            for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+                np.testing.assert_allclose(a, b, atol=1e-5)
+    assert traced._cache_size() == 2
+    for module, window, says in (
+        (build(window=3), 2, "window must be left out where the field window=3 is set"),
+        (build(), 0, "window must be at least 1 token, got 0"),
+        (build(), jnp.ones(2, int), r"window must have shape \[\], got \(2,\)"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            module.apply(params, x, window=window)
