@@ -82,6 +82,11 @@ def oracle(model, params, ids):
     return logits if model.output_cap is None else model.output_cap * np.tanh(logits / model.output_cap)
 
 
+def named(change):
+    """The same name for a case in every process: a function is shown by its name, not by its address."""
+    return ", ".join(f"{field}={getattr(value, '__name__', value)}" for field, value in change.items()) or "plain"
+
+
 GEMMA = dict(
     activation=nn.gelu,
     post_norms=True,
@@ -120,7 +125,7 @@ UNLIKE = [
         dict(embedding_scale=3.0),
         *UNLIKE,
     ],
-    ids=str,
+    ids=named,
 )
 def test_is_the_formula(change):
     model = build(**change)
@@ -183,7 +188,7 @@ def test_layers_without_rope_are_exactly_those_of_a_model_without():
     assert np.abs(model(ROPE, None) - model(ROPE, ROPE)).max() > 0.01
 
 
-@pytest.mark.parametrize("change", [{}, dict(window=3), dict(remat=True), dict(rope=None), *UNLIKE], ids=str)
+@pytest.mark.parametrize("change", [{}, dict(window=3), dict(remat=True), dict(rope=None), *UNLIKE], ids=named)
 def test_cached_is_full(change):
     model = build(**change)
     params = init(model)
