@@ -30,6 +30,7 @@ from rope_jax._frequencies import (
     LongRope,
     NTKAware,
     Proportional,
+    Reversed,
     Schedule,
     Standard,
     Yarn,
@@ -45,6 +46,9 @@ from rope_jax._attention import RotaryAttention
 from rope_jax._adapter import rotary_attention_fn
 from rope_jax._decoder import Decoder
 from rope_jax._generate import Generation, generate, sample
+from rope_jax._recipe import LayerRecipe, QueryTemperature, Recipe
+from rope_jax._huggingface import from_hf_config
+from rope_jax._to_huggingface import to_hf_config
 from rope_jax._checkpoint import Checkpoint, load_hf
 
 __version__ = "0.1.0"
@@ -57,12 +61,16 @@ __all__ = [
     "FrequencyChoice",
     "Generation",
     "KVCache",
+    "LayerRecipe",
     "Layout",
     "Linear",
     "Llama3",
     "LongRope",
     "NTKAware",
     "Proportional",
+    "QueryTemperature",
+    "Recipe",
+    "Reversed",
     "Rope",
     "RotaryAttention",
     "Rotation",
@@ -71,6 +79,7 @@ __all__ = [
     "Yarn",
     "attend",
     "convert_layout",
+    "from_hf_config",
     "generate",
     "geometric",
     "grid_positions",
@@ -82,4 +91,5 @@ __all__ = [
     "rotate",
     "rotation",
     "sample",
+    "to_hf_config",
 ]

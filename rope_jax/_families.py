@@ -39,9 +39,9 @@ class Family:
       num_layers: key of the number of layers, in the place of ``num_hidden_layers``.
       layer_types: key of the list of layer types.
       latent: whether the rotated part of a head stands alone, with ``qk_rope_head_dim`` features.
-      layers: which layers rotate. ``no_rope_layers``: those with a 1 in that list; ``sliding``: those with a sliding
-        window; ``sliding_if_any``: those, or all if there is no window; ``dense_or_sliding``: those, and the
-        dense ones before the experts; ``layer_rope_theta``: those with a base in that list;
+      layers: which layers rotate. ``no_rope_layers``: those with a 1 in that list; ``sliding``: those with a
+        sliding window; ``sliding_if_any``: those, or all if there is no window; ``dense_or_sliding``: those, and
+        the dense ones before the experts; ``layer_rope_theta``: those with a base in that list;
         ``rope_scaling_layers``: all, but those that are not in that list without scaling.
       nested: whether ``rope_parameters`` has an entry for each type of layer.
       labels: from a layer's type to the name of its entry in ``rope_parameters``, where these differ.
@@ -57,8 +57,8 @@ class Family:
         t behind; ``by_turns``: rows and columns by turns.
       default_sections: pairs for each axis, where the config gives none.
       logit_factor: whether YaRN's ``mscale_all_dim`` also multiplies the scores, as g(mscale_all_dim)^2.
-      temperature: whether queries are scaled by their position, see ``QueryTemperature``: in all layers, by keys beside
-        those of YaRN, or in the layers that do not rotate.
+      temperature: whether queries are scaled by their position, see :class:`QueryTemperature`: in all layers, by
+        keys beside those of YaRN, or in the layers that do not rotate.
       reversed: whether pairs turn by -m theta.
       aliases: names of a rope_type that mean another one here.
       unread: keys that released checkpoints carry beside their recipe and that their own code does not read.
@@ -90,6 +90,13 @@ class Family:
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unread: tuple[str, ...] = ()
 
+    def label(self, layer_type: str | None) -> str | None:
+        """The name of the entry of ``rope_parameters`` for layers of a type."""
+        return layer_type if layer_type is None else self.labels.get(layer_type, layer_type)
+
+
+WITHOUT_ATTENTION = ("linear_attention", "conv", "mamba", "recurrent")
+"""Types of layers that have nothing to rotate."""
 
 FAMILIES: dict[str, Family] = {}
 
@@ -101,13 +108,13 @@ def _family(model_types: str, **habits) -> None:
 # --------------------------------------------------------------------------- one flat recipe, the whole head
 
 _family(
-    "aria_text arcee chameleon csm csm_depth_decoder_model dbrx deepseek_ocr2_encoder deepseek_ocr2_text dia_decoder dia_encoder "
-    "diffllama doge dots1 esmc eurobert falcon_h1 gemma gemma2 gradium_phonon_tts granite granite4_vision_text "
-    "granite_docling_text granitemoe granitemoeshared higgs_audio_v2 hrm_text hyperclovax idefics jais2 "
-    "kyutai_speech_to_text lasr_encoder llama mimi ministral mistral moshi neucodec olmo olmo2 olmoe "
-    "pocket_tts pocket_tts_audio_tokenizer qwen2 qwen2_5_omni_dit qwen2_moe qwen3 qwen3_moe "
-    "qwen3_omni_moe_talker_code_predictor qwen3_omni_moe_code2wav seed_oss starcoder2 t5_gemma_module timesfm2_5 "
-    "unlimited_ocr_text vaultgemma voxtral_realtime_encoder voxtral_realtime_text xcodec2"
+    "arcee aria_text chameleon csm csm_depth_decoder_model dbrx deepseek_ocr2_encoder deepseek_ocr2_text "
+    "dia_decoder dia_encoder diffllama doge dots1 esmc eurobert falcon_h1 gemma gemma2 gradium_phonon_tts "
+    "granite granite4_vision_text granite_docling_text granitemoe granitemoeshared higgs_audio_v2 hrm_text "
+    "hyperclovax idefics jais2 kyutai_speech_to_text lasr_encoder llama mimi ministral mistral moshi neucodec "
+    "olmo olmo2 olmoe pocket_tts pocket_tts_audio_tokenizer qwen2 qwen2_5_omni_dit qwen2_moe qwen3 qwen3_moe "
+    "qwen3_omni_moe_code2wav qwen3_omni_moe_talker_code_predictor seed_oss starcoder2 t5_gemma_module "
+    "timesfm2_5 unlimited_ocr_text vaultgemma voxtral_realtime_encoder voxtral_realtime_text xcodec2"
 )
 _family("apertus", base=12e6)
 _family("bitnet evolla flex_olmo mllama_text_model muse_glimmer_assistant", base=5e5)
@@ -161,7 +168,8 @@ _family(
     num_layers="decoder_num_hidden_layers",
 )
 _family("moonshine_streaming", layout="interleaved", proportion=0.8)
-_family("gptj codegen roformer", layout="interleaved", proportion=1.0)
+_family("gptj", layout="interleaved", proportion=1.0, switch=("rotary", True, True))
+_family("codegen roformer", layout="interleaved", proportion=1.0)
 
 # ---------------------------------------------------------------------- layers that differ, one recipe a layer type
 

@@ -146,7 +146,7 @@ class Schedule(Protocol):
     One that depends on the length has a field ``length`` and takes it as a second argument, which overrides.
     """
 
-    def __call__(self, rotary_dim: int, /) -> Frequencies: ...
+    def __call__(self, rotary_dim: int, /) -> "Frequencies | FrequencyChoice": ...
 
 
 # ---------------------------------------------------------------------------------- what schedules share

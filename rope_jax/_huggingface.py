@@ -1,8 +1,7 @@
-"""The border: what does a Hugging Face config.json say about each layer's rotation?"""
+"""The border, inwards: what does a Hugging Face config.json say about each layer's rotation?"""
 
 import dataclasses
 import difflib
-import itertools
 import json
 import math
 import os
@@ -11,11 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import jax
-import jax.numpy as jnp
-
-from rope_jax._checks import device_array
-from rope_jax._families import FAMILIES, Family
+from rope_jax._families import FAMILIES, WITHOUT_ATTENTION, Family
 from rope_jax._frequencies import (
     DynamicNTK,
     Linear,
@@ -28,100 +23,10 @@ from rope_jax._frequencies import (
     Standard,
     Yarn,
 )
+from rope_jax._recipe import LayerRecipe, QueryTemperature, Recipe
 from rope_jax._rope import Rope
 
 Compat = Literal["transformers"]
-
-# ------------------------------------------------------------------------------------------- the values
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class QueryTemperature:
-    """Queries grow with the position: ``1 + beta ln(1 + floor((m + offset) / length))`` (Meta 2025, Llama 4).
-
-    Attributes:
-      beta: how much.
-      length: after how many positions it begins.
-      offset: what is added to the position.
-
-    Example:
-      >>> import jax.numpy as jnp, rope_jax
-      >>> temperature = rope_jax.QueryTemperature(beta=0.1, length=8192)
-      >>> [f"{factor:.4f}" for factor in temperature(jnp.array([0, 8191, 8192]))]
-      ['1.0000', '1.0000', '1.0693']
-    """
-
-    beta: float
-    length: int
-    offset: int = 0
-
-    def __call__(self, positions) -> jax.Array:
-        """What queries at integer positions ``[..., T]`` are multiplied by: float32 ``[..., T]``."""
-        steps = (device_array("positions", positions) + self.offset) // self.length
-        return 1.0 + self.beta * jnp.log1p(steps.astype(jnp.float32))
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerRecipe:
-    """How one layer's queries and keys know where they are.
-
-    Attributes:
-      rope: the rotation; None where the layer does not rotate, or has no attention.
-      type: the config's name for layers of this kind; None where it names none.
-      logit_factor: multiplies the scores, beside ``1/sqrt(H)`` of the whole head (DeepSeek-V2's use of YaRN).
-      query_temperature: multiplies the queries by their position; None where they stay as they are.
-    """
-
-    rope: Rope | None
-    type: str | None = None
-    logit_factor: float = 1.0
-    query_temperature: QueryTemperature | None = None
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Recipe:
-    """A whole model's rotation, layer by layer: hashable, equal by value. Equal layers are one object.
-
-    Attributes:
-      model_type: the family, as Hugging Face names it.
-      layers: one :class:`LayerRecipe` for each layer.
-    """
-
-    model_type: str
-    layers: tuple[LayerRecipe, ...]
-
-    @property
-    def rope(self) -> Rope:
-        """The one rotation of all layers.
-
-        Raises:
-          ValueError: if layers differ, or do not rotate.
-        """
-        ropes = {layer.rope for layer in self.layers}
-        if len(ropes) != 1 or None in ropes:
-            raise ValueError(f"rope is for models whose layers are all alike; take .layers[i].rope of {self}")
-        (rope,) = ropes
-        assert rope is not None
-        return rope
-
-    def __repr__(self):
-        kinds = {layer: [] for layer in self.layers}
-        for i, layer in enumerate(self.layers):
-            kinds[layer].append(i)
-        shown = "".join(f"\n  {_runs(layers)}: {layer}" for layer, layers in kinds.items())
-        return f"Recipe({self.model_type!r}, {len(self.layers)} layers:{shown})"
-
-
-def _runs(numbers: list[int]) -> str:
-    """``[0, 1, 2, 5]`` as ``0-2, 5``."""
-    runs = []
-    for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
-        first, *_, last = [number for _, number in run] * 2
-        runs.append(str(first) if first == last else f"{first}-{last}")
-    return ", ".join(runs)
-
-
-# ------------------------------------------------------------------------------------ reading a config
 
 
 class _Keys:
@@ -158,7 +63,6 @@ class _Keys:
 
 # A key of this look at the top of a config says something about rotation.
 _ROTARY = r"rope|rotary|theta|yarn|ntk|mscale"
-_WITHOUT_ATTENTION = ("linear_attention", "conv", "mamba", "recurrent")
 
 
 def from_hf_config(config, *, compat: Compat | None = None) -> Recipe:
@@ -199,8 +103,8 @@ def from_hf_config(config, *, compat: Compat | None = None) -> Recipe:
       >>> recipe = rope_jax.from_hf_config({
       ...     "model_type": "llama", "num_hidden_layers": 2, "head_dim": 128, "rope_theta": 500000.0,
       ...     "max_position_embeddings": 131072,
-      ...     "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-      ...                      "original_max_position_embeddings": 8192},
+      ...     "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192,
+      ...                      "low_freq_factor": 1.0, "high_freq_factor": 4.0},
       ... })
       >>> recipe.rope.schedule
       Llama3(factor=8.0, original_length=8192, low_freq_factor=1.0, high_freq_factor=4.0, base=500000.0)
@@ -278,16 +182,17 @@ def _layers(keys: _Keys, family: Family) -> list[_Layer]:
     types = _listed(keys, "layer_types", _types(keys, family, count), count)
     rotates = _listed(keys, family.layers, _rotates(keys, family, types), count)
     head_dims = _head_dims(keys, family, types) if any(rotates) else [0] * count
-    bases = keys.get("layer_rope_theta", [None] * count) if family.layers == "layer_rope_theta" else [None] * count
-    scaled = (
-        keys.get("rope_scaling_layers", range(count)) if family.layers == "rope_scaling_layers" else range(count)
-    )
+    bases, scaled = [None] * count, range(count)
+    if family.layers == "layer_rope_theta":
+        bases = keys.get("layer_rope_theta", bases)
+    if family.layers == "rope_scaling_layers":
+        scaled = keys.get("rope_scaling_layers", scaled)
     return [
         _Layer(
             head_dim=head_dims[i],
             type=types[i],
-            rotates=bool(rotates[i]) and types[i] not in _WITHOUT_ATTENTION,
-            base=float(bases[i]) if bases[i] else None,
+            rotates=bool(rotates[i]) and types[i] not in WITHOUT_ATTENTION,
+            base=bases[i] or None,
             scaled=i in scaled,
         )
         for i in range(count)
@@ -319,6 +224,8 @@ def _rotates(keys: _Keys, family: Family, types: list[str | None]) -> list:
         key, wanted, default = family.switch
         if keys.get(key, default) != wanted:
             return [False] * count
+    if family.optional and "rope_parameters" in keys.values and keys.get("rope_parameters") is None:
+        return [False] * count
     sliding = [type == "sliding_attention" for type in types]
     match family.layers:
         case "no_rope_layers":
@@ -353,7 +260,7 @@ def _head_dims(keys: _Keys, family: Family, types: list[str | None]) -> list[int
     return head_dims
 
 
-def _first(keys: _Keys, *names: str, need: bool = False):
+def _first(keys: _Keys, *names: str, need: bool = False) -> Any:
     """The value of the first key that has one."""
     for name in names:
         if (value := keys.get(name)) is not None:
@@ -373,12 +280,8 @@ def _listed(keys: _Keys, name: str, values, count: int) -> list:
 def _entries(keys: _Keys, family: Family) -> dict[str | None, _Keys | None]:
     """The recipe of each label, in the keys of transformers 5; the label is None where one is for all layers."""
     written, scaling = keys.get("rope_parameters"), keys.get("rope_scaling")
-    if (
-        "rope_parameters" in keys.values
-        and "rope_scaling" not in keys.values
-        and written is None
-        and not family.optional
-    ):
+    null = "rope_parameters" in keys.values and written is None and "rope_scaling" not in keys.values
+    if null and not family.optional:
         raise ValueError(f"{keys.where}: rope_parameters must not be null; leave the key out, or say what it is")
     if written is not None and scaling is not None and written != scaling:
         raise ValueError(
@@ -395,7 +298,7 @@ def _entries(keys: _Keys, family: Family) -> dict[str | None, _Keys | None]:
     if nested and (any(nested.values()) or len(nested) == len(written)):
         if len(nested) < len(written):
             raise ValueError(f"{keys.where}: rope_parameters must be flat or by layer type, got both: {written}")
-        return {label: entry and entry_of(label, entry) for label, entry in nested.items()}
+        return {label: None if entry is None else entry_of(label, entry) for label, entry in nested.items()}
     if family.bases:
         if family.attention_factor is not None and written.get("rope_type", written.get("type")) == "yarn":
             written = {"attention_factor": family.attention_factor, **written}
@@ -422,7 +325,7 @@ def _shared(keys: _Keys, family: Family) -> dict[str, Any]:
 
 
 def _layer_recipe(layer: _Layer, entries, keys: _Keys, family: Family, compat) -> LayerRecipe:
-    label = family.labels.get(layer.type, layer.type) if None not in entries else None
+    label = None if None in entries else family.label(layer.type)
     temperature = None
     if family.temperature == "without_rope" and keys.get("attn_temperature_tuning", True):
         length, beta = int(keys.get("floor_scale", 8192)), float(keys.get("attn_scale", 0.1))
@@ -450,8 +353,7 @@ def _layer_recipe(layer: _Layer, entries, keys: _Keys, family: Family, compat) -
     entry.refuse_unread()
     try:
         rope = Rope(layer.head_dim, schedule, rotary_dim=rotary_dim, layout=layout, axes=axes)
-        if not hasattr(schedule, "length"):
-            rope.frequencies()  # says now what it would say at the first call
+        rope.frequencies(1 if hasattr(schedule, "length") else None)  # says now what it would say at the first call
     except ValueError as error:
         raise ValueError(f"{entry.where}: {error}") from None
     return LayerRecipe(rope, layer.type, logit_factor, temperature)
@@ -486,9 +388,7 @@ def _axes(entry: _Keys, family: Family, num_pairs: int) -> tuple[int, ...] | Non
             f"{entry.where}: mrope_interleaved must be {not interleaved} in this family, got {interleaved}"
         )
     sections = _first(entry, "mrope_section", "xdrope_section")
-    sections = family.default_sections if sections is None else tuple(int(section) for section in sections)
-    if sections is None:
-        entry.need("mrope_section")
+    sections = sections or family.default_sections or entry.need("mrope_section")
     if sum(sections) != num_pairs:
         raise ValueError(f"{entry.where}: mrope_section must add up to R/2 = {num_pairs}, got {list(sections)}")
     if family.sections == "strided":
@@ -618,158 +518,3 @@ def _number(keys: _Keys, name: str, default=_NEEDED):
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise ValueError(f"{keys.where}: {name} must be a number, got {value!r}")
     return value if value is None else float(value)
-
-
-# ------------------------------------------------------------------------------------------ writing it back
-
-
-def to_hf_config(recipe: Recipe) -> dict[str, Any]:
-    """The keys of a config.json, as transformers 5 spells them, from which the recipe is read again.
-
-    They are those of the rotation, the number and types of the layers, and the features of a head; what else a model
-    needs is not in a recipe.
-
-    Args:
-      recipe: of a model type that :func:`from_hf_config` knows.
-
-    Returns:
-      A dictionary that JSON can hold; ``from_hf_config(to_hf_config(recipe)) == recipe``.
-
-    Raises:
-      ValueError: if a config of that model type cannot say it: a schedule with a fixed length or one of your own, or
-        layers, pairs or numbers that the family does not have.
-
-    Example:
-      >>> import rope_jax
-      >>> rope = rope_jax.Rope(head_dim=64, schedule=rope_jax.Linear(factor=4.0), rotary_dim=16)
-      >>> recipe = rope_jax.Recipe("gpt_neox", (rope_jax.LayerRecipe(rope),) * 2)
-      >>> rope_jax.to_hf_config(recipe)["rope_parameters"]
-      {'rope_type': 'linear', 'rope_theta': 10000.0, 'factor': 4.0, 'partial_rotary_factor': 0.25}
-    """
-    if recipe.model_type not in FAMILIES:
-        raise ValueError(f"model_type {recipe.model_type!r} is not known")
-    family, layers = FAMILIES[recipe.model_type], recipe.layers
-    config = {"model_type": recipe.model_type, family.num_layers: len(layers), **_written_layers(layers, family)}
-    turning = [layer for layer in layers if layer.rope is not None]
-    entries = {family.labels.get(layer.type, layer.type): _written_entry(layer, family) for layer in turning}
-    resting = {family.labels.get(layer.type, layer.type) for layer in layers if layer.rope is None}
-    if family.nested and turning:
-        resting -= set(_WITHOUT_ATTENTION) | set(entries)
-        config["rope_parameters"] = dict.fromkeys(resting) | entries
-    elif turning:
-        config["rope_parameters"] = max(
-            entries.values(), key=len
-        )  # that of the layers with scaling, if some have none
-    elif family.optional:
-        config["rope_parameters"] = None
-    back = from_hf_config(config)
-    if back != recipe:
-        raise ValueError(f"a config of {recipe.model_type!r} cannot say {recipe}; it would be read as {back}")
-    return config
-
-
-def _written_layers(layers: tuple[LayerRecipe, ...], family: Family) -> dict[str, Any]:
-    """What a config says outside its recipe."""
-    config: dict[str, Any] = {}
-    if any(layer.type is not None for layer in layers):
-        config["layer_types"] = [layer.type for layer in layers]
-    ropes = [layer.rope for layer in layers]
-    inner = [_inner(rope) for rope in ropes]
-    if family.layers == "no_rope_layers":
-        config["no_rope_layers"] = [int(rope is not None) for rope in ropes]
-    if family.layers == "layer_rope_theta":
-        config["layer_rope_theta"] = [
-            0 if rope is None else getattr(inner[i], "base", 0) for i, rope in enumerate(ropes)
-        ]
-    if family.layers == "rope_scaling_layers":
-        config["rope_scaling_layers"] = [
-            i for i, schedule in enumerate(inner) if not isinstance(schedule, Standard)
-        ]
-    if family.layers == "dense_or_sliding":
-        dense = [layer.rope is not None and layer.type != "sliding_attention" for layer in layers]
-        config["mlp_layer_types"] = ["dense" if d else "sparse" for d in dense]
-    if family.switch is not None:
-        key, wanted, default = family.switch
-        config[key] = wanted if any(ropes) else (default if default != wanted else not wanted)
-    if family.temperature == "without_rope":
-        found = [layer.query_temperature for layer in layers if layer.query_temperature is not None]
-        config["attn_temperature_tuning"] = bool(found)
-        if found:
-            config |= {"floor_scale": found[0].length, "attn_scale": found[0].beta}
-    lengths = [schedule.original_length for schedule in inner if isinstance(schedule, DynamicNTK)]
-    if lengths:
-        config["max_position_embeddings"] = lengths[0]
-    turning = [rope for rope in ropes if rope is not None]
-    if turning:
-        name = "qk_rope_head_dim" if family.latent else family.head_dim[0]
-        config[name] = turning[0].head_dim
-        own = {
-            str(i): {name: rope.head_dim} for i, rope in enumerate(ropes) if rope and rope.head_dim != config[name]
-        }
-        if own:
-            config["per_layer_config"] = own
-        if family.layout_key is not None:
-            config[family.layout_key] = turning[0].layout == "interleaved"
-    return config
-
-
-def _inner(rope: Rope | None):
-    schedule = None if rope is None else rope.schedule
-    return schedule.schedule if isinstance(schedule, Reversed) else schedule
-
-
-def _written_entry(layer: LayerRecipe, family: Family) -> dict[str, Any]:
-    """One recipe, as ``rope_parameters`` has it."""
-    rope, schedule = layer.rope, _inner(layer.rope)
-    assert rope is not None
-    written = _WRITTEN.get(type(schedule))
-    if written is None:
-        raise ValueError(f"schedule must be one of {[kind.__name__ for kind in _WRITTEN]}, got {schedule!r}")
-    rope_type, renamed = written
-    entry = {"rope_type": rope_type, "rope_theta": schedule.base}
-    for field, key in renamed.items():
-        if (value := getattr(schedule, field)) is not None:
-            entry[key] = list(value) if isinstance(value, tuple) else value
-    if isinstance(schedule, NTKAware):
-        entry["factor"] = 1.0
-    if layer.query_temperature is not None:
-        entry["llama_4_scaling_beta"] = layer.query_temperature.beta
-        entry["original_max_position_embeddings"] = layer.query_temperature.length
-    if not (family.latent or isinstance(schedule, Proportional)):
-        share = 2 * rope.num_pairs / rope.head_dim
-        if int(rope.head_dim * share) < 2 * rope.num_pairs:  # a share that was rounded down
-            share = math.nextafter(share, 1.0)
-        if share != 1.0 or family.proportion is not None:
-            entry["partial_rotary_factor"] = share
-    if rope.axes is not None and family.sections != "by_turns":
-        counts = [rope.axes.count(axis) for axis in range(max(rope.axes) + 1)]
-        entry["mrope_section"] = counts[1:] + counts[:1] if family.sections == "alternating" else counts
-    return entry
-
-
-_LENGTH = {"original_length": "original_max_position_embeddings"}
-_WRITTEN: dict[type, tuple[str, dict[str, str]]] = {
-    Standard: ("default", {}),
-    Linear: ("linear", {"factor": "factor"}),
-    NTKAware: ("dynamic", {"factor": "alpha"}),
-    DynamicNTK: ("dynamic", {"factor": "factor"}),
-    Yarn: (
-        "yarn",
-        {"factor": "factor", **_LENGTH}
-        | {
-            key: key
-            for key in ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate")
-        },
-    ),
-    LongRope: (
-        "longrope",
-        {"short_factor": "short_factor", "long_factor": "long_factor", "factor": "factor", **_LENGTH}
-        | {"attention_factor": "attention_factor", "long_attention_factor": "long_mscale"},
-    ),
-    Llama3: (
-        "llama3",
-        {"factor": "factor", **_LENGTH}
-        | {"low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"},
-    ),
-    Proportional: ("proportional", {"proportion": "partial_rotary_factor", "factor": "factor"}),
-}

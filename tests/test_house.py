@@ -28,7 +28,9 @@ ROOMS = [
     "decoder",
     "generate",
     "families",
+    "recipe",
     "huggingface",
+    "to_huggingface",
     "checkpoint",
 ]
 
@@ -52,8 +54,9 @@ def test_imports_nothing_heavier_than_jax_and_flax():
 def test_public_names_are_documented_by_example():
     for name in rope_jax.__all__:
         thing = getattr(rope_jax, name)
-        if name in ("Layout", "Schedule", "Rotation", "KVCache", "FrequencyChoice", "Generation", "Checkpoint"):
-            continue  # values and protocols, whose functions carry the examples
+        # values and protocols, whose functions carry the examples
+        if name in "Layout Schedule Rotation KVCache FrequencyChoice Generation LayerRecipe Checkpoint".split():
+            continue
         assert ">>>" in thing.__doc__, name
     assert list(rope_jax.__all__) == sorted(rope_jax.__all__)
 

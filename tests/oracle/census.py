@@ -166,7 +166,7 @@ def entries_of(config):
 
 def repaired(config):
     config = copy.deepcopy(config)
-    changes = dict(REPAIRED.get(config.model_type, {}))
+    changes = copy.deepcopy(REPAIRED.get(config.model_type, {}))
     if "entries" in changes:
         config.rope_parameters = changes.pop("entries")
     for key in ("partial_rotary_factor", "mrope_section"):
@@ -334,6 +334,19 @@ def pair_sizes(x, rope):
     return np.broadcast_to(size, pairs.shape).reshape(*x.shape[:-1], -1)
 
 
+def turn(apply, q, cos_sin, rotary_dim):
+    """Their apply function on q alone, whichever arguments it takes."""
+    cos_sin = cos_sin if isinstance(cos_sin, tuple) else (cos_sin,)
+    one = next(iter(inspect.signature(apply).parameters)) == "x"
+    with torch.no_grad():
+        try:
+            return apply(q, *cos_sin) if one else apply(q, q, *cos_sin)[0]
+        except RuntimeError:  # its attention passes on only what turns
+            part = q[..., :rotary_dim]
+            turned = apply(part, *cos_sin) if one else apply(part, part, *cos_sin)[0]
+            return torch.cat([turned, q[..., rotary_dim:]], dim=-1)
+
+
 def compare_queries(rope, module, label, modeling, config, dtype):
     """The worst difference of turned queries, as a share of what rounding allows."""
     apply, halves_out = apply_function(modeling, config)
@@ -351,15 +364,7 @@ def compare_queries(rope, module, label, modeling, config, dtype):
     q = torch.tensor(x, dtype=dtype)
     q = q.transpose(1, 2) if heads_first else q
     cos_sin = their_cos_sin(copy.deepcopy(module), theirs_at, label, dtype)
-    cos_sin = cos_sin if isinstance(cos_sin, tuple) else (cos_sin,)
-    one = next(iter(inspect.signature(apply).parameters)) == "x"
-    with torch.no_grad():
-        try:
-            turned = apply(q, *cos_sin) if one else apply(q, q, *cos_sin)[0]
-        except RuntimeError:  # its attention passes on only what turns
-            part = q[..., :rotary_dim]
-            turned = apply(part, *cos_sin) if one else apply(part, part, *cos_sin)[0]
-            turned = torch.cat([turned, q[..., rotary_dim:]], dim=-1)
+    turned = turn(apply, q, cos_sin, rotary_dim)
     if turned.dtype != dtype:
         raise Different(f"queries come out as {turned.dtype}")
     turned = as_numpy(turned.transpose(1, 2) if heads_first else turned)

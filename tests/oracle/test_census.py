@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import census  # noqa: E402
+import census
 
 pytestmark = pytest.mark.oracle
 

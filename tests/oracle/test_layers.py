@@ -104,14 +104,16 @@ def small_model(folder, changes):
 def test_the_layers_that_rotate_are_the_layers_that_rotate(case, monkeypatch):
     model, config, modeling = small_model(case.split(",")[0], CASES[case])
     seen = set()
-    for name in [name for name in vars(modeling) if name.startswith("apply_rotary")]:
 
-        def watched(*arguments, apply=getattr(modeling, name), **options):
-            caller = sys._getframe(1).f_locals["self"]
-            seen.add(caller.layer_idx)
+    def watched(apply):
+        def call(*arguments, **options):
+            seen.add(sys._getframe(1).f_locals["self"].layer_idx)
             return apply(*arguments, **options)
 
-        monkeypatch.setattr(modeling, name, watched)
+        return call
+
+    for name in [name for name in vars(modeling) if name.startswith("apply_rotary")]:
+        monkeypatch.setattr(modeling, name, watched(getattr(modeling, name)))
     with torch.no_grad():
         model(input_ids=torch.arange(1, 7)[None])
     recipe = rope_jax.from_hf_config({**config.to_dict(), "model_type": config.model_type})

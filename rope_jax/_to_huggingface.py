@@ -1,0 +1,175 @@
+"""The border, outwards: which config.json says what a recipe says?"""
+
+import math
+from typing import Any
+
+from rope_jax._families import FAMILIES, WITHOUT_ATTENTION, Family
+from rope_jax._frequencies import (
+    DynamicNTK,
+    Linear,
+    Llama3,
+    LongRope,
+    NTKAware,
+    Proportional,
+    Reversed,
+    Standard,
+    Yarn,
+)
+from rope_jax._huggingface import from_hf_config
+from rope_jax._recipe import LayerRecipe, Recipe
+from rope_jax._rope import Rope
+
+
+def to_hf_config(recipe: Recipe) -> dict[str, Any]:
+    """The keys of a config.json, as transformers 5 spells them, from which the recipe is read again.
+
+    They are those of the rotation, the number and types of the layers, and the features of a head; what else a
+    model needs is not in a recipe.
+
+    Args:
+      recipe: of a model type that :func:`from_hf_config` knows.
+
+    Returns:
+      A dictionary that JSON can hold; ``from_hf_config(to_hf_config(recipe)) == recipe``.
+
+    Raises:
+      ValueError: if a config of that model type cannot say it: a schedule with a fixed length or one of your own,
+        or layers, pairs or numbers that the family does not have.
+
+    Example:
+      >>> import rope_jax
+      >>> rope = rope_jax.Rope(head_dim=64, schedule=rope_jax.Linear(factor=4.0), rotary_dim=16)
+      >>> recipe = rope_jax.Recipe("gpt_neox", (rope_jax.LayerRecipe(rope),) * 2)
+      >>> rope_jax.to_hf_config(recipe)["rope_parameters"]
+      {'rope_type': 'linear', 'rope_theta': 10000.0, 'factor': 4.0, 'partial_rotary_factor': 0.25}
+    """
+    if recipe.model_type not in FAMILIES:
+        raise ValueError(f"model_type {recipe.model_type!r} is not known")
+    family, layers = FAMILIES[recipe.model_type], recipe.layers
+    config = {"model_type": recipe.model_type, family.num_layers: len(layers), **_written_layers(layers, family)}
+    turning = [layer for layer in layers if layer.rope is not None]
+    entries = {family.label(layer.type): _written_entry(layer, family) for layer in turning}
+    resting = {family.label(layer.type) for layer in layers if layer.rope is None}
+    if family.nested and turning:
+        resting -= set(WITHOUT_ATTENTION) | set(entries)
+        config["rope_parameters"] = dict.fromkeys(resting) | entries
+    elif turning:
+        config["rope_parameters"] = max(
+            entries.values(), key=len
+        )  # that of the layers with scaling, if some have none
+    elif family.optional:
+        config["rope_parameters"] = None
+    try:
+        back = from_hf_config(config)
+    except ValueError as error:
+        raise ValueError(f"a config of {recipe.model_type!r} cannot say {recipe}: {error}") from None
+    if back != recipe:
+        raise ValueError(f"a config of {recipe.model_type!r} cannot say {recipe}; it would be read as {back}")
+    return config
+
+
+def _written_layers(layers: tuple[LayerRecipe, ...], family: Family) -> dict[str, Any]:
+    """What a config says outside its recipe."""
+    config: dict[str, Any] = {}
+    if any(layer.type is not None for layer in layers):
+        config["layer_types"] = [layer.type for layer in layers]
+    ropes = [layer.rope for layer in layers]
+    inner = [_inner(rope) for rope in ropes]
+    if family.layers == "no_rope_layers":
+        config["no_rope_layers"] = [int(rope is not None) for rope in ropes]
+    if family.layers == "layer_rope_theta":
+        config["layer_rope_theta"] = [
+            0 if rope is None else getattr(inner[i], "base", 0) for i, rope in enumerate(ropes)
+        ]
+    if family.layers == "rope_scaling_layers":
+        config["rope_scaling_layers"] = [
+            i for i, schedule in enumerate(inner) if not isinstance(schedule, Standard)
+        ]
+    if family.layers == "dense_or_sliding":
+        dense = [layer.rope is not None and layer.type != "sliding_attention" for layer in layers]
+        config["mlp_layer_types"] = ["dense" if d else "sparse" for d in dense]
+    if family.switch is not None:
+        key, wanted, default = family.switch
+        config[key] = wanted if any(ropes) else (default if default != wanted else not wanted)
+    if family.temperature == "without_rope":
+        found = [layer.query_temperature for layer in layers if layer.query_temperature is not None]
+        config["attn_temperature_tuning"] = bool(found)
+        if found:
+            config |= {"floor_scale": found[0].length, "attn_scale": found[0].beta}
+    lengths = [schedule.original_length for schedule in inner if isinstance(schedule, DynamicNTK)]
+    if lengths:
+        config["max_position_embeddings"] = lengths[0]
+    turning = [rope for rope in ropes if rope is not None]
+    if turning:
+        name = "qk_rope_head_dim" if family.latent else family.head_dim[0]
+        config[name] = turning[0].head_dim
+        own = {
+            str(i): {name: rope.head_dim} for i, rope in enumerate(ropes) if rope and rope.head_dim != config[name]
+        }
+        if own:
+            config["per_layer_config"] = own
+        if family.layout_key is not None:
+            config[family.layout_key] = turning[0].layout == "interleaved"
+    return config
+
+
+def _inner(rope: Rope | None):
+    schedule = None if rope is None else rope.schedule
+    return schedule.schedule if isinstance(schedule, Reversed) else schedule
+
+
+def _written_entry(layer: LayerRecipe, family: Family) -> dict[str, Any]:
+    """One recipe, as ``rope_parameters`` has it."""
+    rope, schedule = layer.rope, _inner(layer.rope)
+    assert rope is not None
+    written = _WRITTEN.get(type(schedule))
+    if written is None:
+        raise ValueError(f"schedule must be one of {[kind.__name__ for kind in _WRITTEN]}, got {schedule!r}")
+    rope_type, renamed = written
+    entry = {"rope_type": rope_type, "rope_theta": schedule.base}
+    for field, key in renamed.items():
+        if (value := getattr(schedule, field)) is not None:
+            entry[key] = list(value) if isinstance(value, tuple) else value
+    if isinstance(schedule, NTKAware):
+        entry["factor"] = 1.0
+    if layer.query_temperature is not None:
+        entry["llama_4_scaling_beta"] = layer.query_temperature.beta
+        entry["original_max_position_embeddings"] = layer.query_temperature.length
+    if not (family.latent or isinstance(schedule, Proportional)):
+        share = 2 * rope.num_pairs / rope.head_dim
+        if int(rope.head_dim * share) < 2 * rope.num_pairs:  # a share that was rounded down
+            share = math.nextafter(share, 1.0)
+        if share != 1.0 or family.proportion is not None:
+            entry["partial_rotary_factor"] = share
+    if rope.axes is not None and family.sections != "by_turns":
+        counts = [rope.axes.count(axis) for axis in range(max(rope.axes) + 1)]
+        entry["mrope_section"] = counts[1:] + counts[:1] if family.sections == "alternating" else counts
+    return entry
+
+
+_LENGTH = {"original_length": "original_max_position_embeddings"}
+_WRITTEN: dict[type, tuple[str, dict[str, str]]] = {
+    Standard: ("default", {}),
+    Linear: ("linear", {"factor": "factor"}),
+    NTKAware: ("dynamic", {"factor": "alpha"}),
+    DynamicNTK: ("dynamic", {"factor": "factor"}),
+    Yarn: (
+        "yarn",
+        {"factor": "factor", **_LENGTH}
+        | {
+            key: key
+            for key in ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate")
+        },
+    ),
+    LongRope: (
+        "longrope",
+        {"short_factor": "short_factor", "long_factor": "long_factor", "factor": "factor", **_LENGTH}
+        | {"attention_factor": "attention_factor", "long_attention_factor": "long_mscale"},
+    ),
+    Llama3: (
+        "llama3",
+        {"factor": "factor", **_LENGTH}
+        | {"low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"},
+    ),
+    Proportional: ("proportional", {"proportion": "partial_rotary_factor", "factor": "factor"}),
+}

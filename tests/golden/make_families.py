@@ -1,0 +1,136 @@
+"""Writes families.json: what transformers computes for every model type. Run where torch and transformers are.
+
+python tests/golden/make_families.py
+
+Of each part of each folder: the keys of its config that we read, and for each label of its recipe a few frequencies,
+the attention factor, and a few features of one query, turned by its own apply function at position 3 (at 3, 2, 1, ...
+where there are several axes). The default config of every part, and the perturbed ones of PERTURBED. Layers behind the last one
+that shows something new are left out.
+"""
+
+import copy
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "oracle"))
+
+
+# One of each kind: flat, part of the head, interleaved, latent, by layer type, several axes, and habits of their own.
+PERTURBED = (
+    "llama gpt_neox glm cohere2 deepseek_v3 gemma3_text gemma4_text laguna qwen2_vl_text qwen3_vl_text phi3 phimoe "
+    "hunyuan_v1_dense"
+).split()
+
+
+def features(rotary_dim, head_dim):
+    """Which features of the turned query are kept: the ends of both halves, and what comes behind."""
+    half = rotary_dim // 2
+    return sorted({0, 1, 2, 3, half - 1, half, half + 1, rotary_dim - 1, head_dim - 1})
+
+
+def query(head_dim):
+    return np.sin(1.0 + np.arange(head_dim)).astype(np.float32)
+
+
+def ask(census, cls, modeling, config):
+    """The keys that we read, and their numbers by label; None if transformers refuses."""
+    import torch
+
+    from rope_jax import _huggingface as border
+
+    read: list = []
+
+    class Watched(border._Keys):
+        def __init__(self, values, where):
+            super().__init__(values, where)
+            read.append(self)
+
+    values = {**config.to_dict(), "model_type": config.model_type}
+    original, border._Keys = border._Keys, Watched
+    try:
+        recipe = border.from_hf_config(values, compat="transformers")
+    finally:
+        border._Keys = original
+    kept = {key: values[key] for key in ["model_type", *sorted(read[0].asked)] if values.get(key) is not None}
+
+    module = cls(copy.deepcopy(config))
+    apply, halves_out = census.apply_function(modeling, config)
+    answers = {}
+    for label, rope in census.ropes_by_label(recipe, config).items():
+        axes = 1 if rope.axes is None else max(rope.axes) + 1
+        text_only = config.model_type == "hunyuan_vl_text"  # see from_hf_config
+        at = [3] * axes if text_only else [3 - axis for axis in range(axes)]
+        positions = np.array(at).reshape(axes, 1, 1) if rope.axes is not None else np.array([at])
+        cos_sin = census.their_cos_sin(copy.deepcopy(module), positions, label)
+        q = torch.tensor(query(rope.head_dim))[None, None, None]
+        turned = census.turn(apply, q, cos_sin, 2 * rope.num_pairs)
+        turned = turned.numpy().ravel()
+        if halves_out:
+            turned = turned.reshape(2, -1).T.ravel()
+        name = "inv_freq" if label is None else f"{label}_inv_freq"
+        inv_freq = getattr(module, name).numpy()
+        factor = getattr(module, "attention_scaling" if label is None else f"{label}_attention_scaling")
+        layer = next(i for i, layer in enumerate(recipe.layers) if layer.rope == rope)
+        answers[str(layer)] = dict(
+            position=at if rope.axes is not None else at[0],
+            inv_freq=[float(f"{f:.9g}") for f in inv_freq[[0, 1, len(inv_freq) // 2, -1]]],
+            attention_factor=factor,
+            turned=[float(f"{turned[i]:.9g}") for i in features(2 * rope.num_pairs, rope.head_dim)],
+        )
+    return dict(config=shortened(kept, len(recipe.layers), 1 + max(map(int, answers))), layers=answers)
+
+
+def shortened(config, layers, count):
+    """The config of the first layers only."""
+    short = {
+        key: value[:count] if isinstance(value, list) and len(value) == layers else value
+        for key, value in config.items()
+        if key != "per_layer_config"
+    }
+    if "per_layer_config" in config:
+        own = config["per_layer_config"].items()
+        short["per_layer_config"] = {str(i): value for i, value in own if int(i) < count}
+    for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_num_hidden_layers"):
+        if key in short:
+            short[key] = count
+    return short
+
+
+def main():
+    import census
+    import torch
+    import transformers
+
+    from rope_jax._families import FAMILIES
+
+    warnings.filterwarnings("ignore")
+    logging.getLogger("transformers").setLevel(logging.CRITICAL)
+    rows = []
+    for _, modeling in census.modeling_modules():
+        for cls in census.rotary_classes(modeling):
+            for config in census.configs(cls, modeling):
+                if config.model_type not in FAMILIES:
+                    continue
+                for name, results in census.examine(cls, modeling, config).items():
+                    wanted = name == "default config" or config.model_type in PERTURBED
+                    if isinstance(results, str) or not wanted:
+                        continue
+                    changed = dict(census.variants(config))[name]
+                    changed = type(changed).from_dict(changed.to_dict())
+                    changed.model_type = config.model_type
+                    row = ask(census, cls, modeling, changed)
+                    rows.append(json.dumps(dict(name=f"{config.model_type}, {name}", **row)))
+    rows = list(dict.fromkeys(rows))
+    versions = json.dumps(dict(transformers=transformers.__version__, torch=torch.__version__))
+    text = f'{{"versions": {versions},\n"rows": [\n' + ",\n".join(rows) + "\n]}\n"
+    json.loads(text)
+    Path(__file__).with_name("families.json").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
