@@ -75,6 +75,8 @@ def ask(census, cls, modeling, config):
         name = "inv_freq" if label is None else f"{label}_inv_freq"
         inv_freq = getattr(module, name).numpy()
         factor = getattr(module, "attention_scaling" if label is None else f"{label}_attention_scaling")
+        if "Phimoe" in cls.__name__:  # decides in each call; its turned query tells
+            factor = None
         layer = next(i for i, layer in enumerate(recipe.layers) if layer.rope == rope)
         answers[str(layer)] = dict(
             position=at if rope.axes is not None else at[0],

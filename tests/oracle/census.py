@@ -10,6 +10,7 @@ the queries that its own apply function turns with them, in float32 and bfloat16
 
 import copy
 import dataclasses
+import datetime
 import functools
 import importlib
 import inspect
@@ -19,6 +20,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -612,12 +614,14 @@ def summary(table):
             same[part] = [name for name, figures in results.items() if isinstance(figures, dict)]
             for name, figures in results.items():
                 if isinstance(figures, dict):
-                    worst = schedules.setdefault(name, {})
+                    worst = schedules.setdefault(name, dict(parts=0))
+                    worst["parts"] += 1
                     for key, figure in figures.items():
-                        worst[key] = max(worst.get(key, 0.0), round(figure, 3))
+                        worst[key] = max(worst.get(key, 0.0), round(figure, 2))
         rows[folder] = dict(status=word, note=note, parts=same)
     return dict(
-        versions=dict(transformers=transformers.__version__, torch=torch.__version__),
+        date=datetime.date.today().isoformat(),
+        versions=dict(transformers=transformers.__version__, torch=torch.__version__, jax=jax.__version__),
         worst=schedules,
         folders=rows,
     )
@@ -647,7 +651,7 @@ def show(result):
     print(f"\n{words.count('same')} of {len(words)} folders the same, {words.count('different')} different")
     print("worst figures, as shares of what is allowed (ulp: of float32, of the frequencies):")
     for name, worst in result["worst"].items():
-        print(f"  {name:16}", ", ".join(f"{key} {figure:.2f}" for key, figure in worst.items()))
+        print(f"  {name:16}", ", ".join(f"{key} {figure}" for key, figure in worst.items()))
 
 
 def main():
