@@ -14,7 +14,7 @@ test: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 oracle: .venv/oracle
-	$(BIN)/python -m pytest -m oracle tests/oracle
+	$(BIN)/python -m pytest -m oracle -s tests/oracle
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ K     key/value heads     V     vocabulary (decoder and generation only)
 
 from rope_jax._positions import grid_positions, positions_from_mask, positions_from_segments
 from rope_jax._frequencies import (
+    Axial,
     DynamicNTK,
     Frequencies,
     FrequencyChoice,
@@ -54,6 +55,7 @@ from rope_jax._checkpoint import Checkpoint, load_hf
 __version__ = "0.1.0"
 
 __all__ = [
+    "Axial",
     "Checkpoint",
     "Decoder",
     "DynamicNTK",

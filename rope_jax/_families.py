@@ -19,7 +19,7 @@ Layers = Literal[
     "layer_rope_theta",
     "rope_scaling_layers",
 ]
-Sections = Literal["chunked", "strided", "alternating", "by_turns"]
+Sections = Literal["chunked", "strided", "alternating", "by_turns", "rows_columns", "columns_rows"]
 Temperature = Literal["yarn", "without_rope"]
 
 
@@ -35,6 +35,7 @@ class Family:
         all for the plain rotation.
       rotary_dim_is_lost: whether transformers does not read the config's ``rotary_dim``.
       head_dim: keys that hold H, first found first; ``hidden_size / num_attention_heads`` where all are missing.
+      width: key of D, in the place of ``hidden_size``.
       heads: key of the number of heads, in the place of ``num_attention_heads``.
       num_layers: key of the number of layers, in the place of ``num_hidden_layers``.
       layer_types: key of the list of layer types.
@@ -54,7 +55,8 @@ class Family:
       attention_factor: of YaRN in older configs, which give none.
       sections: how the pairs are dealt to the axes of the position. ``chunked``: in runs; ``strided``: every
         third pair to h and to w as far as their sections go, the others to t; ``alternating``: h and w by turns,
-        t behind; ``by_turns``: rows and columns by turns.
+        t behind; ``by_turns``: rows and columns by turns; ``rows_columns``: a ladder of its own for each, one
+        behind the other, and ``columns_rows`` the other way around.
       default_sections: pairs for each axis, where the config gives none.
       logit_factor: whether YaRN's ``mscale_all_dim`` also multiplies the scores, as g(mscale_all_dim)^2.
       temperature: whether queries are scaled by their position, see :class:`QueryTemperature`: in all layers, by
@@ -70,6 +72,7 @@ class Family:
     proportion: float | None = None
     rotary_dim_is_lost: bool = False
     head_dim: tuple[str, ...] = ("head_dim",)
+    width: str = "hidden_size"
     heads: str = "num_attention_heads"
     num_layers: str = "num_hidden_layers"
     layer_types: str = "layer_types"
@@ -296,3 +299,23 @@ _family(
     "ernie4_5_vl_moe_text", layout="interleaved", base=5e5, sections="alternating", default_sections=(22, 22, 20)
 )
 _family("neomme", nested=True, proportion=1.0, sections="by_turns")
+
+# -------------------------------------------------------------------------------- pictures: rows and columns
+
+_family(
+    "cohere_compass_vision ernie4_5_vl_moe_vision exaone4_5_vision glm4v_vision glm4v_moe_vision glm5_next_vision "
+    "glm_ocr_vision qwen2_5_omni_vision_encoder qwen2_5_vl_vision qwen3_5_vision qwen3_5_moe_vision "
+    "qwen3_omni_moe_vision_encoder qwen3_vl_vision qwen3_vl_moe_vision qwen4_exp_vision",
+    heads="num_heads",
+    num_layers="depth",
+    sections="rows_columns",
+)
+_family("qwen2_vl_vision", heads="num_heads", num_layers="depth", width="embed_dim", sections="rows_columns")
+_family(
+    "dots3_note_vision_encoder mlcd_vision_model muse_glimmer_vision muse_spark_vision paddleocr_vl_vision "
+    "video_llama_3_vision",
+    sections="rows_columns",
+)
+_family("lfm3_vl_vision", base=1e6, sections="rows_columns")
+_family("step3p5_vision", sections="columns_rows")
+_family("inkling2_vision", layout="interleaved", sections="columns_rows")

@@ -561,3 +561,37 @@ class Reversed:
 
 def _reverse(frequencies: Frequencies) -> Frequencies:
     return Frequencies(-frequencies.inv_freq, frequencies.attention_factor)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Axial:
+    """Another schedule over R/A features, once for each of A axes, one behind the other.
+
+    For pictures: each half of the pairs reads the row or the column (Heo et al. 2024, "Rotary Position Embedding for
+    Vision Transformer", section 3.1), which :class:`Rope` is told by its ``axes``.
+
+    Raises:
+      ValueError: if there is no axis, or rotary_dim is not a multiple of 2A.
+
+    Example:
+      >>> import rope_jax
+      >>> rope_jax.Axial(schedule=rope_jax.Standard())(8).inv_freq.tolist()
+      [1.0, 0.01, 1.0, 0.01]
+      >>> rope = rope_jax.Rope(8, rope_jax.Axial(schedule=rope_jax.Standard()), axes=(0, 0, 1, 1))
+      >>> rope.rotation(rope_jax.grid_positions(2, 3)).cos.shape
+      (6, 4)
+    """
+
+    schedule: Schedule
+    num_axes: int = 2
+
+    def __post_init__(self):
+        _check(self, num_axes=1)
+
+    def __call__(self, rotary_dim: int) -> Frequencies:
+        if rotary_dim % (2 * self.num_axes):
+            raise ValueError(f"rotary_dim must be a multiple of 2A={2 * self.num_axes}, got {rotary_dim}")
+        one = self.schedule(rotary_dim // self.num_axes)
+        if not (isinstance(one, Frequencies) and one.on_host):
+            raise ValueError(f"Axial: schedule must give host Frequencies, got {one} from {self.schedule}")
+        return Frequencies(np.tile(one.inv_freq, self.num_axes), one.attention_factor)

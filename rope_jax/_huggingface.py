@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from rope_jax._families import FAMILIES, WITHOUT_ATTENTION, Family
 from rope_jax._frequencies import (
+    Axial,
     DynamicNTK,
     Linear,
     Llama3,
@@ -251,7 +252,7 @@ def _head_dims(keys: _Keys, family: Family, types: list[str | None]) -> list[int
     name = "qk_rope_head_dim" if family.latent else "head_dim"
     head_dim = keys.need(name) if family.latent else _first(keys, *family.head_dim)
     if head_dim is None:
-        width = _first(keys, "hidden_size", "n_embd", "d_model", need=True)
+        width = _first(keys, family.width, "n_embd", "d_model", need=True)
         head_dim = width // _first(keys, family.heads, "n_head", "n_heads", need=True)
     full = keys.get("global_head_dim", head_dim)
     head_dims = [int(full if type == "full_attention" else head_dim) for type in types]
@@ -382,6 +383,9 @@ def _axes(entry: _Keys, family: Family, num_pairs: int) -> tuple[int, ...] | Non
         return None
     if family.sections == "by_turns":
         return tuple(i % 2 for i in range(num_pairs))
+    if family.sections in ("rows_columns", "columns_rows"):
+        first = 0 if family.sections == "rows_columns" else 1
+        return tuple(first if 2 * i < num_pairs else 1 - first for i in range(num_pairs))
     interleaved = _first(entry, "mrope_interleaved", "interleaved")
     if interleaved is not None and interleaved != (family.sections == "strided"):
         raise ValueError(
@@ -419,7 +423,9 @@ def _schedule(layer: _Layer, entry: _Keys, keys: _Keys, family: Family, compat, 
 
     schedule: Schedule
     match rope_type:
-        case "default" | "mrope":
+        case "default":
+            schedule = Standard(base=base)
+        case "mrope" | "axial" if family.sections is not None:
             schedule = Standard(base=base)
         case "linear":
             schedule = Linear(factor=factor(), base=base)
@@ -461,6 +467,8 @@ def _schedule(layer: _Layer, entry: _Keys, keys: _Keys, family: Family, compat, 
             raise ValueError(f"{entry.where}: rope_type must be one of {_ROPE_TYPES}, got {rope_type!r}{meant}")
     if not layer.scaled:
         schedule = Standard(base=base)
+    if family.sections in ("rows_columns", "columns_rows"):
+        schedule = Axial(schedule=schedule)
     return Reversed(schedule=schedule) if family.reversed else schedule
 
 
@@ -474,18 +482,7 @@ def _rope_type(entry: _Keys, family: Family) -> str:
     return family.aliases.get(name, name)
 
 
-_ROPE_TYPES = (
-    "default",
-    "linear",
-    "dynamic",
-    "yarn",
-    "longrope",
-    "llama3",
-    "proportional",
-    "mrope",
-    "su",
-    "xdrope",
-)
+_ROPE_TYPES = "default linear dynamic yarn longrope llama3 proportional axial mrope su xdrope".split()
 
 
 def _longrope(entry: _Keys, keys: _Keys, original: int, base: float, compat) -> LongRope:

@@ -5,6 +5,7 @@ from typing import Any
 
 from rope_jax._families import FAMILIES, WITHOUT_ATTENTION, Family
 from rope_jax._frequencies import (
+    Axial,
     DynamicNTK,
     Linear,
     Llama3,
@@ -115,7 +116,7 @@ def _written_layers(layers: tuple[LayerRecipe, ...], family: Family) -> dict[str
 
 def _inner(rope: Rope | None):
     schedule = None if rope is None else rope.schedule
-    return schedule.schedule if isinstance(schedule, Reversed) else schedule
+    return schedule.schedule if isinstance(schedule, Reversed | Axial) else schedule
 
 
 def _written_entry(layer: LayerRecipe, family: Family) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def _written_entry(layer: LayerRecipe, family: Family) -> dict[str, Any]:
             share = math.nextafter(share, 1.0)
         if share != 1.0 or family.proportion is not None:
             entry["partial_rotary_factor"] = share
-    if rope.axes is not None and family.sections != "by_turns":
+    if rope.axes is not None and family.sections in ("chunked", "strided", "alternating"):
         counts = [rope.axes.count(axis) for axis in range(max(rope.axes) + 1)]
         entry["mrope_section"] = counts[1:] + counts[:1] if family.sections == "alternating" else counts
     return entry

@@ -117,3 +117,43 @@ def test_the_readme_quotes_what_was_measured():
         assert f"| {table} | {ours:.3g} ms | {plain:.3g} ms |" in README
     for kept in (exactness, angles):
         assert kept["jax"] in README and kept["date"] in README
+
+
+def census_in_words():
+    """The part of the README that says what `make oracle` found, made from the committed table."""
+    table = json.loads((ROOT / "tests/golden/census.json").read_text())
+    folders = table["folders"]
+    same = [folder for folder, row in folders.items() if row["status"] == "same"]
+    towers = [
+        f"{folder} ({row['note']})" for folder, row in folders.items() if row["status"] == "same" and row["note"]
+    ]
+    others = [f"{folder} ({row['note']})" for folder, row in folders.items() if row["status"] != "same"]
+    lines = [
+        f"**{len(same)} of {len(folders)} folders are reproduced, none differs** (transformers "
+        f"{table['versions']['transformers']}, torch {table['versions']['torch']}, jax {table['versions']['jax']}, CPU, "
+        f"{table['date']}). Worst differences over all of them; ours is exact:",
+        "",
+        "| schedule | parts | frequencies, float32 ulp | of what float32 allows: frequencies | cos and sin | queries |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, worst in table["worst"].items():
+        shares = " | ".join(f"{worst[key]:.2f}" for key in ("inv_freq", "rotation", "float32"))
+        lines.append(f"| {name} | {worst['parts']} | {worst['ulp']:.1f} | {shares} |")
+    lines += [
+        "",
+        "<details><summary>Which folders, and which not</summary>",
+        "",
+        f"The same: {', '.join(same)}.",
+        "",
+        f"Of these, not covered: {'; '.join(towers)}.",
+        "",
+        f"Not covered: {'; '.join(others)}.",
+        "",
+        "</details>",
+    ]
+    return "\n".join(lines)
+
+
+def test_the_readme_says_what_the_census_found():
+    written = README.split("<!-- census -->\n")[1].split("\n<!-- /census -->")[0]
+    assert " ".join(written.split()) == " ".join(census_in_words().split())

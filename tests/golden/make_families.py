@@ -87,6 +87,32 @@ def ask(census, cls, modeling, config):
     return dict(config=shortened(kept, len(recipe.layers), 1 + max(map(int, answers))), layers=answers)
 
 
+def ask_axial(census, cls, modeling, config):
+    """As :func:`ask`, at row 3 and column 2."""
+    import torch
+
+    import rope_jax
+
+    values = {**config.to_dict(), "model_type": config.model_type}
+    layers = rope_jax.from_hf_config(values, compat="transformers").layers
+    layer, rope = next((i, layer.rope) for i, layer in enumerate(layers) if layer.rope is not None)
+    keys = "model_type num_hidden_layers depth hidden_size embed_dim num_attention_heads num_heads rope_parameters"
+    kept = {key: values[key] for key in [*keys.split(), "layer_types"] if values.get(key) is not None}
+    module = cls(copy.deepcopy(config))
+    q = torch.tensor(query(rope.head_dim))[None, None]
+    with torch.no_grad():
+        cos_sin = census.their_cos_sin(module, np.array([[3, 2]]), None)
+        turned = modeling.apply_rotary_pos_emb_vision(q, q, *cos_sin)[0].numpy().ravel()
+    inv_freq = np.tile(module.inv_freq.numpy(), 2)
+    answer = dict(
+        position=[3, 2],
+        inv_freq=[float(f"{f:.9g}") for f in inv_freq[[0, 1, len(inv_freq) // 2, -1]]],
+        attention_factor=1.0,
+        turned=[float(f"{turned[i]:.9g}") for i in features(2 * rope.num_pairs, rope.head_dim)],
+    )
+    return dict(config=shortened(kept, len(layers), layer + 1), layers={str(layer): answer})
+
+
 def shortened(config, layers, count):
     """The config of the first layers only."""
     short = {
@@ -97,7 +123,7 @@ def shortened(config, layers, count):
     if "per_layer_config" in config:
         own = config["per_layer_config"].items()
         short["per_layer_config"] = {str(i): value for i, value in own if int(i) < count}
-    for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_num_hidden_layers"):
+    for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "decoder_num_hidden_layers"):
         if key in short:
             short[key] = count
     return short
@@ -115,6 +141,10 @@ def main():
     rows = []
     for _, modeling in census.modeling_modules():
         for cls in census.rotary_classes(modeling):
+            for config in census.configs(cls, modeling, axial=True):
+                if config.model_type in FAMILIES:
+                    row = ask_axial(census, cls, modeling, config)
+                    rows.append(json.dumps(dict(name=config.model_type, **row)))
             for config in census.configs(cls, modeling):
                 if config.model_type not in FAMILIES:
                     continue

@@ -109,7 +109,7 @@ def rotary_classes(module):
             yield thing
 
 
-def configs(cls, module):
+def configs(cls, module, axial=False):
     """Default configs for which the class can be built: its own, or those of the parts of a larger model."""
     annotation = inspect.signature(cls.__init__).parameters.get("config")
     annotation = None if annotation is None else annotation.annotation
@@ -123,7 +123,7 @@ def configs(cls, module):
     while queue:
         config = queue.pop(0)
         queue += [getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None]
-        if config.model_type in seen or getattr(config, "default_rope_type", "") == "axial":
+        if config.model_type in seen or (getattr(config, "default_rope_type", "") == "axial") != axial:
             continue
         seen.add(config.model_type)
         # A part from another folder has a rotary module there; one of this folder may have another than this.
@@ -444,6 +444,50 @@ def compare(cls, modeling, config):
     return {key: max(figure[key] for figure in figures) for key in figures[0]}
 
 
+# --------------------------------------------------------------------------------------- rows and columns
+
+
+def compare_axial(cls, modeling, config):
+    """As :func:`compare`, at rows and columns ``[T, 2]``."""
+    layers = rope_jax.from_hf_config(config.to_dict(), compat="transformers").layers
+    rope = next(layer.rope for layer in layers if layer.rope is not None)
+    module = cls(copy.deepcopy(config))
+    theirs = np.abs(as_numpy(module.inv_freq))
+    ours = rope.frequencies().inv_freq[: theirs.size]
+    if theirs.size * 2 != rope.num_pairs:
+        raise Different(f"{theirs.size} frequencies for each axis, ours {rope.num_pairs / 2}")
+    off = np.abs(theirs - ours)
+    allowed = EPS32 * (5 + np.log(config.rope_parameters["rope_theta"])) * ours  # R/2 is seldom a power of two
+    figures = dict(
+        ulp=float(np.max(off / np.spacing(ours.astype(np.float32)))), inv_freq=float(np.max(off / allowed))
+    )
+
+    positions = np.concatenate([rope_jax.grid_positions(5, 7), [[99, 1], [1023, 2047]]])
+    furthest = np.maximum(positions.max(-1), 1)
+    turn = rope.rotation(jnp.asarray(positions))
+    cos_sin = their_cos_sin(module, positions, None)
+    error = max(2.0**-23, float(np.max(allowed)))
+    shares = [
+        np.abs(as_numpy(part) - halves(as_numpy(theirs), rope.num_pairs)) / (2e-7 + furthest * error)[:, None]
+        for part, theirs in zip(turn, cos_sin, strict=True)
+    ]
+    figures["rotation"] = float(np.max(shares))
+    for name, dtype, ours_dtype, eps in [
+        ("float32", torch.float32, jnp.float32, EPS32),
+        ("bfloat16", torch.bfloat16, jnp.bfloat16, EPS16),
+    ]:
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(len(positions), 2, rope.head_dim)), ours_dtype)
+        exact = as_numpy(x.astype(jnp.float32))
+        q = torch.tensor(exact, dtype=dtype)
+        turned = modeling.apply_rotary_pos_emb_vision(q, q, *their_cos_sin(module, positions, None, dtype))[0]
+        if turned.dtype != dtype:
+            raise Different(f"queries come out as {turned.dtype}")
+        allowed = pair_sizes(exact, rope) * (2e-7 + furthest[:, None, None] * error + 4.1 * eps)
+        off = np.abs(as_numpy(turned) - as_numpy(rope.rotate(x, turn).astype(jnp.float32)))
+        figures[name] = float(np.max(off / allowed))
+    return figures
+
+
 # ----------------------------------------------------------------------- folders without a module of that kind
 
 
@@ -573,7 +617,16 @@ def census(folders=()):
             if folder in NOT_COVERED:
                 continue
             parts = list(configs(cls, modeling))
-            if not parts:
+            towers = list(configs(cls, modeling, axial=True))
+            for config in towers:
+                if config.model_type not in FAMILIES:
+                    row["not_covered"].append(f"{config.model_type}: rows and columns in another way")
+                    continue
+                try:
+                    row["parts"][config.model_type] = {"axial": compare_axial(cls, modeling, config)}
+                except Different as error:
+                    row["parts"][config.model_type] = {"axial": f"DIFFERENT: {error}"}
+            if not parts and not towers:
                 row["not_covered"].append(f"{cls.__name__}: several axes")
             for config in parts:
                 if config.model_type not in FAMILIES:
