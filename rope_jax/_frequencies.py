@@ -567,8 +567,8 @@ def _reverse(frequencies: Frequencies) -> Frequencies:
 class Axial:
     """Another schedule over R/A features, once for each of A axes, one behind the other.
 
-    For pictures: each half of the pairs reads the row or the column (Heo et al. 2024, "Rotary Position Embedding for
-    Vision Transformer", section 3.1), which :class:`Rope` is told by its ``axes``.
+    For pictures: one half of the pairs reads the row and the other the column, as :class:`Rope` is told by its
+    ``axes`` (Heo et al. 2024, "Rotary Position Embedding for Vision Transformer", section 3.1).
 
     Raises:
       ValueError: if there is no axis, or rotary_dim is not a multiple of 2A.

@@ -482,7 +482,7 @@ def _rope_type(entry: _Keys, family: Family) -> str:
     return family.aliases.get(name, name)
 
 
-_ROPE_TYPES = "default linear dynamic yarn longrope llama3 proportional axial mrope su xdrope".split()
+_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional", "axial", "mrope")
 
 
 def _longrope(entry: _Keys, keys: _Keys, original: int, base: float, compat) -> LongRope:

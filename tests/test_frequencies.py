@@ -261,3 +261,71 @@ def test_refusals(call, says):
 def test_misspelled_hyperparameter():
     with pytest.raises(TypeError, match="orignal_length"):
         rope_jax.Yarn(factor=2.0, orignal_length=64)
+
+
+class TestSchedulesOfSchedules:
+    def test_reversed_turns_the_other_way(self):
+        forward = rope_jax.Yarn(factor=4.0, original_length=32_768, base=1e6)
+        backward = rope_jax.Reversed(schedule=forward)(ROTARY_DIM)
+        assert backward == rope_jax.Frequencies(-forward(ROTARY_DIM).inv_freq, forward(ROTARY_DIM).attention_factor)
+        positions = jnp.array([0, 1, -7, 1_000_003, 2**31 - 1])
+        ours = rope_jax.rotation(positions, backward)
+        # 1.2e-7 on either side, of a factor above 1.
+        atol = 2 * 1.2e-7 * backward.attention_factor
+        theirs = rope_jax.rotation(positions, forward(ROTARY_DIM))
+        np.testing.assert_allclose(ours.cos, theirs.cos, atol=atol)
+        np.testing.assert_allclose(ours.sin, -theirs.sin, atol=atol)
+        assert np.max(np.abs(theirs.sin)) > 1
+
+    def test_reversed_passes_a_length_on(self):
+        inner = rope_jax.LongRope(short_factor=SHORT, long_factor=LONG, original_length=100, factor=8.0)
+        rope = rope_jax.Rope(ROTARY_DIM, rope_jax.Reversed(schedule=inner))
+        assert rope.frequencies(101).inv_freq.tolist() == (-inner(ROTARY_DIM, 101).inv_freq).tolist()
+        turn = jax.jit(lambda length: rope.rotation(jnp.array([[3], [3]]), length=length))(jnp.array([100, 101]))
+        for row, length in enumerate((100, 101)):
+            want = rope_jax.rotation(jnp.array([-3]), inner(ROTARY_DIM, length))
+            np.testing.assert_allclose(turn.sin[row], want.sin, atol=4 * 1.2e-7)
+        with pytest.raises(ValueError, match="length must be left out: Reversed does not depend on it"):
+            rope_jax.Rope(8, rope_jax.Reversed(schedule=rope_jax.Standard())).frequencies(7)
+
+    def test_axial_has_a_ladder_for_each_axis(self):
+        for num_axes, rotary_dim in [(1, 8), (2, 72), (3, 12)]:
+            got = rope_jax.Axial(schedule=rope_jax.Linear(factor=2.0, base=100.0), num_axes=num_axes)(rotary_dim)
+            pairs = rotary_dim // num_axes // 2
+            want = [100.0 ** (-i / pairs) / 2.0 for _ in range(num_axes) for i in range(pairs)]
+            np.testing.assert_allclose(got.inv_freq, want, rtol=8 * 2.0**-53)
+
+    def test_axial_turns_by_rows_and_columns(self):
+        rope = rope_jax.Rope(8, rope_jax.Axial(schedule=rope_jax.Standard(base=100.0)), axes=(0, 0, 1, 1))
+        grid = np.array([[row, column] for row in range(3) for column in range(5)])
+        angles = np.concatenate([grid[:, :1] * [1.0, 0.1], grid[:, 1:] * [1.0, 0.1]], axis=1)
+        turn = rope.rotation(rope_jax.grid_positions(3, 5))
+        np.testing.assert_allclose(turn.cos, np.cos(angles), atol=1.2e-7)
+        np.testing.assert_allclose(turn.sin, np.sin(angles), atol=1.2e-7)
+
+    @pytest.mark.parametrize("inner", [rope_jax.Standard(base=3e3), rope_jax.Proportional(proportion=0.5)])
+    @pytest.mark.parametrize("outer", [rope_jax.Axial, rope_jax.Reversed])
+    def test_they_are_values(self, outer, inner):
+        one, two = outer(schedule=inner), outer(schedule=inner)
+        assert one == two and hash(one) == hash(two) and eval(repr(one), vars(rope_jax)) == one
+        assert pickle.loads(pickle.dumps(one)) == one and one != outer(schedule=rope_jax.Standard())
+
+    def test_axial_refuses(self):
+        with pytest.raises(ValueError, match="rotary_dim must be a multiple of 2A=4, got 6"):
+            rope_jax.Axial(schedule=rope_jax.Standard())(6)
+        with pytest.raises(ValueError, match="Axial: num_axes must be at least 1"):
+            rope_jax.Axial(schedule=rope_jax.Standard(), num_axes=0)
+        with pytest.raises(ValueError, match="Axial: schedule must give host Frequencies"):
+            rope_jax.Axial(schedule=lambda rotary_dim: rope_jax.Frequencies(jnp.ones(rotary_dim // 2)))(8)
+
+    def test_longrope_has_a_factor_for_each_list(self):
+        schedule = rope_jax.LongRope(
+            short_factor=SHORT, long_factor=LONG, original_length=100, factor=8.0, attention_factor=1.1
+        )
+        assert schedule(ROTARY_DIM, 101).attention_factor == 1.1
+        schedule = dataclasses.replace(schedule, long_attention_factor=1.3)
+        assert [schedule(ROTARY_DIM, length).attention_factor for length in (100, 101)] == [1.1, 1.3]
+        turn = rope_jax.rotation(jnp.zeros((2, 1), int), schedule(ROTARY_DIM, jnp.array([100, 101])))
+        np.testing.assert_allclose(turn.cos[:, 0, 0], [1.1, 1.3], atol=1.3 * 1.2e-7)
+        with pytest.raises(ValueError, match="LongRope: long_attention_factor must be positive"):
+            dataclasses.replace(schedule, long_attention_factor=0.0)

@@ -11,6 +11,7 @@ import numpy as np
 import oracles
 import pytest
 from golden import make_families
+from schedules import CASES, IDS, ROTARY_DIM
 
 import rope_jax
 from rope_jax import DynamicNTK, LayerRecipe, Linear, Llama3, LongRope, NTKAware, Proportional, Rope, Standard, Yarn
@@ -630,3 +631,15 @@ def test_query_temperature():
 def test_query_temperature_refuses(field):
     with pytest.raises(ValueError, match=f"{field} must be"):
         rope_jax.QueryTemperature(**{**dict(beta=0.1, length=8192), field: 0})
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_every_schedule_is_written_and_read_again(case):
+    schedule = case.build()
+    if hasattr(schedule, "length"):  # a config says none
+        schedule = dataclasses.replace(schedule, length=None)
+    for rope in (Rope(ROTARY_DIM, schedule), Rope(2 * ROTARY_DIM, schedule, rotary_dim=ROTARY_DIM)):
+        if isinstance(schedule, Proportional) and rope.rotary_dim is not None:
+            continue  # its ladder is as wide as the head
+        recipe = rope_jax.Recipe("gpt_neox", (LayerRecipe(rope),) * 3)
+        assert rope_jax.from_hf_config(json.loads(json.dumps(rope_jax.to_hf_config(recipe)))) == recipe
