@@ -44,6 +44,7 @@ class Family:
         sliding window; ``sliding_if_any``: those, or all if there is no window; ``dense_or_sliding``: those, and
         the dense ones before the experts; ``layer_rope_theta``: those with a base in that list;
         ``rope_scaling_layers``: all, but those that are not in that list without scaling.
+      explicit: whether a config must say its recipe, because the family's own is more than a base.
       nested: whether ``rope_parameters`` has an entry for each type of layer.
       labels: from a layer's type to the name of its entry in ``rope_parameters``, where these differ.
       bases: of older configs, which have one flat recipe: for each layer type, the key of its base, that base
@@ -78,6 +79,7 @@ class Family:
     layer_types: str = "layer_types"
     latent: bool = False
     layers: Layers = "all"
+    explicit: bool = False
     nested: bool = False
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     bases: Mapping[str, tuple[str, float, bool]] = dataclasses.field(default_factory=dict)
@@ -111,20 +113,23 @@ def _family(model_types: str, **habits) -> None:
 # --------------------------------------------------------------------------- one flat recipe, the whole head
 
 _family(
-    "arcee aria_text chameleon csm csm_depth_decoder_model dbrx deepseek_ocr2_encoder deepseek_ocr2_text "
+    "arcee aria_text chameleon dbrx deepseek_ocr2_encoder deepseek_ocr2_text "
     "dia_decoder dia_encoder diffllama doge dots1 esmc eurobert falcon_h1 gemma gemma2 gradium_phonon_tts "
-    "granite granite4_vision_text granite_docling_text granitemoe granitemoeshared higgs_audio_v2 hrm_text "
+    "granite granite4_vision_text granite_docling_text granitemoe granitemoeshared hrm_text "
     "hyperclovax idefics jais2 kyutai_speech_to_text lasr_encoder llama mimi ministral mistral moshi neucodec "
     "olmo olmo2 olmoe pocket_tts pocket_tts_audio_tokenizer qwen2 qwen2_5_omni_dit qwen2_moe qwen3 qwen3_moe "
     "qwen3_omni_moe_code2wav qwen3_omni_moe_talker_code_predictor seed_oss starcoder2 t5_gemma_module "
     "timesfm2_5 unlimited_ocr_text vaultgemma voxtral_realtime_encoder voxtral_realtime_text xcodec2"
 )
-_family("apertus", base=12e6)
+_family("csm csm_depth_decoder_model", base=5e5, explicit=True)
+_family("higgs_audio_v2", explicit=True)
+_family("apertus", base=12e6, explicit=True)
 _family("bitnet evolla flex_olmo mllama_text_model muse_glimmer_assistant", base=5e5)
-_family("cwm emu3_text_model lfm2 lfm2_moe minimax mixtral solar_open", base=1e6)
+_family("cwm", base=1e6, explicit=True)
+_family("emu3_text_model lfm2 lfm2_moe minimax mixtral solar_open", base=1e6)
 _family("nomic_bert", base=1000.0)
 _family("gte", base=1.6e5)
-_family("gpt_oss", base=1.5e5)
+_family("gpt_oss", base=1.5e5, explicit=True)
 _family("hy_v3", base=11158840.0)
 _family("jina_embeddings_v3", base=2e4)
 _family("jetmoe", head_dim=("kv_channels",))
@@ -135,7 +140,7 @@ _family("olmo_hybrid", optional=True)
 _family("zamba2", head_dim=("attention_head_dim",), switch=("use_mem_rope", True, False))
 _family("nanochat", reversed=True)
 _family("molmo2_text", layers="rope_scaling_layers")
-_family("ministral3", temperature="yarn", unread=("max_position_embeddings",))
+_family("ministral3", explicit=True, temperature="yarn", unread=("max_position_embeddings",))
 _family(
     "hunyuan_v1_dense hunyuan_v1_moe",
     unread=("beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
@@ -145,11 +150,13 @@ _family("phimoe", base=1e6)
 # ------------------------------------------------------------------------------------- part of the head
 
 _family(
-    "glm4_moe glmasr_encoder dots3_note_audio_encoder bamba nemotron persimmon phi recurrent_gemma", proportion=0.5
+    "glm4_moe glmasr_encoder dots3_note_audio_encoder bamba nemotron persimmon phi recurrent_gemma",
+    proportion=0.5,
 )
 _family("gpt_neox stablelm", proportion=0.25)
 _family("qwen3_next", proportion=0.25, full_every=("full_attention_interval", 4, 3, "linear_attention"))
-_family("gpt_neox_japanese nemotron3_5_transcribe_asr_audio nemotron3_diarization_audio", proportion=1.0)
+_family("gpt_neox_japanese nemotron3_diarization_audio", proportion=1.0)
+_family("nemotron3_5_transcribe_asr_audio", proportion=1.0, explicit=True)
 _family("minimax_m2", base=5e6, proportion=1.0)
 _family("minimax_m3_vl_text", base=5e6, proportion=1.0, rotary_dim_is_lost=True)
 _family("phi3 phi4_multimodal", proportion=1.0, aliases={"yarn": "longrope"})
@@ -160,7 +167,7 @@ _family("blt_local_encoder blt_local_decoder blt_global_transformer", layout="in
 _family("cohere ernie4_5 ernie4_5_moe", layout="interleaved", base=5e5)
 _family("blt_patcher", layout="interleaved")
 _family("helium", layout="interleaved", base=1e5)
-_family("openai_privacy_filter", layout="interleaved", base=1.5e5)
+_family("openai_privacy_filter", layout="interleaved", base=1.5e5, explicit=True)
 _family("pe_audio_encoder pe_audio_video_encoder pe_video_encoder", layout="interleaved", base=2e4)
 _family("glm glm4", layout="interleaved", proportion=0.5)
 _family(
@@ -170,7 +177,7 @@ _family(
     heads="decoder_num_attention_heads",
     num_layers="decoder_num_hidden_layers",
 )
-_family("moonshine_streaming", layout="interleaved", proportion=0.8)
+_family("moonshine_streaming", layout="interleaved", proportion=1.0, explicit=True)
 _family("gptj", layout="interleaved", proportion=1.0, switch=("rotary", True, True))
 _family("codegen roformer", layout="interleaved", proportion=1.0)
 
@@ -230,6 +237,7 @@ _family(
 )
 _family(
     "mistral4",
+    explicit=True,
     latent=True,
     layout="interleaved",
     layout_key="rope_interleave",
@@ -242,7 +250,14 @@ _family("bailing_hybrid", latent=True, layout="interleaved", base=6e6, logit_fac
 _family("longcat_flash", num_layers="num_layers", latent=True, layout="interleaved", base=1e7, logit_factor=True)
 _family("hy_v4", latent=True, logit_factor=True)
 _family("minicpm3", latent=True, logit_factor=True)
-_family("mistral_large4_text", latent=True, layout="interleaved", layers="no_rope_layers", logit_factor=True)
+_family(
+    "mistral_large4_text",
+    explicit=True,
+    latent=True,
+    layout="interleaved",
+    layers="no_rope_layers",
+    logit_factor=True,
+)
 _family(
     "dots3_note_text",
     nested=True,

@@ -75,6 +75,8 @@ def from_hf_config(config, *, compat: Compat | None = None) -> Recipe:
     head that turns. ``original_max_position_embeddings`` is that of the config's top level, else of the recipe,
     else ``max_position_embeddings``; ``factor``, where it is null, is the ratio of the two lengths.
 
+    A family whose own recipe is more than a base, as gpt-oss or Gemma 4, must say it.
+
     Schedules that depend on the length (``dynamic``, ``longrope``) come without one: give it with each call.
 
     Where transformers 5.23 departs from what the released checkpoints were trained with, this follows the
@@ -84,6 +86,9 @@ def from_hf_config(config, *, compat: Compat | None = None) -> Recipe:
     - Phi-3.5-MoE uses its long factors beyond the original length; transformers uses the short ones always.
     - ``partial_rotary_factor`` counts with the plain rotation in every family; transformers ignores it there in
       those that have it from no released checkpoint.
+    - ``type``, the older name of ``rope_type``, counts in files of version 4 of Gemma 3, OLMo 3 and ModernBERT, and
+      ``rope_theta`` of OLMo 3 in all its layers; transformers reads the one nowhere there, and the other for full
+      attention only. ``compat`` does not follow it here.
     - ``rotary_dim`` of MiniMax-M3-VL counts; transformers reads it nowhere.
     - HunYuan-VL's sections deal pairs to axes; transformers gives the two features of a pair different axes, which
       is no rotation, so that ``compat`` refuses it.
@@ -213,7 +218,7 @@ def _types(keys: _Keys, family: Family, count: int) -> list[str | None]:
         key, period, first, other = family.full_every
         period = int(keys.get(key, period))
         return ["full_attention" if (i - first) % period == 0 else other for i in range(count)]
-    if family.layers.startswith(("sliding", "dense")):
+    if family.nested or family.layers.startswith(("sliding", "dense")):
         keys.need("layer_types")
     return [None] * count
 
@@ -300,6 +305,9 @@ def _entries(keys: _Keys, family: Family) -> dict[str | None, _Keys | None]:
         if len(nested) < len(written):
             raise ValueError(f"{keys.where}: rope_parameters must be flat or by layer type, got both: {written}")
         return {label: None if entry is None else entry_of(label, entry) for label, entry in nested.items()}
+    if (family.nested and not family.bases) or (family.explicit and not written):
+        by = " for each layer type" if family.nested else ""
+        raise ValueError(f"{keys.where} must have rope_parameters{by}, got {written or None}")
     if family.bases:
         if family.attention_factor is not None and written.get("rope_type", written.get("type")) == "yarn":
             written = {"attention_factor": family.attention_factor, **written}
@@ -314,15 +322,22 @@ def _entries(keys: _Keys, family: Family) -> dict[str | None, _Keys | None]:
 
 def _shared(keys: _Keys, family: Family) -> dict[str, Any]:
     """What older configs say at their top: the base and the share of the head that turns."""
-    shared = {
-        "rope_theta": _first(keys, "rope_theta", *(["rotary_emb_base"] if family.proportion is not None else [])),
-        "partial_rotary_factor": keys.get("partial_rotary_factor"),
-    }
-    if family.proportion is not None:
-        # GPT-NeoX says rotary_pct, GPT-J rotary_dim.
-        shared["partial_rotary_factor"] = _first(keys, "partial_rotary_factor", "rotary_pct")
-        shared["rotary_dim"] = keys.get("rotary_dim")
+    shared = {"rope_theta": keys.get("rope_theta"), "partial_rotary_factor": keys.get("partial_rotary_factor")}
+    if family.proportion is not None:  # GPT-NeoX and GPT-J have names of their own
+        shared = {
+            "rope_theta": _agreed(keys, "rope_theta", "rotary_emb_base"),
+            "partial_rotary_factor": _agreed(keys, "partial_rotary_factor", "rotary_pct"),
+            "rotary_dim": keys.get("rotary_dim"),
+        }
     return {key: value for key, value in shared.items() if value is not None}
+
+
+def _agreed(keys: _Keys, *names: str):
+    """The value of keys that mean the same, of which an older file may have several."""
+    given = {name: value for name in names if (value := keys.get(name)) is not None}
+    if len(set(given.values())) > 1:
+        raise ValueError(f"{keys.where} has keys that mean the same and differ: {given}")
+    return next(iter(given.values()), None)
 
 
 def _layer_recipe(layer: _Layer, entries, keys: _Keys, family: Family, compat) -> LayerRecipe:

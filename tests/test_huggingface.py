@@ -49,6 +49,7 @@ def check_layer(layer, theirs):
     np.testing.assert_allclose(
         turned, theirs["turned"], rtol=0, atol=factor * 2 * (2e-7 + 3 * 2.0**-23 + 4 * oracles.EPS32)
     )
+    assert layer.logit_factor == pytest.approx(theirs["logit_factor"], rel=1e-12)
     if theirs["attention_factor"] is not None:
         assert frequencies.attention_factor == pytest.approx(theirs["attention_factor"], rel=1e-12)
 
@@ -178,6 +179,16 @@ RELEASED = {
             max_position_embeddings=131072,
             original_max_position_embeddings=4096,
             rope_scaling=dict(type="su", short_factor=SHORT, long_factor=LONG),
+        ),
+        every(Rope(96, LongRope(short_factor=SHORT, long_factor=LONG, original_length=4096, factor=32.0))),
+    ),
+    "Phi-3, its other first name": (
+        config_of(
+            "phi3",
+            hidden_size=3072,
+            max_position_embeddings=131072,
+            original_max_position_embeddings=4096,
+            rope_scaling=dict(type="yarn", short_factor=SHORT, long_factor=LONG),
         ),
         every(Rope(96, LongRope(short_factor=SHORT, long_factor=LONG, original_length=4096, factor=32.0))),
     ),
@@ -371,10 +382,110 @@ RELEASED = {
         config_of("ernie4_5_vl_moe_text", head_dim=128, rope_theta=500000),
         every(Rope(128, Standard(base=5e5), layout="interleaved", axes=(1, 2) * 22 + (0,) * 20)),
     ),
+    "GPT-NeoX, later in v4": (
+        config_of("gpt_neox", rotary_pct=0.25, rotary_emb_base=10000, rope_theta=10000, partial_rotary_factor=0.25),
+        every(Rope(128, Standard(), rotary_dim=32)),
+    ),
+    "CodeGen": (
+        dict(model_type="codegen", n_layer=2, n_embd=1024, n_head=16, rotary_dim=32),
+        every(Rope(64, Standard(), rotary_dim=32, layout="interleaved")),
+    ),
+    "RoFormer": (
+        config_of("roformer", hidden_size=768, num_attention_heads=12, rotary_value=False),
+        every(Rope(64, Standard(), layout="interleaved")),
+    ),
+    "ESM-2": (
+        config_of("esm", hidden_size=320, num_attention_heads=20, position_embedding_type="rotary"),
+        every(Rope(16, Standard())),
+    ),
+    "ESM-1b": (config_of("esm", position_embedding_type="absolute"), every(None)),
+    "Granite 4 hybrid": (
+        config_of("granitemoehybrid", position_embedding_type="nope", layer_types=["mamba", "attention"]),
+        (LayerRecipe(None, "mamba"), LayerRecipe(None, "attention")),
+    ),
+    "Granite 4, rotating": (
+        config_of("granitemoehybrid", position_embedding_type="rope", layer_types=["mamba", "attention"]),
+        (LayerRecipe(None, "mamba"), LayerRecipe(Rope(128, Standard()), "attention")),
+    ),
+    "DeepSeek-V4, first file": (
+        config_of(
+            "deepseek_v4",
+            head_dim=512,
+            qk_rope_head_dim=64,
+            rope_theta=10000,
+            compress_rope_theta=160000,
+            layer_types=["sliding_attention", "compressed_sparse_attention"],
+            rope_scaling=dict(
+                type="yarn", factor=16, original_max_position_embeddings=65536, beta_fast=32, beta_slow=1
+            ),
+        ),
+        (
+            LayerRecipe(Rope(64, Standard(), layout="interleaved"), "sliding_attention"),
+            LayerRecipe(
+                Rope(
+                    64,
+                    Yarn(factor=16.0, original_length=65_536, base=1.6e5, attention_factor=1.0),
+                    layout="interleaved",
+                ),
+                "compressed_sparse_attention",
+            ),
+        ),
+    ),
+    "HunYuan dense, alpha": (
+        config_of(
+            "hunyuan_v1_dense",
+            head_dim=128,
+            rope_scaling=dict(alpha=1000.0, beta_fast=32, factor=1.0, type="dynamic"),
+        ),
+        every(Rope(128, NTKAware(factor=1000.0))),
+    ),
+    "HunYuan-VL": (
+        config_of(
+            "hunyuan_vl_text",
+            head_dim=128,
+            rope_scaling=dict(alpha=1000.0, beta_fast=32, factor=1.0, type="xdrope", xdrope_section=[16] * 4),
+        ),
+        every(Rope(128, NTKAware(factor=1000.0), axes=tuple(i // 16 for i in range(64)))),
+    ),
     "nanochat": (config_of("nanochat"), every(Rope(128, rope_jax.Reversed(schedule=Standard())))),
     "Zamba2": (config_of("zamba2", use_mem_rope=False, attention_head_dim=160), every(None)),
     "OLMo hybrid": (config_of("olmo_hybrid", rope_parameters=None), every(None)),
 }
+
+
+SLIDING_ONLY = {
+    "afmoe": {},
+    "flint": {},
+    "exaone4": dict(sliding_window=4096),
+    "exaone_moe": dict(sliding_window=4096),
+    "kolibri1": dict(sliding_window=513),
+    "cohere2": dict(sliding_window=4096),
+    "cohere2_moe": dict(mlp_layer_types=["sparse"] * 3),
+}
+
+
+@pytest.mark.parametrize("model_type", SLIDING_ONLY)
+def test_families_whose_sliding_layers_alone_rotate(model_type):
+    types = ["full_attention", "sliding_attention", "full_attention"]
+    config = config_of(model_type, num_hidden_layers=3, layer_types=types, rope_parameters=dict(rope_theta=1e4))
+    recipe = rope_jax.from_hf_config(config | SLIDING_ONLY[model_type])
+    assert [layer.rope is not None for layer in recipe.layers] == [False, True, False]
+    assert rope_jax.from_hf_config(rope_jax.to_hf_config(recipe)) == recipe
+
+
+def test_exaone_rotates_everywhere_without_a_window():
+    for window in (dict(sliding_window=None), {}):
+        recipe = rope_jax.from_hf_config(config_of("exaone4", layer_types=["full_attention"] * 2, **window))
+        assert recipe.rope == Rope(128, Standard())
+    recipe = rope_jax.from_hf_config(config_of("exaone4", layer_types=["full_attention"] * 2, sliding_window=4096))
+    assert [layer.rope for layer in recipe.layers] == [None, None]
+
+
+def test_cohere2_moe_rotates_its_dense_layers_too():
+    config = config_of("cohere2_moe", layer_types=["full_attention"] * 2, mlp_layer_types=["dense", "sparse"])
+    assert [layer.rope is not None for layer in rope_jax.from_hf_config(config).layers] == [True, False]
+    config["prefix_dense_sliding_window_pattern"] = 2
+    assert [layer.rope is not None for layer in rope_jax.from_hf_config(config).layers] == [False, False]
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -496,6 +607,18 @@ REFUSED = {
         config_of("llama", rope_scaling=dict(YARN, rope_type="linear")),
         "two names for its schedule: rope_type = 'linear', type = 'yarn'",
     ),
+    "nothing said where the family's own recipe is more than a base": (
+        config_of("gpt_oss"),
+        "config of 'gpt_oss' must have rope_parameters, got None",
+    ),
+    "one recipe where each layer type has its own": (
+        config_of("gemma4_text", layer_types=["full_attention"] * 2, rope_theta=1e4),
+        "config of 'gemma4_text' must have rope_parameters for each layer type, got None",
+    ),
+    "two names of a share that differ": (
+        config_of("gpt_neox", rotary_pct=0.25, partial_rotary_factor=0.5),
+        "has keys that mean the same and differ: {'partial_rotary_factor': 0.5, 'rotary_pct': 0.25}",
+    ),
     "null for all layers": (config_of("llama", rope_parameters=None), "rope_parameters must not be null"),
     "no recipe for a layer type": (
         config_of(
@@ -506,7 +629,7 @@ REFUSED = {
         r"rope_parameters must have an entry for 'other', got \['full_attention'\]",
     ),
     "flat and nested": (
-        config_of("laguna", rope_parameters={"full_attention": {"rope_theta": 1e4}, "factor": 4.0}),
+        config_of("cwm", rope_parameters={"full_attention": {"rope_theta": 1e4}, "factor": 4.0}),
         "rope_parameters must be flat or by layer type, got both",
     ),
     "layer types too short": (

@@ -4,7 +4,8 @@ python tests/golden/make_families.py
 
 Of each part of each folder: the keys of its config that we read, and for each label of its recipe a few frequencies,
 the attention factor, and a few features of one query, turned by its own apply function at position 3 (at 3, 2, 1, ...
-where there are several axes). The default config of every part, and the perturbed ones of PERTURBED. Layers behind the last one
+where there are several axes). The default config of every part and what it is without
+its rotation, and the perturbed ones of PERTURBED. Layers behind the last one
 that shows something new are left out.
 """
 
@@ -27,6 +28,9 @@ PERTURBED = (
 ).split()
 
 
+ALWAYS = ("default config", "nothing said", "version 4")
+
+
 def features(rotary_dim, head_dim):
     """Which features of the turned query are kept: the ends of both halves, and what comes behind."""
     half = rotary_dim // 2
@@ -37,8 +41,8 @@ def query(head_dim):
     return np.sin(1.0 + np.arange(head_dim)).astype(np.float32)
 
 
-def ask(census, cls, modeling, config):
-    """The keys that we read, and their numbers by label; None if transformers refuses."""
+def ask(census, cls, modeling, config_class, values):
+    """The keys of a file that we read, and what transformers makes of them, by the first layer of each kind."""
     import torch
 
     from rope_jax import _huggingface as border
@@ -50,7 +54,6 @@ def ask(census, cls, modeling, config):
             super().__init__(values, where)
             read.append(self)
 
-    values = {**config.to_dict(), "model_type": config.model_type}
     original, border._Keys = border._Keys, Watched
     try:
         recipe = border.from_hf_config(values, compat="transformers")
@@ -58,6 +61,10 @@ def ask(census, cls, modeling, config):
         border._Keys = original
     kept = {key: values[key] for key in ["model_type", *sorted(read[0].asked)] if values.get(key) is not None}
 
+    config = config_class.from_dict(copy.deepcopy(values))
+    config.model_type = values["model_type"]
+    if not getattr(config, "rope_parameters", None):  # esm
+        config.rope_parameters = dict(rope_type="default", rope_theta=config.rope_theta)
     module = cls(copy.deepcopy(config))
     apply, halves_out = census.apply_function(modeling, config)
     answers = {}
@@ -82,6 +89,9 @@ def ask(census, cls, modeling, config):
             position=at if rope.axes is not None else at[0],
             inv_freq=[float(f"{f:.9g}") for f in inv_freq[[0, 1, len(inv_freq) // 2, -1]]],
             attention_factor=factor,
+            logit_factor=modeling.yarn_apply_mscale(config.rope_parameters, 1.0)
+            if hasattr(modeling, "yarn_apply_mscale")
+            else 1.0,
             turned=[float(f"{turned[i]:.9g}") for i in features(2 * rope.num_pairs, rope.head_dim)],
         )
     return dict(config=shortened(kept, len(recipe.layers), 1 + max(map(int, answers))), layers=answers)
@@ -108,6 +118,7 @@ def ask_axial(census, cls, modeling, config):
         position=[3, 2],
         inv_freq=[float(f"{f:.9g}") for f in inv_freq[[0, 1, len(inv_freq) // 2, -1]]],
         attention_factor=1.0,
+        logit_factor=1.0,
         turned=[float(f"{turned[i]:.9g}") for i in features(2 * rope.num_pairs, rope.head_dim)],
     )
     return dict(config=shortened(kept, len(layers), layer + 1), layers={str(layer): answer})
@@ -149,13 +160,12 @@ def main():
                 if config.model_type not in FAMILIES:
                     continue
                 for name, results in census.examine(cls, modeling, config).items():
-                    wanted = name == "default config" or config.model_type in PERTURBED
+                    wanted = name in ALWAYS or config.model_type in PERTURBED
+                    if FAMILIES[config.model_type].logit_factor and name == "yarn, mscale":
+                        wanted = True
                     if isinstance(results, str) or not wanted:
                         continue
-                    changed = dict(census.variants(config))[name]
-                    changed = type(changed).from_dict(changed.to_dict())
-                    changed.model_type = config.model_type
-                    row = ask(census, cls, modeling, changed)
+                    row = ask(census, cls, modeling, type(config), dict(census.variants(config))[name])
                     rows.append(json.dumps(dict(name=f"{config.model_type}, {name}", **row)))
     rows = list(dict.fromkeys(rows))
     versions = json.dumps(dict(transformers=transformers.__version__, torch=torch.__version__))

@@ -381,22 +381,22 @@ def compare_queries(rope, module, label, modeling, config, dtype):
     return float(np.max(np.abs(turned - ours)[..., :rotary_dim] / allowed))
 
 
-def labels_of(config, entries):
+def labels_of(config, recipe):
     """The label of each layer: the name of its entry, or None where one is for all."""
-    if None in entries:
-        return [None] * len(
-            rope_jax.from_hf_config({**repaired(config).to_dict(), "model_type": config.model_type}).layers
-        )
-    labels = FAMILIES[config.model_type].labels
-    return [labels.get(type, type) for type in config.layer_types]
+    if None in entries_of(config):
+        return [None] * len(recipe.layers)
+    return [FAMILIES[config.model_type].label(type) for type in config.layer_types]
 
 
 def ropes_by_label(recipe, config):
     """The rotation of each label; layers of one label must agree, unless a base or a flag of theirs says otherwise."""
     found = {}
-    for layer, label in zip(recipe.layers, labels_of(config, entries_of(config)), strict=True):
+    for layer, label in zip(recipe.layers, labels_of(config, recipe), strict=True):
         if layer.rope is not None:
             found.setdefault(label, set()).add(layer.rope)
+    own = FAMILIES[config.model_type].layers in ("layer_rope_theta", "rope_scaling_layers")
+    if not own and any(len(ropes) > 1 for ropes in found.values()):
+        raise Different(f"layers of one label rotate in several ways: {found}")
     return {label: ropes.pop() for label, ropes in found.items() if len(ropes) == 1}
 
 
@@ -416,10 +416,13 @@ def compare_scales(recipe, modeling, config):
         np.testing.assert_allclose(layer.query_temperature(jnp.asarray(positions)[0]), expected, rtol=4 * EPS32)
 
 
-def compare(cls, modeling, config):
-    """The figures of one module under one config: shares of what is allowed, and the frequencies' ulp."""
+def compare(cls, modeling, config, values):
+    """The figures of one module under one config: shares of what is allowed, and the frequencies' ulp.
+
+    Theirs is made from the config object, ours from the values of its file.
+    """
     model_type = config.model_type
-    recipe = rope_jax.from_hf_config({**config.to_dict(), "model_type": model_type}, compat="transformers")
+    recipe = rope_jax.from_hf_config(values, compat="transformers")
     module = cls(copy.deepcopy(config))
     ropes = ropes_by_label(recipe, config)
     if not ropes:
@@ -544,29 +547,44 @@ def compare_functions(modeling, config, functions):
 
 
 def variants(config):
-    """(name, config) for the default config and the perturbed ones."""
-    yield "default config", repaired(config)
-    if config.model_type == "esm":  # which reads nothing but rope_theta
+    """(name, what the file says) for the default config, for the perturbed ones, and for older and sparser files."""
+    model_type = config.model_type
+    default = repaired(config)
+    full = {**default.to_dict(), "model_type": model_type}
+    yield "default config", full
+    if model_type == "esm":  # which reads nothing but rope_theta
         return
-    entries = entries_of(repaired(config))
+    recipe, entries = rope_jax.from_hf_config(full), entries_of(default)
     num_pairs = {}
+    for layer, label in zip(recipe.layers, labels_of(default, recipe), strict=True):
+        if layer.rope is not None:
+            share = (entries[label] or {}).get("partial_rotary_factor", 1.0)
+            whole = (entries[label] or {}).get("rope_type") == "proportional"
+            num_pairs[label] = int(layer.rope.head_dim * share) // 2 if whole else layer.rope.num_pairs
     for name in PERTURBED:
-        if name == "longrope":
-            recipe = rope_jax.from_hf_config({**repaired(config).to_dict(), "model_type": config.model_type})
-            for layer, label in zip(recipe.layers, labels_of(config, entries), strict=True):
-                if layer.rope is not None:
-                    narrow = layer.rope.num_pairs
-                    proportion = (entries[label] or {}).get("partial_rotary_factor", 1.0)
-                    if (entries[label] or {}).get("rope_type") == "proportional":
-                        narrow = int(layer.rope.head_dim * proportion) // 2
-                    num_pairs[label] = narrow
-            if set(num_pairs) != {label for label, entry in entries.items() if entry is not None}:
-                continue
-        yield name, perturbed(config, name, num_pairs)
-    if "hunyuan" in config.model_type:
+        if name == "longrope" and set(num_pairs) != {
+            label for label, entry in entries.items() if entry is not None
+        }:
+            continue
+        yield name, {**perturbed(config, name, num_pairs).to_dict(), "model_type": model_type}
+    if "hunyuan" in model_type:
         changed = perturbed(config, "dynamic", num_pairs)
         changed.rope_parameters.update(factor=1.0, alpha=1000.0)
-        yield "dynamic, alpha", changed
+        yield "dynamic, alpha", {**changed.to_dict(), "model_type": model_type}
+    sparse = {key: value for key, value in full.items() if key not in SAYS_HOW}
+    yield "nothing said", sparse
+    base = "rotary_emb_base" if "gpt_neox" in model_type else "rope_theta"
+    # Where there are two recipes, transformers knows the newer name alone: see from_hf_config.
+    kind = "rope_type" if FAMILIES[model_type].bases else "type"
+    if model_type not in ("modernbert", "modernbert-decoder", "olmo3"):  # other keys, or another meaning
+        yield "version 4", sparse | {base: 54_321.0, "rope_scaling": {kind: "linear", "factor": 4.0}}
+
+
+# The keys of a config that say how it rotates; a file without them leaves that to the family.
+SAYS_HOW = (
+    "rope_parameters rope_scaling rope_theta compress_rope_theta partial_rotary_factor rotary_dim rope_interleave "
+    "layer_types layers_block_type no_rope_layers layer_rope_theta"
+).split()
 
 
 def fits(module, config):
@@ -578,10 +596,12 @@ def fits(module, config):
 def examine(cls, modeling, config):
     """What became of each variant of one part: its figures, or a word on why there are none."""
     results = {}
-    for name, changed in variants(config):
+    for name, values in variants(config):
         try:
-            changed = type(changed).from_dict(changed.to_dict())  # as one reads it from a file
+            changed = type(config).from_dict(copy.deepcopy(values))  # as one reads it from a file
             changed.model_type = config.model_type
+            if not getattr(changed, "rope_parameters", None):  # esm
+                changed.rope_parameters = dict(rope_type="default", rope_theta=changed.rope_theta)
             module = cls(copy.deepcopy(changed))
             label = next((label for label, entry in entries_of(changed).items() if entry is not None), None)
             axes = FAMILIES[config.model_type].sections
@@ -594,11 +614,13 @@ def examine(cls, modeling, config):
             results[name] = "refused by transformers: more frequencies than the rotated part has pairs"
             continue
         try:
-            results[name] = compare(cls, modeling, changed)
+            results[name] = compare(cls, modeling, changed, values)
         except Different as error:
             results[name] = f"DIFFERENT: {error}"
         except Exception as error:
-            results[name] = f"ERROR: {type(error).__name__}: {error}"
+            # A file that says too little may be refused; what it says may not be read in another way.
+            word = "refused by us" if name in ("nothing said", "version 4") else "ERROR"
+            results[name] = f"{word}: {type(error).__name__}: {error}"
     return results
 
 
