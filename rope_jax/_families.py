@@ -29,16 +29,19 @@ class Family:
 
     Attributes:
       layout: which two features make a pair.
-      layout_key: a key of the config that says whether pairs are interleaved (true where it is missing).
+      layout_key: a key of the config that says whether pairs are interleaved.
       base: b, where the config gives none.
+      base_in: key of a dictionary that may hold b (and that transformers does not read).
       proportion: R/H, where the config gives none. 1 where it is None; then transformers reads no proportion at
         all for the plain rotation.
+      rotary_dim: R, where the config gives neither that nor a share.
       rotary_dim_is_lost: whether transformers does not read the config's ``rotary_dim``.
-      head_dim: keys that hold H, first found first; ``hidden_size / num_attention_heads`` where all are missing.
+      head_dim: keys that hold H, first found first.
+      default_head_dim: H where all of those are missing; D/N where this is None too.
+      global_head_dim: H of layers of full attention, where the config gives none of their own.
       width: key of D, in the place of ``hidden_size``.
       heads: key of the number of heads, in the place of ``num_attention_heads``.
       num_layers: key of the number of layers, in the place of ``num_hidden_layers``.
-      layer_types: key of the list of layer types.
       latent: whether the rotated part of a head stands alone, with ``qk_rope_head_dim`` features.
       layers: which layers rotate. ``no_rope_layers``: those with a 1 in that list; ``sliding``: those with a
         sliding window; ``sliding_if_any``: those, or all if there is no window; ``dense_or_sliding``: those, and
@@ -52,6 +55,9 @@ class Family:
       full_every: of older configs, which have no ``layer_types``: the key of the period, the period where that is
         missing, the first layer of full attention, and the type of the others.
       switch: a key, the value with which the model rotates at all, and the value where the key is missing.
+      hybrid: whether some layers have no attention, or no rotation, so that a config must say which.
+      beyond: what the layers do with positions that a recipe does not say.
+      ntk_alpha: whether ``alpha`` beside rope_type "dynamic" stands for a fixed factor.
       optional: whether ``rope_parameters`` may be null, and nothing rotates then.
       attention_factor: of YaRN in older configs, which give none.
       sections: how the pairs are dealt to the axes of the position. ``chunked``: in runs; ``strided``: every
@@ -70,13 +76,16 @@ class Family:
     layout: Layout = "half"
     layout_key: str | None = None
     base: float = 10_000.0
+    base_in: str | None = None
     proportion: float | None = None
+    rotary_dim: int | None = None
     rotary_dim_is_lost: bool = False
     head_dim: tuple[str, ...] = ("head_dim",)
     width: str = "hidden_size"
     heads: str = "num_attention_heads"
+    default_head_dim: int | None = None
+    global_head_dim: int | None = None
     num_layers: str = "num_hidden_layers"
-    layer_types: str = "layer_types"
     latent: bool = False
     layers: Layers = "all"
     explicit: bool = False
@@ -85,6 +94,9 @@ class Family:
     bases: Mapping[str, tuple[str, float, bool]] = dataclasses.field(default_factory=dict)
     full_every: tuple[str, int, int, str] | None = None
     switch: tuple[str, object, object] | None = None
+    hybrid: bool = False
+    beyond: str | None = None
+    ntk_alpha: bool = False
     optional: bool = False
     attention_factor: float | None = None
     sections: Sections | None = None
@@ -113,7 +125,7 @@ def _family(model_types: str, **habits) -> None:
 # --------------------------------------------------------------------------- one flat recipe, the whole head
 
 _family(
-    "arcee aria_text chameleon dbrx deepseek_ocr2_encoder deepseek_ocr2_text "
+    "arcee aria_text chameleon deepseek_ocr2_encoder deepseek_ocr2_text "
     "dia_decoder dia_encoder diffllama doge dots1 esmc eurobert falcon_h1 gemma gemma2 gradium_phonon_tts "
     "granite granite4_vision_text granite_docling_text granitemoe granitemoeshared hrm_text "
     "hyperclovax idefics jais2 kyutai_speech_to_text lasr_encoder llama mimi ministral mistral moshi neucodec "
@@ -126,7 +138,9 @@ _family("higgs_audio_v2", explicit=True)
 _family("apertus", base=12e6, explicit=True)
 _family("bitnet evolla flex_olmo mllama_text_model muse_glimmer_assistant", base=5e5)
 _family("cwm", base=1e6, explicit=True)
-_family("emu3_text_model lfm2 lfm2_moe minimax mixtral solar_open", base=1e6)
+_family("dbrx", base_in="attn_config")
+_family("emu3_text_model mixtral solar_open", base=1e6)
+_family("lfm2 lfm2_moe minimax", base=1e6, hybrid=True)
 _family("nomic_bert", base=1000.0)
 _family("gte", base=1.6e5)
 _family("gpt_oss", base=1.5e5, explicit=True)
@@ -134,15 +148,16 @@ _family("hy_v3", base=11158840.0)
 _family("jina_embeddings_v3", base=2e4)
 _family("jetmoe", head_dim=("kv_channels",))
 _family("falcon", switch=("alibi", False, False))
-_family("granitemoehybrid", switch=("position_embedding_type", "rope", None))
+_family("granitemoehybrid", hybrid=True, switch=("position_embedding_type", "rope", None))
 _family("esm", switch=("position_embedding_type", "rotary", "absolute"))
-_family("olmo_hybrid", optional=True)
-_family("zamba2", head_dim=("attention_head_dim",), switch=("use_mem_rope", True, False))
+_family("olmo_hybrid", hybrid=True, optional=True)
+_family("zamba2", hybrid=True, head_dim=("attention_head_dim",), switch=("use_mem_rope", True, False))
 _family("nanochat", reversed=True)
 _family("molmo2_text", layers="rope_scaling_layers")
 _family("ministral3", explicit=True, temperature="yarn", unread=("max_position_embeddings",))
 _family(
     "hunyuan_v1_dense hunyuan_v1_moe",
+    ntk_alpha=True,
     unread=("beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
 )
 _family("phimoe", base=1e6)
@@ -150,9 +165,10 @@ _family("phimoe", base=1e6)
 # ------------------------------------------------------------------------------------- part of the head
 
 _family(
-    "glm4_moe glmasr_encoder dots3_note_audio_encoder bamba nemotron persimmon phi recurrent_gemma",
+    "glm4_moe glmasr_encoder dots3_note_audio_encoder nemotron persimmon phi",
     proportion=0.5,
 )
+_family("bamba recurrent_gemma", hybrid=True, proportion=0.5)
 _family("gpt_neox stablelm", proportion=0.25)
 _family("qwen3_next", proportion=0.25, full_every=("full_attention_interval", 4, 3, "linear_attention"))
 _family("gpt_neox_japanese nemotron3_diarization_audio", proportion=1.0)
@@ -178,8 +194,9 @@ _family(
     num_layers="decoder_num_hidden_layers",
 )
 _family("moonshine_streaming", layout="interleaved", proportion=1.0, explicit=True)
-_family("gptj", layout="interleaved", proportion=1.0, switch=("rotary", True, True))
-_family("codegen roformer", layout="interleaved", proportion=1.0)
+_family("gptj", layout="interleaved", proportion=1.0, rotary_dim=64, switch=("rotary", True, True))
+_family("codegen", layout="interleaved", proportion=1.0, rotary_dim=64)
+_family("roformer", layout="interleaved", proportion=1.0)
 
 # ---------------------------------------------------------------------- layers that differ, one recipe a layer type
 
@@ -195,10 +212,12 @@ _family("exaone4", layers="sliding_if_any", full_every=("sliding_window_pattern"
 _family("exaone_moe kolibri1", layers="sliding_if_any")
 _family("smollm3", base=2e6, layers="no_rope_layers")
 _family("llama4_text", layout="interleaved", base=5e5, layers="no_rope_layers", temperature="without_rope")
-_family("granite_swa granitemoe_swa muse_glimmer_text", layers="layer_rope_theta")
-_family("muse_spark_text", base=5e5, layers="layer_rope_theta")
+_family("granite_swa granitemoe_swa", layers="layer_rope_theta")
+_family("muse_glimmer_text", hybrid=True, layers="layer_rope_theta")
+_family("muse_spark_text", hybrid=True, base=5e5, layers="layer_rope_theta")
 _family("laguna mellum mimo_v2_flash step3p5 zaya diffusion_gemma_text", nested=True, proportion=1.0)
-_family("beam ultrabert lfm3 embedding_gemma2_text", nested=True)
+_family("beam", nested=True, beyond="queries grow as (1 + (m + 1) / 2048)^0.1 where nothing rotates")
+_family("ultrabert lfm3 embedding_gemma2_text", nested=True)
 _family("gemma4_text gemma4_unified_text", nested=True)
 _gemma3 = {"full_attention": ("rope_theta", 1e6, True), "sliding_attention": ("rope_local_base_freq", 1e4, False)}
 _family(
@@ -246,12 +265,13 @@ _family(
     unread=("max_position_embeddings",),
 )
 _family("deepseek_v2 deepseek_v32 axk2 glm_moe_dsa", latent=True, layout="interleaved", logit_factor=True)
-_family("bailing_hybrid", latent=True, layout="interleaved", base=6e6, logit_factor=True)
+_family("bailing_hybrid", hybrid=True, latent=True, layout="interleaved", base=6e6, logit_factor=True)
 _family("longcat_flash", num_layers="num_layers", latent=True, layout="interleaved", base=1e7, logit_factor=True)
 _family("hy_v4", latent=True, logit_factor=True)
 _family("minicpm3", latent=True, logit_factor=True)
 _family(
     "mistral_large4_text",
+    beyond="the weights hold factors of the frequencies, and of the queries",
     explicit=True,
     latent=True,
     layout="interleaved",
@@ -287,7 +307,12 @@ _family(
 )
 _family("qwen2_5_omni_text qwen2_5_omni_talker", base=1e6, sections="chunked", default_sections=(16, 24, 24))
 _family("paddleocr_vl_text", base=5e5, sections="chunked", default_sections=(16, 24, 24))
-_family("hunyuan_vl_text", sections="chunked", unread=("beta_fast", "beta_slow", "mscale", "mscale_all_dim"))
+_family(
+    "hunyuan_vl_text",
+    ntk_alpha=True,
+    sections="chunked",
+    unread=("beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+)
 _family(
     "glm4v_text glm_ocr_text",
     layout="interleaved",
@@ -334,3 +359,25 @@ _family(
 _family("lfm3_vl_vision", base=1e6, sections="rows_columns")
 _family("step3p5_vision", sections="columns_rows")
 _family("inkling2_vision", layout="interleaved", sections="columns_rows")
+
+# ------------------------------------------------------- H where a config says none, and D/N is not what is meant
+
+_HEAD_DIMS = {
+    64: "gpt_oss muse_spark_text neomme neucodec openai_privacy_filter qwen2_5_omni_dit voxtral_realtime_encoder "
+    "xcodec2",
+    80: "timesfm2_5",
+    128: "afmoe beam cohere2_moe cosmos3_edge_text cwm dia_decoder dia_encoder glm glm4 helium higgs_audio_v2 "
+    "hrm_text kolibri1 laguna lfm3 llama4_text mellum minimax_m3_vl_text ministral3 molmo2_text muse_glimmer_text "
+    "muse_glimmer_assistant pe_audio_encoder pe_audio_video_encoder pe_video_encoder qwen2_5_omni_talker qwen3 "
+    "qwen3_vl_text seed_oss zaya",
+    192: "mimo_v2_flash",
+    256: "diffusion_gemma_text embedding_gemma2_text gemma gemma2 gemma3_text gemma3n_text gemma4_text "
+    "gemma4_unified_text qwen3_5_text t5_gemma_module t5gemma2_text t5gemma2_decoder vaultgemma",
+}
+_GLOBAL_HEAD_DIM = "diffusion_gemma_text embedding_gemma2_text gemma4_text gemma4_unified_text"
+
+for _head_dim, _model_types in _HEAD_DIMS.items():
+    for _name in _model_types.split():
+        FAMILIES[_name] = dataclasses.replace(FAMILIES[_name], default_head_dim=_head_dim)
+for _name in _GLOBAL_HEAD_DIM.split():
+    FAMILIES[_name] = dataclasses.replace(FAMILIES[_name], global_head_dim=512)

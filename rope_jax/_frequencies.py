@@ -181,6 +181,8 @@ def _check(schedule, positive: Sequence[str] = (), **at_least: float) -> None:
     """The one refusal of all schedules: names the schedule, the field, the bound and the value."""
     for name, bound in [(name, None) for name in positive] + list(at_least.items()):
         value = getattr(schedule, name)
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise TypeError(f"{type(schedule).__name__}: {name} must be a number, got {value!r}")
         good = value > 0 if bound is None else value >= bound
         if not (good and math.isfinite(value)):
             wanted = "positive" if bound is None else f"at least {bound}"
@@ -490,17 +492,16 @@ class Llama3:
 
     def __post_init__(self):
         _check(self, positive=["base", "low_freq_factor"], factor=1, original_length=1)
-        if not self.high_freq_factor > self.low_freq_factor:
-            raise ValueError(
-                f"Llama3: high_freq_factor must be above low_freq_factor {self.low_freq_factor}, "
-                f"got {self.high_freq_factor}"
-            )
+        _check(self, high_freq_factor=self.low_freq_factor)
 
     def __call__(self, rotary_dim: int) -> Frequencies:
         inv_freq = geometric(rotary_dim, self.base)
         turns = self.original_length * inv_freq / (2 * math.pi)
         span = self.high_freq_factor - self.low_freq_factor
-        keep = np.clip((turns - self.low_freq_factor) / span, 0.0, 1.0)
+        if span == 0:  # a step instead of 0/0, as Llama 4 Scout has it
+            keep = (turns >= self.high_freq_factor).astype(np.float64)
+        else:
+            keep = np.clip((turns - self.low_freq_factor) / span, 0.0, 1.0)
         return Frequencies(keep * inv_freq + (1 - keep) * inv_freq / self.factor)
 
 

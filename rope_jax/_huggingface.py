@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,6 +28,7 @@ from rope_jax._recipe import LayerRecipe, QueryTemperature, Recipe
 from rope_jax._rope import Rope
 
 Compat = Literal["transformers"]
+Part = Literal["text", "vision"]
 
 
 class _Keys:
@@ -37,43 +38,110 @@ class _Keys:
         self.values, self.where = values, where
         self.asked: set[str] = set()
 
-    def get(self, key: str, default=None):
+    def get(self, key: str, default=None) -> Any:
+        """The value of a key; null counts as missing."""
         self.asked.add(key)
         value = self.values.get(key)
         return default if value is None else value
 
-    def need(self, key: str):
-        value = self.get(key)
+    def need(self, *keys: str) -> Any:
+        """The value of the first key that has one; there must be one."""
+        value = self.first(*keys)
         if value is None:
-            raise ValueError(f"{self.where} must have the key {key!r}{self._meant(key, set(self.values))}")
+            raise ValueError(f"{self.where} must have the key {keys[0]!r}{self._meant(keys[0], set(self.values))}")
+        return value
+
+    def first(self, *keys: str) -> Any:
+        """The value of the first key that has one."""
+        found = [value for key in keys if (value := self.get(key)) is not None]
+        return found[0] if found else None
+
+    def agreed(self, *keys: str) -> Any:
+        """The value of keys that mean the same, of which a file may have several."""
+        given = {key: value for key in keys if (value := self.get(key)) is not None}
+        if any(value != next(iter(given.values())) for value in given.values()):
+            raise ValueError(f"{self.where} has keys that mean the same and differ: {given}")
+        return next(iter(given.values()), None)
+
+    def number(self, key: str, default: Any = ...) -> Any:
+        """A number as a float; the default where the key has none."""
+        value = self.need(key) if default is ... else self.get(key, default)
+        if value is None or value is default:
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{self.where}: {key} must be a number, got {value!r}")
+        return float(value)
+
+    def integer(self, value, key: str, least: int = 1) -> int:
+        """A value as an integer of at least that size."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < least:
+            raise ValueError(f"{self.where}: {key} must be an integer of at least {least}, got {value!r}")
+        return int(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false; 0 and 1 are taken for them."""
+        value = self.get(key, default)
+        if value not in (False, True):
+            raise ValueError(f"{self.where}: {key} must be true or false, got {value!r}")
+        return bool(value)
+
+    def listed(self, key: str, values, count: int) -> list:
+        """Values of which there must be one for each layer."""
+        if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or len(values) != count:
+            got = f"{len(values)}" if isinstance(values, Sequence) else repr(values)
+            raise ValueError(f"{self.where}: {key} must have an entry for each of {count} layers, got {got}")
+        return list(values)
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        """A dictionary; an empty one where the key has none."""
+        value = self.get(key, {})
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{self.where}: {key} must be a dictionary, got {value!r}")
         return value
 
     def refuse_unread(self, pattern: str = "") -> None:
-        """Raises ValueError for a key that has a value, looks like the pattern and was not asked for."""
+        """Raises ValueError for a key that nobody asked for, if it looks like the pattern or like one that is missing.
+
+        A key without a value, or one that says what is so anyway, is none.
+        """
+        missing = [key for key in self.asked if self.values.get(key) is None]
         for key, value in self.values.items():
-            if value is not None and key not in self.asked and re.search(pattern, key):
+            if key in self.asked or value is None or (key in _NEUTRAL and value == _NEUTRAL[key]):
+                continue
+            if re.search(pattern, key) or difflib.get_close_matches(key, missing, n=1, cutoff=0.93):
                 raise ValueError(
                     f"{self.where} has a key {key!r} = {value!r} that is not known{self._meant(key, self.asked)}"
                 )
 
     @staticmethod
     def _meant(key: str, others: Iterable[str]) -> str:
-        near = difflib.get_close_matches(key, sorted(others), n=1, cutoff=0.75)
+        near = difflib.get_close_matches(key, sorted(set(others) - {key}), n=1, cutoff=0.75)
         return f"; was {near[0]!r} meant?" if near else ""
 
 
-# A key of this look at the top of a config says something about rotation.
-_ROTARY = r"rope|rotary|theta|yarn|ntk|mscale"
+# A key of this look at the top of a config says something about rotation, or about positions beside it.
+_ROTARY = r"rope|rotary|theta|yarn|ntk|mscale|dual_chunk"
+# What released files say of habits that a family has anyway.
+_NEUTRAL = {
+    "use_mrope": False,
+    "use_rotary_pos_emb": True,
+    "rope_interleaved": False,
+    "rotary_emb_fraction": 1.0,
+    "rotary_emb_interleaved": False,
+    "rotary_pct": 1.0,
+    "rotary_value": False,
+}
 
 
-def from_hf_config(config, *, compat: Compat | None = None) -> Recipe:
+def from_hf_config(config, *, part: Part = "text", compat: Compat | None = None) -> Recipe:
     """The rotation of every layer of a Hugging Face model, from its config alone.
 
     Understands ``rope_scaling`` with ``rope_theta`` (transformers 4) and ``rope_parameters`` (transformers 5), flat
-    or by layer type; the text part of a multimodal config; and the habits of each family (see :class:`Family`).
-    A value that the config leaves out is the family's own, as transformers has it: the base and the share of the
-    head that turns. ``original_max_position_embeddings`` is that of the config's top level, else of the recipe,
-    else ``max_position_embeddings``; ``factor``, where it is null, is the ratio of the two lengths.
+    or by layer type; the parts of a multimodal config; and the habits of each family, of which ``_families.py`` has
+    the table. A value that the config leaves out is the family's own, as transformers has it: the base, the
+    features of a head and the share of them that turns. ``original_max_position_embeddings`` is that of the
+    config's top level, else of the recipe, else ``max_position_embeddings``; ``factor``, where it is null, is the
+    ratio of the two lengths.
 
     A family whose own recipe is more than a base, as gpt-oss or Gemma 4, must say it.
 
@@ -89,19 +157,24 @@ def from_hf_config(config, *, compat: Compat | None = None) -> Recipe:
     - ``type``, the older name of ``rope_type``, counts in files of version 4 of Gemma 3, OLMo 3 and ModernBERT, and
       ``rope_theta`` of OLMo 3 in all its layers; transformers reads the one nowhere there, and the other for full
       attention only. ``compat`` does not follow it here.
+    - ``rope_theta`` in the ``attn_config`` of DBRX counts; transformers reads it nowhere.
     - ``rotary_dim`` of MiniMax-M3-VL counts; transformers reads it nowhere.
     - HunYuan-VL's sections deal pairs to axes; transformers gives the two features of a pair different axes, which
       is no rotation, so that ``compat`` refuses it.
 
     Args:
       config: a dictionary, the path of a config.json or of a model's folder, or a transformers config object.
+      part: of a model that also sees, what reads text, or the tower in ``vision_config`` (whose positions are rows
+        and columns).
       compat: None, or ``"transformers"`` for that library's departures.
 
     Returns:
       :class:`Recipe`.
 
     Raises:
-      ValueError: if the model type, the rope_type or a key is not known, or a key is missing. The message names it.
+      ValueError: if the model type, the rope_type or a key about rotation is not known, a value is not of its kind,
+        a key is missing, or the model does more with positions than a recipe says (Beam and Mistral Large 4, whose
+        rotation alone ``compat`` gives). The message names it.
       FileNotFoundError: if the path leads to no config.
 
     Example:
@@ -117,18 +190,26 @@ def from_hf_config(config, *, compat: Compat | None = None) -> Recipe:
     """
     if compat not in (None, *get_args(Compat)):
         raise ValueError(f"compat must be None or one of {get_args(Compat)}, got {compat!r}")
-    model_type, values = _text_part(_as_dict(config))
+    if part not in get_args(Part):
+        raise ValueError(f"part must be one of {get_args(Part)}, got {part!r}")
+    whole = _as_dict(config)
+    model_type, values = _text_part(whole) if part == "text" else _vision_part(whole)
     if model_type not in FAMILIES:
-        near = difflib.get_close_matches(model_type, FAMILIES, n=1)
+        near = difflib.get_close_matches(model_type, FAMILIES, n=1, cutoff=0.85)
         raise ValueError(
             f"model_type {model_type!r} is not known{f'; was {near[0]!r} meant?' if near else ''} "
             "(a part of a larger model has a config of its own: pass that)"
         )
     family, keys = FAMILIES[model_type], _Keys(values, f"config of {model_type!r}")
+    if family.beyond is not None and compat is None:
+        raise ValueError(
+            f"{keys.where} does not say all that its layers do with positions: {family.beyond}; "
+            "compat='transformers' gives the rotation alone"
+        )
     if keys.get("rotary_value"):
         raise ValueError(f"{keys.where}: rotary_value must be false, values are not turned here, got true")
     layers = _layers(keys, family)
-    entries = _entries(keys, family)
+    entries = _entries(keys, family, compat) if any(layer.rotates for layer in layers) else {None: None}
     made = {layer: _layer_recipe(layer, entries, keys, family, compat) for layer in dict.fromkeys(layers)}
     keys.refuse_unread(_ROTARY)
     return Recipe(model_type, _shared_objects(made[layer] for layer in layers))
@@ -147,7 +228,12 @@ def _as_dict(config) -> Mapping[str, Any]:
         path = Path(config)
         if path.is_dir():
             path /= "config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
+        if not path.is_file():
+            raise FileNotFoundError(f"config must be a local file or folder (nothing is downloaded), got {path}")
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"config must be JSON, got {path}: {error}") from None
     elif not isinstance(config, Mapping):
         if not hasattr(config, "to_dict"):
             raise TypeError(f"config must be a dictionary, a path or a config object, got {type(config).__name__}")
@@ -162,11 +248,24 @@ def _text_part(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     model_type = config.get("model_type")
     for key in ("thinker_config", "text_config"):
         if isinstance(config.get(key), Mapping):
-            part = config[key]
-            return _text_part({"model_type": f"{model_type}_text", **part})
+            return _text_part({"model_type": f"{model_type}_text", **config[key]})
     if not isinstance(model_type, str) or not model_type:
         raise ValueError(f"config must have the key 'model_type', got keys {sorted(config)}")
     return model_type, config
+
+
+def _vision_part(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The model type and the config of the part that sees; older files do not name its type, or name the whole."""
+    config = config.get("thinker_config", config)
+    tower = config.get("vision_config")
+    if not isinstance(tower, Mapping):
+        raise ValueError(f"config must have the key 'vision_config' for part='vision', got keys {sorted(config)}")
+    names = [f"{name}{end}" for name in (tower.get("model_type"), config.get("model_type")) for end in _TOWERS]
+    model_type = next((name for name in names if name in FAMILIES), names[0])
+    return model_type, {**tower, "model_type": model_type}
+
+
+_TOWERS = ("_vision", "_vision_encoder", "")
 
 
 # ----------------------------------------------------------------------------------------- which layers
@@ -184,61 +283,69 @@ class _Layer:
 
 
 def _layers(keys: _Keys, family: Family) -> list[_Layer]:
-    count = int(_first(keys, family.num_layers, "n_layer", "n_layers", need=True))
-    types = _listed(keys, "layer_types", _types(keys, family, count), count)
-    rotates = _listed(keys, family.layers, _rotates(keys, family, types), count)
+    name = family.num_layers
+    count = keys.integer(keys.need(name, "n_layer", "n_layers"), name)
+    still = _stands_still(keys, family)
+    types = keys.listed("layer_types", _types(keys, family, count, still), count)
+    rotates = keys.listed(family.layers, [False] * count if still else _rotates(keys, family, types), count)
+    rotates = [bool(flag) and type not in WITHOUT_ATTENTION for flag, type in zip(rotates, types, strict=True)]
     head_dims = _head_dims(keys, family, types) if any(rotates) else [0] * count
-    bases, scaled = [None] * count, range(count)
+    bases: Sequence[Any] = [None] * count
+    scaled: Sequence[int] = range(count)
     if family.layers == "layer_rope_theta":
         bases = keys.get("layer_rope_theta", bases)
     if family.layers == "rope_scaling_layers":
         scaled = keys.get("rope_scaling_layers", scaled)
-    return [
-        _Layer(
-            head_dim=head_dims[i],
-            type=types[i],
-            rotates=bool(rotates[i]) and types[i] not in WITHOUT_ATTENTION,
-            base=bases[i] or None,
-            scaled=i in scaled,
-        )
-        for i in range(count)
-    ]
+    return [_Layer(head_dims[i], types[i], rotates[i], bases[i] or None, i in scaled) for i in range(count)]
 
 
-def _types(keys: _Keys, family: Family, count: int) -> list[str | None]:
-    """The type of each layer, where the config or the family's habit gives one."""
-    types = _first(keys, "layer_types", "layers_block_type")
-    if types is not None:
-        return types
-    if (attention := _first(keys, "attn_layer_indices", "full_attn_idxs")) is not None:
-        return ["full_attention" if i in attention else "linear_attention" for i in range(count)]
-    if (blocks := keys.get("block_types")) is not None:
-        return [blocks[i % len(blocks)] for i in range(count)]
-    if family.full_every is not None:
-        key, period, first, other = family.full_every
-        period = int(keys.get(key, period))
-        return ["full_attention" if (i - first) % period == 0 else other for i in range(count)]
-    if family.nested or family.layers.startswith(("sliding", "dense")):
-        keys.need("layer_types")
-    return [None] * count
-
-
-def _rotates(keys: _Keys, family: Family, types: list[str | None]) -> list:
-    """Whether each layer rotates."""
-    count = len(types)
+def _stands_still(keys: _Keys, family: Family) -> bool:
+    """Whether no layer rotates at all."""
     if family.switch is not None:
         key, wanted, default = family.switch
         if keys.get(key, default) != wanted:
-            return [False] * count
-    if family.optional and "rope_parameters" in keys.values and keys.get("rope_parameters") is None:
-        return [False] * count
+            return True
+    return family.optional and "rope_parameters" in keys.values and keys.get("rope_parameters") is None
+
+
+def _types(keys: _Keys, family: Family, count: int, still: bool) -> Sequence[str | None]:
+    """The type of each layer, where the config or the family's habit gives one."""
+    types = keys.first("layer_types", "layers_block_type")
+    if types is None and (attention := keys.first("attn_layer_indices", "full_attn_idxs")) is not None:
+        types = ["full_attention" if i in attention else "linear_attention" for i in range(count)]
+    if types is None and (blocks := keys.get("block_types")) is not None:
+        types = [blocks[i % len(blocks)] for i in range(count)]
+    if types is None and family.full_every is not None:
+        key, period, first, other = family.full_every
+        period = keys.get(key, period)
+        if isinstance(period, str):  # EXAONE 4: one letter a layer, L for local and G for global
+            types = ["full_attention" if period[i % len(period)] == "G" else other for i in range(count)]
+        else:
+            period = keys.integer(period, key)
+            types = ["full_attention" if (i - first) % period == 0 else other for i in range(count)]
+    hybrid = family.hybrid and family.layers == "all"
+    counts = family.nested or hybrid or family.layers.startswith(("sliding", "dense"))
+    if types is None and counts and not still:
+        keys.need("layer_types")
+    return [None] * count if types is None else types
+
+
+def _rotates(keys: _Keys, family: Family, types: list[str | None]) -> Sequence[Any]:
+    """Whether each layer rotates."""
+    count = len(types)
+    if family.layers.startswith(("sliding", "dense")):
+        unknown = set(types) - {"sliding_attention", "full_attention", *WITHOUT_ATTENTION}
+        if unknown:
+            raise ValueError(
+                f"{keys.where}: layer_types must be sliding_attention or full_attention, got {unknown}"
+            )
     sliding = [type == "sliding_attention" for type in types]
     match family.layers:
         case "no_rope_layers":
-            interval = int(keys.get("no_rope_layer_interval", 4))
+            interval = keys.integer(keys.get("no_rope_layer_interval", 4), "no_rope_layer_interval")
             return keys.get("no_rope_layers") or [(i + 1) % interval != 0 for i in range(count)]
         case "layer_rope_theta":
-            return keys.get("layer_rope_theta", [True] * count)
+            return keys.need("layer_rope_theta") if family.hybrid else keys.get("layer_rope_theta", [True] * count)
         case "sliding":
             return sliding
         case "sliding_if_any":
@@ -246,64 +353,59 @@ def _rotates(keys: _Keys, family: Family, types: list[str | None]) -> list:
             windows = any(sliding) if "sliding_window" not in keys.values else window is not None
             return sliding if windows else [True] * count
         case "dense_or_sliding":
-            mlps = keys.need("mlp_layer_types")
+            mlps = keys.listed("mlp_layer_types", keys.need("mlp_layer_types"), count)
             dense = keys.get("prefix_dense_sliding_window_pattern", 1) == 1
-            return [slides or (dense and mlp == "dense") for slides, mlp in zip(sliding, mlps, strict=False)]
+            return [slides or (dense and mlp == "dense") for slides, mlp in zip(sliding, mlps, strict=True)]
     return [True] * count
 
 
 def _head_dims(keys: _Keys, family: Family, types: list[str | None]) -> list[int]:
     """The features of one head in each layer: of its rotated part, if that stands alone."""
-    name = "qk_rope_head_dim" if family.latent else "head_dim"
-    head_dim = keys.need(name) if family.latent else _first(keys, *family.head_dim)
+    names = ("qk_rope_head_dim",) if family.latent else family.head_dim
+    head_dim = keys.need(*names) if family.latent else keys.first(*names)
     if head_dim is None:
-        width = _first(keys, family.width, "n_embd", "d_model", need=True)
-        head_dim = width // _first(keys, family.heads, "n_head", "n_heads", need=True)
-    full = keys.get("global_head_dim", head_dim)
-    head_dims = [int(full if type == "full_attention" else head_dim) for type in types]
-    for i, own in keys.get("per_layer_config", {}).items():
-        head_dims[int(i)] = int(own.get(name, head_dims[int(i)]))
+        head_dim = family.default_head_dim
+    if head_dim is None:
+        width = keys.integer(keys.need(family.width, "n_embd", "d_model"), family.width)
+        heads = keys.integer(keys.need(family.heads, "n_head", "n_heads"), family.heads)
+        if width % heads:
+            raise ValueError(
+                f"{keys.where}: {family.width} must be a multiple of {family.heads}={heads}, got {width}"
+            )
+        head_dim = width // heads
+    own = keys.mapping("per_layer_config")
+    full = keys.get(
+        "global_head_dim", head_dim if own or family.global_head_dim is None else family.global_head_dim
+    )
+    head_dims = [keys.integer(full if type == "full_attention" else head_dim, names[0]) for type in types]
+    for i, values in own.items():
+        if not 0 <= int(i) < len(types):
+            raise ValueError(f"{keys.where}: per_layer_config must name layers below {len(types)}, got {i!r}")
+        head_dims[int(i)] = keys.integer(values.get(names[0], head_dims[int(i)]), names[0])
     return head_dims
-
-
-def _first(keys: _Keys, *names: str, need: bool = False) -> Any:
-    """The value of the first key that has one."""
-    for name in names:
-        if (value := keys.get(name)) is not None:
-            return value
-    return keys.need(names[0]) if need else None
-
-
-def _listed(keys: _Keys, name: str, values, count: int) -> list:
-    if len(values) != count:
-        raise ValueError(f"{keys.where}: {name} must have an entry for each of {count} layers, got {len(values)}")
-    return list(values)
 
 
 # ----------------------------------------------------------------------------------------- which recipe
 
 
-def _entries(keys: _Keys, family: Family) -> dict[str | None, _Keys | None]:
+def _entries(keys: _Keys, family: Family, compat: Compat | None) -> dict[str | None, _Keys | None]:
     """The recipe of each label, in the keys of transformers 5; the label is None where one is for all layers."""
-    written, scaling = keys.get("rope_parameters"), keys.get("rope_scaling")
-    null = "rope_parameters" in keys.values and written is None and "rope_scaling" not in keys.values
-    if null and not family.optional:
+    name = "rope_scaling" if keys.get("rope_scaling") is not None else "rope_parameters"
+    null = "rope_parameters" in keys.values and keys.get("rope_parameters") is None
+    if null and "rope_scaling" not in keys.values:
         raise ValueError(f"{keys.where}: rope_parameters must not be null; leave the key out, or say what it is")
-    if written is not None and scaling is not None and written != scaling:
-        raise ValueError(
-            f"{keys.where} has rope_parameters and rope_scaling, and they differ: {written}, {scaling}"
-        )
-    written = dict(written or scaling or {})
-    shared = _shared(keys, family)
+    keys.mapping("rope_parameters"), keys.mapping("rope_scaling")
+    written = dict(keys.agreed("rope_parameters", "rope_scaling") or {})
+    shared = _shared(keys, family, compat)
     bases = {label: {"rope_theta": keys.get(key, base)} for label, (key, base, _) in family.bases.items()}
 
     def entry_of(label, entry):
-        return _Keys({**shared, **bases.get(label, {}), **entry}, f"{keys.where}, rope_parameters[{label!r}]")
+        return _Keys({**shared, **bases.get(label, {}), **entry}, f"{keys.where}, {name}[{label!r}]")
 
     nested = {label: entry for label, entry in written.items() if isinstance(entry, Mapping) or entry is None}
     if nested and (any(nested.values()) or len(nested) == len(written)):
         if len(nested) < len(written):
-            raise ValueError(f"{keys.where}: rope_parameters must be flat or by layer type, got both: {written}")
+            raise ValueError(f"{keys.where}: {name} must be flat or by layer type, got both: {written}")
         return {label: None if entry is None else entry_of(label, entry) for label, entry in nested.items()}
     if (family.nested and not family.bases) or (family.explicit and not written):
         by = " for each layer type" if family.nested else ""
@@ -314,38 +416,30 @@ def _entries(keys: _Keys, family: Family) -> dict[str | None, _Keys | None]:
         return {label: entry_of(label, written if scaled else {}) for label, (_, _, scaled) in family.bases.items()}
     theta = shared.get("rope_theta")
     if theta is not None and written.get("rope_theta", theta) != theta:
-        raise ValueError(
-            f"{keys.where} has two bases: rope_theta = {theta}, and in its recipe {written['rope_theta']}"
-        )
-    return {None: _Keys({**shared, **written}, f"{keys.where}, rope_parameters")}
+        raise ValueError(f"{keys.where} has two bases: rope_theta = {theta}, and in {name} {written['rope_theta']}")
+    return {None: _Keys({**shared, **written}, f"{keys.where}, {name}")}
 
 
-def _shared(keys: _Keys, family: Family) -> dict[str, Any]:
+def _shared(keys: _Keys, family: Family, compat: Compat | None) -> dict[str, Any]:
     """What older configs say at their top: the base and the share of the head that turns."""
-    shared = {"rope_theta": keys.get("rope_theta"), "partial_rotary_factor": keys.get("partial_rotary_factor")}
-    if family.proportion is not None:  # GPT-NeoX and GPT-J have names of their own
-        shared = {
-            "rope_theta": _agreed(keys, "rope_theta", "rotary_emb_base"),
-            "partial_rotary_factor": _agreed(keys, "partial_rotary_factor", "rotary_pct"),
-            "rotary_dim": keys.get("rotary_dim"),
-        }
+    shared = {
+        "rope_theta": keys.agreed("rope_theta", "rotary_emb_base", "theta"),  # GPT-NeoX; LFM2 has it twice
+        "partial_rotary_factor": keys.get("partial_rotary_factor"),
+    }
+    if family.proportion is not None:
+        shared["partial_rotary_factor"] = keys.agreed("partial_rotary_factor", "rotary_pct")
+        shared["rotary_dim"] = keys.get("rotary_dim")
+    if family.base_in is not None and compat is None:
+        shared["rope_theta"] = keys.mapping(family.base_in).get("rope_theta", shared["rope_theta"])
     return {key: value for key, value in shared.items() if value is not None}
 
 
-def _agreed(keys: _Keys, *names: str):
-    """The value of keys that mean the same, of which an older file may have several."""
-    given = {name: value for name in names if (value := keys.get(name)) is not None}
-    if len(set(given.values())) > 1:
-        raise ValueError(f"{keys.where} has keys that mean the same and differ: {given}")
-    return next(iter(given.values()), None)
-
-
-def _layer_recipe(layer: _Layer, entries, keys: _Keys, family: Family, compat) -> LayerRecipe:
-    label = None if None in entries else family.label(layer.type)
+def _layer_recipe(layer: _Layer, entries, keys: _Keys, family: Family, compat: Compat | None) -> LayerRecipe:
     temperature = None
-    if family.temperature == "without_rope" and keys.get("attn_temperature_tuning", True):
-        length, beta = int(keys.get("floor_scale", 8192)), float(keys.get("attn_scale", 0.1))
-        temperature = None if layer.rotates else QueryTemperature(beta=beta, length=length, offset=1)
+    if family.temperature == "without_rope" and keys.get("attn_temperature_tuning", True) and not layer.rotates:
+        length = keys.integer(keys.get("floor_scale", 8192), "floor_scale")
+        temperature = QueryTemperature(beta=keys.number("attn_scale", 0.1), length=length, offset=1)
+    label = None if None in entries else family.label(layer.type)
     if layer.rotates and label not in entries:
         raise ValueError(f"{keys.where}: rope_parameters must have an entry for {label!r}, got {sorted(entries)}")
     entry = entries.get(label)
@@ -356,14 +450,14 @@ def _layer_recipe(layer: _Layer, entries, keys: _Keys, family: Family, compat) -
     schedule = _schedule(layer, entry, keys, family, compat, nested=None not in entries)
     axes = _axes(entry, family, rotary_dim // 2)
     layout = family.layout
-    if family.layout_key is not None and not keys.get(family.layout_key, True):
-        layout = "half"
+    if family.layout_key is not None:
+        layout = "interleaved" if keys.flag(family.layout_key, layout == "interleaved") else "half"
     logit_factor = 1.0
     if family.logit_factor and isinstance(schedule, Yarn) and schedule.mscale_all_dim:
         logit_factor = (0.1 * schedule.mscale_all_dim * math.log(schedule.factor) + 1.0) ** 2
-    if family.temperature == "yarn" and (beta := entry.get("llama_4_scaling_beta")) is not None:
-        length = int(entry.need("original_max_position_embeddings"))
-        temperature = QueryTemperature(beta=float(beta), length=length)
+    if family.temperature == "yarn" and (beta := entry.number("llama_4_scaling_beta", None)) is not None:
+        original = "original_max_position_embeddings"
+        temperature = QueryTemperature(beta=beta, length=entry.integer(entry.need(original), original))
     for key in family.unread:
         entry.get(key)
     entry.refuse_unread()
@@ -375,42 +469,42 @@ def _layer_recipe(layer: _Layer, entries, keys: _Keys, family: Family, compat) -
     return LayerRecipe(rope, layer.type, logit_factor, temperature)
 
 
-def _rotary_dim(layer: _Layer, entry: _Keys, family: Family, compat) -> int:
-    given = entry.get("rotary_dim")
-    if compat and family.rotary_dim_is_lost:
-        given = None
-    proportion = entry.get("partial_rotary_factor")
+def _rotary_dim(layer: _Layer, entry: _Keys, family: Family, compat: Compat | None) -> int:
+    given, share = entry.get("rotary_dim"), entry.number("partial_rotary_factor", None)
     rope_type = _rope_type(entry, family)
     # Proportional frequencies are as wide as the head; the rotated part of a latent head stands alone.
     if rope_type == "proportional" or family.latent:
         return layer.head_dim
-    if given is not None:
-        return int(given)
-    if family.proportion is None:
-        ignored = compat and rope_type == "default"
-        return layer.head_dim if ignored else int(layer.head_dim * (proportion or 1.0))
-    return int(layer.head_dim * float(family.proportion if proportion is None else proportion))
+    if given is not None and not (compat and family.rotary_dim_is_lost):
+        return entry.integer(given, "rotary_dim", least=2)
+    if family.proportion is None and compat and rope_type == "default":
+        return layer.head_dim
+    if share is None and family.rotary_dim is not None:
+        return family.rotary_dim
+    return int(layer.head_dim * ((family.proportion or 1.0) if share is None else share))
 
 
 def _axes(entry: _Keys, family: Family, num_pairs: int) -> tuple[int, ...] | None:
     """Which axis of the position each pair reads."""
-    if family.sections is None:
-        return None
-    if family.sections == "by_turns":
-        return tuple(i % 2 for i in range(num_pairs))
-    if family.sections in ("rows_columns", "columns_rows"):
-        first = 0 if family.sections == "rows_columns" else 1
-        return tuple(first if 2 * i < num_pairs else 1 - first for i in range(num_pairs))
-    interleaved = _first(entry, "mrope_interleaved", "interleaved")
-    if interleaved is not None and interleaved != (family.sections == "strided"):
-        raise ValueError(
-            f"{entry.where}: mrope_interleaved must be {not interleaved} in this family, got {interleaved}"
-        )
-    sections = _first(entry, "mrope_section", "xdrope_section")
-    sections = sections or family.default_sections or entry.need("mrope_section")
-    if sum(sections) != num_pairs:
-        raise ValueError(f"{entry.where}: mrope_section must add up to R/2 = {num_pairs}, got {list(sections)}")
-    if family.sections == "strided":
+    match family.sections:
+        case None:
+            return None
+        case "by_turns":
+            return tuple(i % 2 for i in range(num_pairs))
+        case "rows_columns":
+            return tuple(int(2 * i >= num_pairs) for i in range(num_pairs))
+        case "columns_rows":
+            return tuple(int(2 * i < num_pairs) for i in range(num_pairs))
+    strided = family.sections == "strided"
+    if (given := entry.agreed("mrope_interleaved", "interleaved")) is not None and given != strided:
+        raise ValueError(f"{entry.where}: mrope_interleaved must be {strided} in this family, got {given!r}")
+    sections = (
+        entry.agreed("mrope_section", "xdrope_section") or family.default_sections or entry.need("mrope_section")
+    )
+    wanted = len(family.default_sections or sections)
+    if isinstance(sections, str) or len(sections) != wanted or sum(sections) != num_pairs or min(sections) < 0:
+        raise ValueError(f"{entry.where}: mrope_section must add up to R/2 = {num_pairs}, got {sections}")
+    if strided:
         return tuple(i % 3 if i < 3 * sections[i % 3] else 0 for i in range(num_pairs))
     if family.sections == "alternating":
         spatial = sections[0] + sections[1]
@@ -420,21 +514,25 @@ def _axes(entry: _Keys, family: Family, num_pairs: int) -> tuple[int, ...] | Non
 
 def _schedule(layer: _Layer, entry: _Keys, keys: _Keys, family: Family, compat, *, nested: bool) -> Schedule:
     rope_type = _rope_type(entry, family)
-    base = _number(entry, "rope_theta", family.base)
+    base = entry.number("rope_theta", family.base)
     base = base if layer.base is None else layer.base
+
+    def longest() -> int:
+        names = ("max_position_embeddings", "max_seq_len", "model_max_length")
+        return keys.integer(keys.need(*names), names[0])
 
     def original() -> int:
         # At the top it counts before the recipe's own (Phi-3 keeps it there), but not before one by layer type.
-        length = entry.get("original_max_position_embeddings")
-        if (outside := keys.get("original_max_position_embeddings")) is not None and not nested:
-            length = outside
-        return int(_longest(keys) if length is None else length)
+        name = "original_max_position_embeddings"
+        inside, outside = entry.get(name), keys.get(name)
+        length = outside if outside is not None and not nested else inside
+        return longest() if length is None else entry.integer(length, name)
 
     def factor() -> float:
         # Null, not missing, stands for the ratio of the two lengths.
         if "factor" in entry.values and entry.get("factor") is None:
-            return _longest(keys) / original()
-        return _number(entry, "factor")
+            return longest() / original()
+        return entry.number("factor")
 
     schedule: Schedule
     match rope_type:
@@ -444,38 +542,49 @@ def _schedule(layer: _Layer, entry: _Keys, keys: _Keys, family: Family, compat, 
             schedule = Standard(base=base)
         case "linear":
             schedule = Linear(factor=factor(), base=base)
-        case "dynamic" | "xdrope" if entry.get("alpha") is not None:
+        case "dynamic" | "xdrope" if family.ntk_alpha and entry.get("alpha") is not None:
             entry.get("factor")  # 1 in the released configs, whose alpha stands in its place
-            schedule = NTKAware(factor=_number(entry, "alpha"), base=base)
+            schedule = NTKAware(factor=entry.number("alpha"), base=base)
         case "dynamic":
-            length = _longest(keys)
-            schedule = DynamicNTK(factor=factor(), original_length=length, base=base)
+            schedule = DynamicNTK(factor=factor(), original_length=longest(), base=base)
         case "yarn":
-            truncate = entry.get("truncate", True)
+            entry.get("finetuned")  # of the first YaRN checkpoints: how they came to be
+            truncate = entry.flag("truncate", True)
             schedule = Yarn(
                 factor=factor(),
                 original_length=original(),
                 base=base,
-                beta_fast=_number(entry, "beta_fast", 32.0),
-                beta_slow=_number(entry, "beta_slow", 1.0),
-                mscale=_number(entry, "mscale", None),
-                mscale_all_dim=_number(entry, "mscale_all_dim", None),
-                attention_factor=_number(entry, "attention_factor", None),
-                truncate=True if compat and nested else bool(truncate),
+                beta_fast=entry.number("beta_fast", 32.0),
+                beta_slow=entry.number("beta_slow", 1.0),
+                mscale=entry.number("mscale", None),
+                mscale_all_dim=entry.number("mscale_all_dim", None),
+                attention_factor=entry.number("attention_factor", None),
+                truncate=True if compat and nested else truncate,
             )
         case "longrope" | "su":
-            schedule = _longrope(entry, keys, original(), base, compat)
+            short, long = entry.need("short_factor"), entry.need("long_factor")
+            short_mscale, long_mscale = entry.number("short_mscale", None), entry.number("long_mscale", None)
+            ratio = factor() if entry.get("factor") is not None else longest() / original()
+            schedule = LongRope(
+                short_factor=short,
+                long_factor=short if compat and long_mscale is not None else long,
+                original_length=original(),
+                factor=max(ratio, 1.0),
+                base=base,
+                attention_factor=entry.number("attention_factor", short_mscale),
+                long_attention_factor=long_mscale,
+            )
         case "llama3":
             schedule = Llama3(
                 factor=factor(),
                 original_length=original(),
-                low_freq_factor=_number(entry, "low_freq_factor"),
-                high_freq_factor=_number(entry, "high_freq_factor"),
+                low_freq_factor=entry.number("low_freq_factor"),
+                high_freq_factor=entry.number("high_freq_factor"),
                 base=base,
             )
         case "proportional":
-            proportion = _number(entry, "partial_rotary_factor", 1.0)
-            schedule = Proportional(proportion=proportion, factor=_number(entry, "factor", 1.0), base=base)
+            proportion = entry.number("partial_rotary_factor", 1.0)
+            schedule = Proportional(proportion=proportion, factor=entry.number("factor", 1.0), base=base)
         case _:
             near = difflib.get_close_matches(str(rope_type), _ROPE_TYPES, n=1)
             meant = f"; was {near[0]!r} meant?" if near else ""
@@ -498,35 +607,3 @@ def _rope_type(entry: _Keys, family: Family) -> str:
 
 
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional", "axial", "mrope")
-
-
-def _longrope(entry: _Keys, keys: _Keys, original: int, base: float, compat) -> LongRope:
-    short, long = entry.need("short_factor"), entry.need("long_factor")
-    factor = entry.get("factor")
-    if factor is None:
-        factor = _longest(keys) / original
-    short_mscale, long_mscale = _number(entry, "short_mscale", None), _number(entry, "long_mscale", None)
-    return LongRope(
-        short_factor=short,
-        long_factor=short if compat and long_mscale is not None else long,
-        original_length=original,
-        factor=max(float(factor), 1.0),
-        base=base,
-        attention_factor=_number(entry, "attention_factor", short_mscale),
-        long_attention_factor=long_mscale,
-    )
-
-
-def _longest(keys: _Keys) -> int:
-    return int(_first(keys, "max_position_embeddings", "max_seq_len", "model_max_length", need=True))
-
-
-_NEEDED: Any = object()
-
-
-def _number(keys: _Keys, name: str, default=_NEEDED):
-    """A number as a float; the default where the key has none."""
-    value = keys.need(name) if default is _NEEDED else keys.get(name, default)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise ValueError(f"{keys.where}: {name} must be a number, got {value!r}")
-    return value if value is None else float(value)

@@ -88,6 +88,11 @@ class Recipe:
     model_type: str
     layers: tuple[LayerRecipe, ...]
 
+    def __post_init__(self):
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if not all(isinstance(layer, LayerRecipe) for layer in self.layers):
+            raise TypeError(f"layers must hold a LayerRecipe for each layer, got {self.layers}")
+
     @property
     def rope(self) -> Rope:
         """The one rotation of all layers.

@@ -44,24 +44,27 @@ def to_hf_config(recipe: Recipe) -> dict[str, Any]:
       >>> rope_jax.to_hf_config(recipe)["rope_parameters"]
       {'rope_type': 'linear', 'rope_theta': 10000.0, 'factor': 4.0, 'partial_rotary_factor': 0.25}
     """
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe must be a Recipe, got {type(recipe).__name__}")
     if recipe.model_type not in FAMILIES:
         raise ValueError(f"model_type {recipe.model_type!r} is not known")
     family, layers = FAMILIES[recipe.model_type], recipe.layers
     config = {"model_type": recipe.model_type, family.num_layers: len(layers), **_written_layers(layers, family)}
-    turning = [layer for layer in layers if layer.rope is not None]
-    entries = {family.label(layer.type): _written_entry(layer, family) for layer in turning}
-    resting = {family.label(layer.type) for layer in layers if layer.rope is None}
-    if family.nested and turning:
-        resting -= set(WITHOUT_ATTENTION) | set(entries)
-        config["rope_parameters"] = dict.fromkeys(resting) | entries
-    elif turning:
-        config["rope_parameters"] = max(
-            entries.values(), key=len
-        )  # that of the layers with scaling, if some have none
+    entries = [None if layer.rope is None else _written_entry(layer, family) for layer in layers]
+    if family.nested and any(entries):
+        labels = [family.label(layer.type) for layer in layers]
+        attend = [layer.type not in WITHOUT_ATTENTION for layer in layers]
+        config["rope_parameters"] = {
+            label: entry for label, entry, there in zip(labels, entries, attend, strict=True) if there
+        }
+    elif any(entries):
+        # That of the layers with scaling, if some have none.
+        turning = [entry for entry in entries if entry is not None]
+        config["rope_parameters"] = max(turning, key=lambda entry: entry["rope_type"] != "default")
     elif family.optional:
         config["rope_parameters"] = None
     try:
-        back = from_hf_config(config)
+        back = from_hf_config(config, compat="transformers" if family.beyond else None)
     except ValueError as error:
         raise ValueError(f"a config of {recipe.model_type!r} cannot say {recipe}: {error}") from None
     if back != recipe:
@@ -133,6 +136,8 @@ def _written_entry(layer: LayerRecipe, family: Family) -> dict[str, Any]:
             entry[key] = list(value) if isinstance(value, tuple) else value
     if isinstance(schedule, NTKAware):
         entry["factor"] = 1.0
+    if isinstance(schedule, LongRope) and schedule.long_attention_factor is not None:
+        entry["short_mscale"] = entry.pop("attention_factor", None)  # Phi-3.5-MoE has a pair of them
     if layer.query_temperature is not None:
         entry["llama_4_scaling_beta"] = layer.query_temperature.beta
         entry["original_max_position_embeddings"] = layer.query_temperature.length

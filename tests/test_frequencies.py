@@ -162,6 +162,21 @@ class TestYarn:
         assert np.all(np.isfinite(inv_freq))
 
 
+def test_llama3_with_equal_factors_is_a_step():
+    # As Llama 4 Scout has it: pairs that turn once or more within the original length keep their speed.
+    inv_freq = rope_jax.Llama3(factor=16.0, original_length=8192, high_freq_factor=1.0)(128).inv_freq
+    ladder = rope_jax.geometric(128, 5e5)
+    once = 8192 * ladder >= 2 * math.pi
+    assert 0 < once.sum() < 64
+    np.testing.assert_array_equal(inv_freq, np.where(once, ladder, ladder / 16))
+
+
+def test_a_field_that_is_no_number():
+    for value in ("4", None, True, [4.0]):
+        with pytest.raises(TypeError, match="Yarn: factor must be a number, got"):
+            rope_jax.Yarn(factor=value, original_length=4096)
+
+
 class TestFrequencies:
     def test_is_a_value(self):
         one = rope_jax.Frequencies([1.0, 0.5], 1.5)
@@ -245,8 +260,8 @@ LONGROPE = dict(short_factor=SHORT, long_factor=LONG, original_length=64, factor
         (lambda: rope_jax.LongRope(**LONGROPE)(8), "short_factor must have R/2 = 4 numbers .* got 32"),
         (lambda: rope_jax.Llama3(**LLAMA3 | {"factor": 0.5}), "Llama3: factor must be at least 1"),
         (
-            lambda: rope_jax.Llama3(**LLAMA3, high_freq_factor=1.0),
-            "high_freq_factor must be above low_freq_factor 1.0",
+            lambda: rope_jax.Llama3(**LLAMA3, high_freq_factor=0.5),
+            "high_freq_factor must be at least 1.0 and finite, got 0.5",
         ),
         (lambda: rope_jax.Proportional(proportion=0.0), "Proportional: proportion must be positive"),
         (lambda: rope_jax.Proportional(proportion=1.5), "proportion must be at most 1, got 1.5"),

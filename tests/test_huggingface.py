@@ -15,6 +15,7 @@ from schedules import CASES, IDS, ROTARY_DIM
 
 import rope_jax
 from rope_jax import DynamicNTK, LayerRecipe, Linear, Llama3, LongRope, NTKAware, Proportional, Rope, Standard, Yarn
+from rope_jax._families import FAMILIES
 
 ROWS = json.loads(Path(__file__).with_name("golden").joinpath("families.json").read_text())["rows"]
 
@@ -60,8 +61,8 @@ def test_every_family_of_transformers(row):
     assert row["layers"]
     for layer, theirs in row["layers"].items():
         check_layer(recipe.layers[int(layer)], theirs)
-    assert rope_jax.from_hf_config(rope_jax.to_hf_config(recipe)) == recipe
-    json.dumps(rope_jax.to_hf_config(recipe))
+    compat = None if FAMILIES[recipe.model_type].beyond is None else "transformers"
+    assert rope_jax.from_hf_config(json.loads(json.dumps(rope_jax.to_hf_config(recipe))), compat=compat) == recipe
 
 
 # ------------------------------------------------------------------------ released configs, written out by hand
@@ -101,6 +102,70 @@ RELEASED = {
     "Llama 3.1": (
         config_of("llama", rope_theta=500000.0, rope_scaling=LLAMA3, max_position_embeddings=131072),
         every(Rope(128, Llama3(factor=8.0, original_length=8192))),
+    ),
+    "SmolLM2": (config_of("llama", rope_interleaved=False, rope_theta=1e5), every(Rope(128, Standard(base=1e5)))),
+    "Yarn-Llama-2": (
+        config_of(
+            "llama",
+            rope_scaling=dict(factor=16.0, original_max_position_embeddings=4096, type="yarn", finetuned=True),
+        ),
+        every(Rope(128, Yarn(factor=16.0, original_length=4096))),
+    ),
+    "Command R7B": (
+        config_of(
+            "cohere2",
+            num_hidden_layers=1,
+            rope_theta=50000,
+            rotary_pct=1.0,
+            sliding_window=4096,
+            sliding_window_pattern=4,
+        ),
+        every(Rope(128, Standard(base=5e4), layout="interleaved"), 1, type="sliding_attention"),
+    ),
+    "DBRX": (
+        dict(
+            model_type="dbrx",
+            n_layers=2,
+            d_model=6144,
+            n_heads=48,
+            max_seq_len=32768,
+            attn_config=dict(rope_theta=500000),
+        ),
+        every(Rope(128, Standard(base=5e5))),
+    ),
+    "LFM2": (
+        config_of("lfm2", hidden_size=2048, rope_theta=1e6, theta=1e6, full_attn_idxs=[1]),
+        (LayerRecipe(None, "linear_attention"), LayerRecipe(Rope(64, Standard(base=1e6)), "full_attention")),
+    ),
+    "EXAONE 4.0": (
+        config_of(
+            "exaone4", num_hidden_layers=4, sliding_window=4096, sliding_window_pattern="LLLG", rope_theta=1e6
+        ),
+        (
+            *every(Rope(128, Standard(base=1e6)), 3, type="sliding_attention"),
+            LayerRecipe(None, "full_attention"),
+        ),
+    ),
+    "Nomic": (
+        config_of(
+            "nomic_bert",
+            hidden_size=768,
+            num_attention_heads=12,
+            rotary_emb_base=1000,
+            rotary_emb_fraction=1.0,
+            rotary_emb_interleaved=False,
+            rotary_emb_scale_base=None,
+        ),
+        every(Rope(64, Standard(base=1e3))),
+    ),
+    "Qwen3 without its head_dim": (config_of("qwen3", hidden_size=1024), every(Rope(128, Standard()))),
+    "GPT-J without its rotary_dim": (
+        dict(model_type="gptj", n_layer=2, n_embd=4096, n_head=16),
+        every(Rope(256, Standard(), rotary_dim=64, layout="interleaved")),
+    ),
+    "Molmo 2, scaled in part": (
+        config_of("molmo2_text", rope_scaling_layers=[1], rope_scaling=dict(rope_type="linear", factor=2.0)),
+        (LayerRecipe(Rope(128, Standard())), LayerRecipe(Rope(128, Linear(factor=2.0)))),
     ),
     "Llama 3.2, v5": (
         config_of("llama", head_dim=64, rope_parameters=dict(LLAMA3, rope_theta=5e5, factor=32.0)),
@@ -274,11 +339,11 @@ RELEASED = {
             LayerRecipe(Rope(256, Linear(factor=8.0, base=1e6)), "full_attention"),
         ),
     ),
-    "Gemma 3 with pictures": (
+    "Gemma 3 4b with pictures": (
         dict(
             model_type="gemma3",
             vision_config=dict(model_type="siglip_vision_model"),
-            text_config=config_of("gemma3_text", num_hidden_layers=1, head_dim=256),
+            text_config=dict(model_type="gemma3_text", num_hidden_layers=1, hidden_size=2560),
         ),
         every(Rope(256, Standard()), 1, type="sliding_attention"),
     ),
@@ -321,7 +386,7 @@ RELEASED = {
             LayerRecipe(None, "full_attention"),
         ),
     ),
-    "Llama 4": (
+    "Llama 4 Scout": (
         config_of(
             "llama4_text",
             head_dim=128,
@@ -330,11 +395,11 @@ RELEASED = {
             attn_temperature_tuning=4,
             floor_scale=8192,
             attn_scale=0.1,
-            rope_scaling=dict(LLAMA3, factor=16.0, high_freq_factor=1.5),
+            rope_scaling=dict(LLAMA3, factor=16.0, high_freq_factor=1.0),
         ),
         (
             LayerRecipe(
-                Rope(128, Llama3(factor=16.0, original_length=8192, high_freq_factor=1.5), layout="interleaved")
+                Rope(128, Llama3(factor=16.0, original_length=8192, high_freq_factor=1.0), layout="interleaved")
             ),
             LayerRecipe(None, query_temperature=rope_jax.QueryTemperature(beta=0.1, length=8192, offset=1)),
         ),
@@ -365,6 +430,32 @@ RELEASED = {
     "Qwen2-VL, v4": (
         config_of("qwen2_vl", rope_theta=1e6, rope_scaling=dict(type="mrope", mrope_section=[16, 24, 24])),
         every(Rope(128, Standard(base=1e6), axes=(0,) * 16 + (1,) * 24 + (2,) * 24)),
+    ),
+    "Qwen2.5-VL, v4": (
+        config_of("qwen2_5_vl", rope_theta=1e6, rope_scaling=dict(type="mrope", mrope_section=[16, 24, 24])),
+        every(Rope(128, Standard(base=1e6), axes=(0,) * 16 + (1,) * 24 + (2,) * 24)),
+    ),
+    "Qwen2-VL, nothing said": (
+        config_of("qwen2_vl"),
+        every(Rope(128, Standard(base=1e6), axes=(0,) * 16 + (1,) * 24 + (2,) * 24)),
+    ),
+    "Qwen2.5-VL, nothing said": (
+        config_of("qwen2_5_vl"),
+        every(Rope(128, Standard(base=1e6), axes=(0,) * 16 + (1,) * 24 + (2,) * 24)),
+    ),
+    "Qwen3-Next, v4": (
+        config_of(
+            "qwen3_next",
+            num_hidden_layers=4,
+            head_dim=256,
+            rope_theta=1e7,
+            partial_rotary_factor=0.25,
+            full_attention_interval=4,
+        ),
+        (
+            *every(None, 3, type="linear_attention"),
+            LayerRecipe(Rope(256, Standard(base=1e7), rotary_dim=64), "full_attention"),
+        ),
     ),
     "Qwen3-VL": (
         dict(
@@ -553,11 +644,11 @@ REFUSED = {
     ),
     "misspelled key in the recipe": (
         config_of("llama", rope_scaling=dict(YARN, beta_fats=24)),
-        "rope_parameters has a key 'beta_fats' = 24 that is not known; was 'beta_fast' meant?",
+        "rope_scaling has a key 'beta_fats' = 24 that is not known; was 'beta_fast' meant?",
     ),
     "a key of another rope_type": (
         config_of("llama", rope_scaling=dict(rope_type="default", factor=4.0)),
-        "rope_parameters has a key 'factor' = 4.0 that is not known",
+        "rope_scaling has a key 'factor' = 4.0 that is not known",
     ),
     "unknown rope_type": (
         config_of("llama", rope_scaling=dict(rope_type="llama-3", factor=8.0)),
@@ -597,11 +688,11 @@ REFUSED = {
     "base as a list": (config_of("llama", rope_theta=[1e4, 1e6]), "rope_theta must be a number, got"),
     "two bases": (
         config_of("llama", rope_theta=1e4, rope_parameters=dict(rope_type="default", rope_theta=1e6)),
-        "has two bases: rope_theta = 10000.0, and in its recipe 1000000.0",
+        "has two bases: rope_theta = 10000.0, and in rope_parameters 1000000.0",
     ),
     "two recipes": (
         config_of("llama", rope_scaling=dict(YARN), rope_parameters=dict(rope_type="default", rope_theta=1e6)),
-        "has rope_parameters and rope_scaling, and they differ",
+        "has keys that mean the same and differ: {'rope_parameters'",
     ),
     "two rope_types": (
         config_of("llama", rope_scaling=dict(YARN, rope_type="linear")),
@@ -651,6 +742,19 @@ REFUSED = {
     ),
     "values that turn": (config_of("roformer", rotary_value=True), "rotary_value must be false"),
 }
+
+
+def test_a_family_whose_own_recipe_is_more_than_a_base_must_say_it():
+    must = {
+        name
+        for name, family in FAMILIES.items()
+        if family.beyond is None and (family.explicit or (family.nested and not family.bases))
+    }
+    assert {"gpt_oss", "apertus", "cwm", "csm", "mistral4", "gemma4_text", "laguna"} <= must and len(must) == 24
+    for model_type in must:
+        config = config_of(model_type, head_dim=64, qk_rope_head_dim=64, layer_types=["full_attention"] * 2)
+        with pytest.raises(ValueError, match="must have rope_parameters"):
+            rope_jax.from_hf_config(config)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -764,5 +868,60 @@ def test_every_schedule_is_written_and_read_again(case):
     for rope in (Rope(ROTARY_DIM, schedule), Rope(2 * ROTARY_DIM, schedule, rotary_dim=ROTARY_DIM)):
         if isinstance(schedule, Proportional) and rope.rotary_dim is not None:
             continue  # its ladder is as wide as the head
-        recipe = rope_jax.Recipe("gpt_neox", (LayerRecipe(rope),) * 3)
+        family = "hunyuan_v1_dense" if isinstance(schedule, NTKAware) else "gpt_neox"
+        recipe = rope_jax.Recipe(family, (LayerRecipe(rope),) * 3)
         assert rope_jax.from_hf_config(json.loads(json.dumps(rope_jax.to_hf_config(recipe)))) == recipe
+
+
+def test_the_tower_of_a_model_that_sees():
+    tower = dict(depth=2, embed_dim=1280, num_heads=16, hidden_size=3584)
+    rope = Rope(80, rope_jax.Axial(schedule=Standard()), axes=(0,) * 20 + (1,) * 20)
+    for model_type in (None, "qwen2_vl", "qwen2_vl_vision"):  # as files of three years name it
+        config = config_of(
+            "qwen2_vl", vision_config=tower | ({} if model_type is None else dict(model_type=model_type))
+        )
+        assert rope_jax.from_hf_config(config, part="vision").rope == rope
+    assert rope_jax.from_hf_config(config).rope.axes[:17] == (0,) * 16 + (1,)
+    with pytest.raises(ValueError, match="config must have the key 'vision_config' for part='vision'"):
+        rope_jax.from_hf_config(config_of("llama"), part="vision")
+    with pytest.raises(ValueError, match="part must be one of .*, got 'audio'"):
+        rope_jax.from_hf_config(config_of("llama"), part="audio")
+
+
+def test_full_layers_have_a_head_of_their_own():
+    entries = dict(sliding_attention=dict(rope_theta=1e4), full_attention=dict(rope_theta=1e6))
+    config = dict(
+        model_type="gemma4_text",
+        num_hidden_layers=2,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters=entries,
+    )
+    for given, wanted in [
+        ({}, (256, 512)),
+        (dict(head_dim=64, global_head_dim=128), (64, 128)),
+        (dict(head_dim=64, per_layer_config={"1": {"head_dim": 32}}), (64, 32)),
+        (dict(head_dim=64, per_layer_config={0: {"head_dim": 32}}), (32, 64)),
+    ]:
+        recipe = rope_jax.from_hf_config(config | given)
+        assert tuple(layer.rope.head_dim for layer in recipe.layers) == wanted
+
+
+def test_dbrx_base_and_compat():
+    ours, theirs = both(RELEASED["DBRX"][0])
+    assert (ours.rope.schedule.base, theirs.rope.schedule.base) == (5e5, 1e4)
+
+
+def test_a_recipe_holds_layers():
+    assert rope_jax.Recipe("llama", [LayerRecipe(None)]).layers == (LayerRecipe(None),)
+    with pytest.raises(TypeError, match="layers must hold a LayerRecipe for each layer"):
+        rope_jax.Recipe("llama", (Rope(8, Standard()),))
+    with pytest.raises(TypeError, match="recipe must be a Recipe, got Rope"):
+        rope_jax.to_hf_config(Rope(8, Standard()))
+
+
+def test_a_broken_file_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config must be JSON, got .*config.json"):
+        rope_jax.from_hf_config(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nothing is downloaded"):
+        rope_jax.from_hf_config("Qwen/Qwen2.5-7B")

@@ -41,6 +41,7 @@ POSITIONS = {
 }
 PERTURBED = {
     "default": dict(rope_type="default"),
+    "default, half": dict(rope_type="default", partial_rotary_factor=0.5),
     "linear": dict(rope_type="linear", factor=4.0),
     "dynamic": dict(rope_type="dynamic", factor=2.0),
     "yarn": dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=ORIGINAL),
@@ -91,6 +92,10 @@ PARTS = {
 }
 
 
+# A module whose signature is that of the one it inherits from.
+START = {"Qwen3OmniMoeTalkerRotaryEmbedding": transformers.Qwen3OmniMoeTalkerTextConfig}
+
+
 # ------------------------------------------------------------------------------------ what transformers has
 
 
@@ -112,7 +117,7 @@ def rotary_classes(module):
 def configs(cls, module, axial=False):
     """Default configs for which the class can be built: its own, or those of the parts of a larger model."""
     annotation = inspect.signature(cls.__init__).parameters.get("config")
-    annotation = None if annotation is None else annotation.annotation
+    annotation = START.get(cls.__name__, None if annotation is None else annotation.annotation)
     if annotation is inspect.Parameter.empty or annotation is None:
         return
     if isinstance(annotation, str):
@@ -123,9 +128,9 @@ def configs(cls, module, axial=False):
     while queue:
         config = queue.pop(0)
         queue += [getattr(config, name) for name in config.sub_configs if getattr(config, name, None) is not None]
-        if config.model_type in seen or (getattr(config, "default_rope_type", "") == "axial") != axial:
+        if type(config) in seen or (getattr(config, "default_rope_type", "") == "axial") != axial:
             continue
-        seen.add(config.model_type)
+        seen.add(type(config))
         # A part from another folder has a rotary module there; one of this folder may have another than this.
         here = module.__name__.split(".")[2] == type(config).__module__.split(".")[2]
         if not here or config.model_type not in PARTS.get(cls.__name__, [config.model_type]):
@@ -150,6 +155,9 @@ REPAIRED = {
     "hunyuan_vl_text": dict(mrope_section=[16, 16, 16, 16]),
     "qwen3_omni_moe_text": dict(head_dim=128),
     "qwen3_omni_moe_talker_text": dict(mrope_section=[12, 10, 10]),
+    # Which layers have attention, in defaults that do not say.
+    "bamba": dict(attn_layer_indices=[2, 5]),
+    "lfm2_moe": dict(layer_types=["conv", "full_attention"] * 16),
     "qwen4_exp_text": dict(partial_rotary_factor=0.25),
     "cohere_compass_text": dict(entries={"full_attention": dict(rope_type="default", rope_theta=1e4)}),
     # Switched off by default.
@@ -176,6 +184,14 @@ def repaired(config):
             config.rope_parameters[key] = changes.pop(key)
     for key, value in changes.items():
         setattr(config, key, value)
+    # An entry for a type that no layer has is given one.
+    labels, types = FAMILIES[config.model_type].label, getattr(config, "layer_types", None)
+    for label in entries_of(config) if types else ():
+        if label is not None and label not in map(labels, types):
+            named = [type for type in FAMILIES[config.model_type].labels if labels(type) == label]
+            types = [*types[:-1], *(named or [label])[:1]]
+    if types and types != config.layer_types:
+        config.layer_types = types
     return config
 
 
@@ -192,7 +208,9 @@ def perturbed(config, name, num_pairs):
         if "original_max_position_embeddings" in PERTURBED[name] and "llama_4_scaling_beta" in entry:
             kept["llama_4_scaling_beta"] = entry["llama_4_scaling_beta"]
         if name == "proportional" and FAMILIES[config.model_type].sections == "strided":
-            pairs = config.head_dim // 2  # of the whole head now
+            pairs = (
+                getattr(config, "head_dim", config.hidden_size // config.num_attention_heads) // 2
+            )  # all of them now
             kept["mrope_section"] = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3]
         entry.clear()
         entry.update(kept, **PERTURBED[name])
@@ -562,6 +580,8 @@ def variants(config):
             whole = (entries[label] or {}).get("rope_type") == "proportional"
             num_pairs[label] = int(layer.rope.head_dim * share) // 2 if whole else layer.rope.num_pairs
     for name in PERTURBED:
+        if name == "default, half" and FAMILIES[model_type].sections is not None:
+            continue  # whose sections would have to be halved too
         if name == "longrope" and set(num_pairs) != {
             label for label, entry in entries.items() if entry is not None
         }:
@@ -572,6 +592,8 @@ def variants(config):
         changed.rope_parameters.update(factor=1.0, alpha=1000.0)
         yield "dynamic, alpha", {**changed.to_dict(), "model_type": model_type}
     sparse = {key: value for key, value in full.items() if key not in SAYS_HOW}
+    if "hidden_size" in sparse and "head_dim" in full and not FAMILIES[model_type].latent:
+        sparse["hidden_size"] *= 2  # so that D/N is not what stood there
     yield "nothing said", sparse
     base = "rotary_emb_base" if "gpt_neox" in model_type else "rope_theta"
     # Where there are two recipes, transformers knows the newer name alone: see from_hf_config.
@@ -583,7 +605,7 @@ def variants(config):
 # The keys of a config that say how it rotates; a file without them leaves that to the family.
 SAYS_HOW = (
     "rope_parameters rope_scaling rope_theta compress_rope_theta partial_rotary_factor rotary_dim rope_interleave "
-    "layer_types layers_block_type no_rope_layers layer_rope_theta"
+    "layer_types layers_block_type no_rope_layers layer_rope_theta head_dim per_layer_config"
 ).split()
 
 

@@ -10,6 +10,8 @@ pytest.importorskip("transformers")
 
 import census
 
+from rope_jax._families import FAMILIES
+
 pytestmark = pytest.mark.oracle
 
 
@@ -20,3 +22,18 @@ def test_no_folder_is_worse_than_in_the_committed_table():
     census.show(result)
     assert census.regressions(result, json.loads(census.TABLE.read_text())) == []
     assert "different" not in {row["status"] for row in result["folders"].values()}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_base_is_that_of_the_config_class():
+    checked = 0
+    for _, modeling in census.modeling_modules():
+        for cls in census.rotary_classes(modeling):
+            for axial in (False, True):
+                for config in census.configs(cls, modeling, axial):
+                    theta = getattr(config, "rope_theta", type(config).default_theta)
+                    family = FAMILIES.get(config.model_type)
+                    if family is not None and not isinstance(theta, dict) and not family.bases:
+                        assert family.base == theta, config.model_type
+                        checked += 1
+    assert checked > 180
