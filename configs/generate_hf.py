@@ -60,6 +60,10 @@ def stop_tokens(folder: Path, config: dict) -> set[int]:
 
 
 def main(config: Config) -> None:
+    if config.temperature == 0 and (config.top_k is not None or config.top_p is not None):
+        fail("--top-k and --top-p are for a --temperature above 0, got 0")
+    if not (config.folder / "tokenizer.json").is_file():
+        fail(f"FOLDER must hold tokenizer.json, got {config.folder} without it")
     try:
         model, params, described = rope_jax.load_hf(config.folder, dtype=config.dtype)
         tokenizer = tokenizers.Tokenizer.from_file(str(config.folder / "tokenizer.json"))
@@ -98,7 +102,7 @@ def main(config: Config) -> None:
     _, again = write()  # the same once more: compiled, and nothing else to wait for
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(
-        f"\n{count:,} parameters in {model.dtype}: {len(tokens)} tokens in {again:.2f} s, "
+        f"\n{count:,} parameters, computed in {model.dtype}: {len(tokens)} tokens in {again:.2f} s, "
         f"{len(tokens) / again:,.1f} tokens/s, prompt included; {first - again:.1f} s to compile"
     )
 

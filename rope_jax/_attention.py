@@ -163,6 +163,11 @@ class RotaryAttention(nn.Module, kw_only=True):
                     positions = self.rope.next_positions((batch, length), mask, segment_ids, seen)
                 if self.learn_frequencies:
                     rotation = self._learned_rotation(self.rope, positions)
+                elif getattr(self.rope.schedule, "length", 0) is None:
+                    raise ValueError(
+                        "rotation must be given, as rope.rotation(positions, length=...), with a rope whose "
+                        f"{type(self.rope.schedule).__name__} has no length, got None"
+                    )
                 else:
                     rotation = self.rope.rotation(positions)
             q, k = self.rope.rotate(q, rotation), self.rope.rotate(k, rotation)
@@ -232,6 +237,8 @@ class RotaryAttention(nn.Module, kw_only=True):
             raise ValueError(f"num_heads must be at least 1, got {self.num_heads}")
         if self.num_kv_heads is not None and (self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads):
             raise ValueError(f"num_kv_heads must divide num_heads={self.num_heads}, got {self.num_kv_heads}")
+        if not isinstance(self.rope, Rope | None):
+            raise TypeError(f"rope must be a Rope or None, got {type(self.rope).__name__}")
         if self.rope is not None and self.rope.head_dim != self.head_dim:
             raise ValueError(f"rope.head_dim must be head_dim={self.head_dim}, got {self.rope.head_dim}")
         if self.learn_frequencies and self.rope is None:

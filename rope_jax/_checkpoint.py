@@ -137,9 +137,11 @@ class _Config:
 # initialisation, how to sample, and how a file came to be.
 _INERT = re.compile(
     r"""
-    rope_(theta|scaling|parameters|local_base_freq) | partial_rotary_factor | (original_)?max_position_embeddings
+    rope_(theta|scaling|parameters|local_base_freq|interleaved) | use_mrope | partial_rotary_factor
+    | (original_)?max_position_embeddings
     | no_rope_layers | no_rope_layer_interval
     | max_window_layers  # where it counts, in Qwen, it is read
+    | max_sequence_length  # of the first Llama files
     | model_type | architectures | auto_map | (torch_)?dtype | transformers_version | transformers\.js_config | _.*
     | .*_token_ids? | (begin_)?suppress_tokens | prefix | tokenizer_class | task_specific_params
     | .*_dropout | .*_pdrop | initializer_range | gradient_checkpointing
@@ -165,8 +167,6 @@ _NEUTRAL: dict[str, tuple] = {
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     "pruned_heads": ({},),
-    "rope_interleaved": (False,),
-    "use_mrope": (False,),
     "activation": ("swiglu",),
     "full_attn_mod": (1,),
     "interpolate_factor": (1,),
@@ -183,7 +183,7 @@ def _decoder(config: dict, stored, dtype) -> tuple[Decoder, dict[str, str]]:
         raise ValueError(f"config.json: model_type must be one of {', '.join(_FAMILIES)}, got {model_type!r}")
     family = _FAMILIES[model_type]
     keys = _Config(config, {**_DEFAULTS, **family.defaults})
-    recipe = from_hf_config({key: value for key, value in keys.values.items() if key not in _NEUTRAL})
+    recipe = from_hf_config(keys.values)
     for layer in recipe.layers:
         if layer.logit_factor != 1.0 or layer.query_temperature is not None:
             raise ValueError(f"config.json: each layer must have a rotation or none, and no more, got {layer}")

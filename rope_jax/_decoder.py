@@ -243,6 +243,9 @@ class Decoder(nn.Module, kw_only=True):
     def _ropes(self):
         """The one rope of all layers, or a tuple of unlike ones."""
         ropes = _alike("rope", self.rope, self.num_layers)
+        for rope in ropes if isinstance(ropes, tuple) else (ropes,):
+            if not isinstance(rope, Rope | None):
+                raise TypeError(f"rope must be a Rope, None, or a tuple of these, got {type(rope).__name__}")
         if isinstance(ropes, tuple):
             first, *others = filter(None, ropes)
             for other in others:

@@ -133,8 +133,8 @@ def generate(
         raise ValueError(f"prompt must hold at least one row and one token, got shape {prompt.shape}")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if stop_token is not None and not 0 <= stop_token < model.vocab_size:
-        raise ValueError(f"stop_token must be in [0, V={model.vocab_size}), got {stop_token}")
+    if stop_token is not None and not (isinstance(stop_token, int) and 0 <= stop_token < model.vocab_size):
+        raise ValueError(f"stop_token must be an integer in [0, V={model.vocab_size}), got {stop_token}")
     if mask is not None:
         mask = check_mask("mask", mask, "B T", B=prompt.shape[0], T=prompt.shape[1])
         if _is_known(mask) and not bool(jnp.all(jnp.any(mask, axis=1))):
@@ -150,6 +150,8 @@ def generate(
         if not greedy:
             raise ValueError(f"rng must be given with temperature {temperature}, got None")
         rng = jax.random.key(0)  # never read
+    if isinstance(rng, int):
+        raise TypeError(f"rng must be a key, as jax.random.key({rng}), got the integer {rng}")
     fixed = None
     if isinstance(length, int | np.integer):
         fixed, length = int(length), None

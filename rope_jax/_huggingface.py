@@ -100,7 +100,7 @@ class _Keys:
         return value
 
     def refuse_unread(self, pattern: str = "") -> None:
-        """Raises ValueError for a key that nobody asked for, if it looks like the pattern or like one that is missing.
+        """Raises ValueError for a key that nobody asked for, and that looks like the pattern or like a missing one.
 
         A key without a value, or one that says what is so anyway, is none.
         """
@@ -317,7 +317,8 @@ def _types(keys: _Keys, family: Family, count: int, still: bool) -> Sequence[str
         types = [blocks[i % len(blocks)] for i in range(count)]
     if types is None and family.full_every is not None:
         key, period, first, other = family.full_every
-        period = keys.get(key, period)
+        written = keys.agreed(key, f"_{key}")  # the latter as transformers 5 writes it
+        period = period if written is None else written
         if isinstance(period, str):  # EXAONE 4: one letter a layer, L for local and G for global
             types = ["full_attention" if period[i % len(period)] == "G" else other for i in range(count)]
         else:

@@ -493,3 +493,26 @@ def test_a_window_may_be_an_argument_and_be_traced():
     ):
         with pytest.raises(ValueError, match=says):
             module.apply(params, x, window=window)
+
+
+def test_a_rope_that_is_none_and_one_that_needs_a_length_are_refused_by_name():
+    x = jnp.ones((1, 3, 8))
+    dynamic = rope_jax.Rope(4, rope_jax.DynamicNTK(factor=2.0, original_length=8))
+    for rope, error, message in [
+        (rope_jax.Standard(), TypeError, "rope must be a Rope or None, got Standard"),
+        (
+            dynamic,
+            ValueError,
+            r"rotation must be given, as rope.rotation\(positions, length=...\), with a rope whose Dyn",
+        ),
+    ]:
+        attention = rope_jax.RotaryAttention(num_heads=2, head_dim=4, rope=rope)
+        with pytest.raises(error, match=message):
+            attention.init(jax.random.key(0), x)
+    attention = rope_jax.RotaryAttention(num_heads=2, head_dim=4, rope=dynamic)
+    turn = dynamic.rotation(jnp.arange(3)[None], length=16)
+    params = attention.init(jax.random.key(0), x, rotation=turn)
+    fixed = rope_jax.Rope(4, rope_jax.DynamicNTK(factor=2.0, original_length=8, length=16))
+    np.testing.assert_array_equal(
+        attention.apply(params, x, rotation=turn), attention.clone(rope=fixed).apply(params, x)
+    )

@@ -329,10 +329,10 @@ def test_tensors_that_do_not_fit_are_named(broken, says, tmp_path):
         (dict(model_type=None), "model_type must be one of llama, .*, got None"),
         (dict(hidden_act="relu"), "hidden_act must be 'silu' or 'gelu_pytorch_tanh', got 'relu'"),
         (dict(quantization_config={"bits": 4}), "quantization_config must be None, got {'bits': 4}"),
-        (dict(rope_interleaved=True), "rope_interleaved must be False, got True"),
+        (dict(rope_interleaved=True), "a key 'rope_interleaved' = True that is not known"),
         (dict(rope_theeta=1.0), "rope_theeta"),
         (dict(sliding_window=4), "the key 'sliding_window' = 4 is not known for model_type 'llama'"),
-        (dict(dual_chunk_attention_config={}), "the key 'dual_chunk_attention_config' = {} is not known"),
+        (dict(dual_chunk_attention_config={}), "key 'dual_chunk_attention_config' = {} that is not known"),
         (dict(hidden_size="16"), "hidden_size must be an integer of at least 1, got '16'"),
         (dict(hidden_size=None), "hidden_size must be an integer of at least 1, got None"),
         (dict(rope_scaling=dict(rope_type="spiral", factor=2.0)), "spiral"),
@@ -437,7 +437,7 @@ def test_the_script_writes_what_generate_writes(talking):
     text, _, speed = done.stdout.partition("\n\n")
     written = [WORDS[token] for token in tokens[: tokens.index(stop)] if token > 1]
     assert text.split() == ["the", "lazy", "fox", *written]
-    assert re.fullmatch(r"[\d,]+ parameters in float32: 12 tokens in .* tokens/s, .*", speed.strip())
+    assert re.fullmatch(r"[\d,]+ parameters, computed in float32: 12 tokens in .* tokens/s, .*", speed.strip())
 
     sampled = ["--temperature", 5, "--top-k", 9, "--max-new-tokens", 12, "--prompt", "the lazy fox"]
     one, two = (run(talking, *sampled, "--seed", seed).stdout.partition("\n\n")[0] for seed in (0, 1))
@@ -446,8 +446,9 @@ def test_the_script_writes_what_generate_writes(talking):
 
 def test_the_script_says_what_is_wrong(talking, tmp_path):
     for arguments, message in (
-        ([tmp_path], "generate_hf: folder must hold config.json"),
-        ([talking, "--top-k", 0], "generate_hf: top_k must be at least 1, got 0"),
+        ([tmp_path], "generate_hf: FOLDER must hold tokenizer.json"),
+        ([talking, "--top-k", 3], "generate_hf: --top-k and --top-p are for a --temperature above 0, got 0"),
+        ([talking, "--temperature", 1, "--top-k", 0], "generate_hf: top_k must be at least 1, got 0"),
     ):
         done = run(*arguments)
         assert done.returncode == 2 and done.stderr.startswith(message) and not done.stdout

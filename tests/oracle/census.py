@@ -572,7 +572,7 @@ def variants(config):
     yield "default config", full
     if model_type == "esm":  # which reads nothing but rope_theta
         return
-    recipe, entries = rope_jax.from_hf_config(full), entries_of(default)
+    recipe, entries = rope_jax.from_hf_config(full, compat="transformers"), entries_of(default)
     num_pairs = {}
     for layer, label in zip(recipe.layers, labels_of(default, recipe), strict=True):
         if layer.rope is not None:
