@@ -183,7 +183,7 @@ PROMPT = jnp.zeros((2, 3), int)
         (dict(top_p=jnp.float32(0.0)), ValueError, r"top_p must be in \(0, 1\], got 0.0"),
         (dict(top_p=0.0), ValueError, r"top_p must be in \(0, 1\], got 0.0"),
         (dict(top_p=1.5), ValueError, r"top_p must be in \(0, 1\], got 1.5"),
-        (dict(stop_token=V), ValueError, r"stop_token must be in \[0, V=13\), got 13"),
+        (dict(stop_token=V), ValueError, r"stop_token must be an integer in \[0, V=13\), got 13"),
         (dict(prompt=jnp.zeros(3, int)), ValueError, r"prompt must have shape \[B, T\]"),
         (dict(prompt=jnp.zeros((2, 0), int)), ValueError, "prompt must hold at least one row and one token"),
         (dict(prompt=PROMPT.at[0, 1].set(V)), ValueError, r"prompt must hold tokens in \[0, V=13\), got 0 to 13"),
