@@ -155,6 +155,7 @@ REPAIRED = {
     "hunyuan_vl_text": dict(mrope_section=[16, 16, 16, 16]),
     "qwen3_omni_moe_text": dict(head_dim=128),
     "qwen3_omni_moe_talker_text": dict(mrope_section=[12, 10, 10]),
+    "zaya": dict(sliding_window=512),  # for its sliding layers, of which the default config has none
     # Which layers have attention, in defaults that do not say.
     "bamba": dict(attn_layer_indices=[2, 5]),
     "lfm2_moe": dict(layer_types=["conv", "full_attention"] * 16),
