@@ -144,11 +144,16 @@ def attend(
 
 
 def check_options(window: int | jax.Array | None, logit_cap: float | None, dropout_rate: float) -> None:
-    """Raises ValueError for one that is out of its range."""
-    if window is not None and not isinstance(window, jax.core.Tracer) and window < 1:
-        raise ValueError(f"window must be at least 1 token, got {window}")
-    if logit_cap is not None and not logit_cap > 0:
-        raise ValueError(f"logit_cap must be positive, got {logit_cap}")
+    """Raises ValueError for one that is out of its range, TypeError for a window that is no integer."""
+    if window is not None and not isinstance(window, jax.core.Tracer):
+        if isinstance(window, bool) or not jnp.issubdtype(jnp.result_type(window), jnp.integer):
+            raise TypeError(f"window must be an integer, got {window!r}")
+        if window < 1:
+            raise ValueError(f"window must be at least 1 token, got {window}")
+        if window >= 2**31:
+            raise ValueError(f"window must be below 2^31 tokens, got {window}")
+    if logit_cap is not None and not 0 < logit_cap < math.inf:
+        raise ValueError(f"logit_cap must be positive and finite, got {logit_cap}")
     if not 0 <= dropout_rate < 1:
         raise ValueError(f"dropout_rate must be in [0, 1), got {dropout_rate}")
 

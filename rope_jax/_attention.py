@@ -135,6 +135,7 @@ class RotaryAttention(nn.Module, kw_only=True):
             window = device_array("window", window)
             check_dtype("window", window, jnp.integer, "integer")
             check_axes("window", window, "")
+            check_options(window, None, 0.0)
             window = window.astype(jnp.int32)
         else:
             raise ValueError(f"window must be left out where the field window={self.window} is set")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -107,8 +108,8 @@ class Decoder(nn.Module, kw_only=True):
 
     def setup(self):
         ropes, windows = self._ropes(), self._windows()
-        if self.output_cap is not None and not self.output_cap > 0:
-            raise ValueError(f"output_cap must be positive, got {self.output_cap}")
+        if self.output_cap is not None and not 0 < self.output_cap < math.inf:
+            raise ValueError(f"output_cap must be positive and finite, got {self.output_cap}")
         self.embed = nn.Embed(
             self.vocab_size,
             self.width,

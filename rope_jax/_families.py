@@ -47,6 +47,7 @@ class Family:
         sliding window; ``sliding_if_any``: those, or all if there is no window; ``dense_or_sliding``: those, and
         the dense ones before the experts; ``layer_rope_theta``: those with a base in that list;
         ``rope_scaling_layers``: all, but those that are not in that list without scaling.
+      original_outside: whether ``original_max_position_embeddings`` stands at the top of a config.
       explicit: whether a config must say its recipe, because the family's own is more than a base.
       nested: whether ``rope_parameters`` has an entry for each type of layer.
       labels: from a layer's type to the name of its entry in ``rope_parameters``, where these differ.
@@ -88,6 +89,7 @@ class Family:
     num_layers: str = "num_hidden_layers"
     latent: bool = False
     layers: Layers = "all"
+    original_outside: bool = False
     explicit: bool = False
     nested: bool = False
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -175,8 +177,8 @@ _family("gpt_neox_japanese nemotron3_diarization_audio", proportion=1.0)
 _family("nemotron3_5_transcribe_asr_audio", proportion=1.0, explicit=True)
 _family("solar_open", base=1e6, proportion=1.0)
 _family("minimax_m2", base=5e6, proportion=1.0)
-_family("minimax_m3_vl_text", base=5e6, proportion=1.0, rotary_dim_is_lost=True)
-_family("phi3 phi4_multimodal", proportion=1.0, aliases={"yarn": "longrope"})
+_family("minimax_m3_vl_text", base=5e6, proportion=1.0, rotary_dim=64, rotary_dim_is_lost=True)
+_family("phi3 phi4_multimodal", proportion=1.0, original_outside=True, aliases={"yarn": "longrope"})
 
 # --------------------------------------------------------------------------------------- interleaved pairs
 
@@ -367,13 +369,13 @@ _HEAD_DIMS = {
     64: "gpt_oss muse_spark_text neomme neucodec openai_privacy_filter qwen2_5_omni_dit voxtral_realtime_encoder "
     "xcodec2",
     80: "timesfm2_5",
-    128: "afmoe beam cohere2_moe cosmos3_edge_text cwm dia_decoder dia_encoder glm glm4 helium higgs_audio_v2 "
-    "hrm_text kolibri1 laguna lfm3 llama4_text mellum minimax_m3_vl_text ministral3 molmo2_text muse_glimmer_text "
+    128: "afmoe beam cohere2_moe cosmos3_edge_text cwm dia_decoder dia_encoder ernie4_5 flint glm glm4 helium "
+    "higgs_audio_v2 hrm_text hy_v3 jetmoe minimax_m2 solar_open step3p5 kolibri1 laguna lfm3 llama4_text mellum minimax_m3_vl_text ministral3 molmo2_text muse_glimmer_text "
     "muse_glimmer_assistant pe_audio_encoder pe_audio_video_encoder pe_video_encoder qwen2_5_omni_talker qwen3 "
     "qwen3_vl_text seed_oss zaya",
     192: "mimo_v2_flash",
     256: "diffusion_gemma_text embedding_gemma2_text gemma gemma2 gemma3_text gemma3n_text gemma4_text "
-    "gemma4_unified_text qwen3_5_text t5_gemma_module t5gemma2_text t5gemma2_decoder vaultgemma",
+    "gemma4_unified_text qwen3_5_text qwen3_next t5_gemma_module t5gemma2_text t5gemma2_decoder vaultgemma",
 }
 _GLOBAL_HEAD_DIM = "diffusion_gemma_text embedding_gemma2_text gemma4_text gemma4_unified_text"
 

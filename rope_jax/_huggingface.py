@@ -209,10 +209,27 @@ def from_hf_config(config, *, part: Part = "text", compat: Compat | None = None)
     if keys.get("rotary_value"):
         raise ValueError(f"{keys.where}: rotary_value must be false, values are not turned here, got true")
     layers = _layers(keys, family)
-    entries = _entries(keys, family, compat) if any(layer.rotates for layer in layers) else {None: None}
+    entries: dict[str | None, _Keys | None] = {None: None}
+    if any(layer.rotates for layer in layers):
+        entries = _entries(keys, family, compat)
+    else:  # what is said of a rotation that is switched off says nothing
+        keys.first(*_OF_ONE_ROTATION, *family.head_dim, *(key for key, _, _ in family.bases.values()))
     made = {layer: _layer_recipe(layer, entries, keys, family, compat) for layer in dict.fromkeys(layers)}
     keys.refuse_unread(_ROTARY)
     return Recipe(model_type, _shared_objects(made[layer] for layer in layers))
+
+
+_OF_ONE_ROTATION = [
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "rotary_emb_base",
+    "partial_rotary_factor",
+    "rotary_pct",
+    "rotary_dim",
+    "original_max_position_embeddings",
+    "rope_interleave",
+]
 
 
 def _shared_objects(layers: Iterable[LayerRecipe]) -> tuple[LayerRecipe, ...]:
@@ -480,7 +497,7 @@ def _rotary_dim(layer: _Layer, entry: _Keys, family: Family, compat: Compat | No
         return entry.integer(given, "rotary_dim", least=2)
     if family.proportion is None and compat and rope_type == "default":
         return layer.head_dim
-    if share is None and family.rotary_dim is not None:
+    if share is None and family.rotary_dim is not None and not (compat and family.rotary_dim_is_lost):
         return family.rotary_dim
     return int(layer.head_dim * ((family.proportion or 1.0) if share is None else share))
 

@@ -407,7 +407,7 @@ def call(module, *args, **kwargs):
         (call(build(head_dim=16)), ValueError, "rope.head_dim must be head_dim=16, got 8"),
         (call(build("none", learn_frequencies=True)), ValueError, "rope must be given with learn_frequencies"),
         (call(build(window=0)), ValueError, "window must be at least 1 token, got 0"),
-        (call(build(logit_cap=0.0)), ValueError, "logit_cap must be positive, got 0.0"),
+        (call(build(logit_cap=0.0)), ValueError, "logit_cap must be positive and finite, got 0.0"),
         (call(build(dropout_rate=1.0)), ValueError, r"dropout_rate must be in \[0, 1\), got 1.0"),
         (lambda: build().init(jax.random.key(0), X[0]), ValueError, r"x must have shape \[B, T, D\], got \(10, 16\)"),
         (lambda: build().init(jax.random.key(0), X.astype(int)), TypeError, "x must be floating, got dtype int32"),
@@ -463,7 +463,7 @@ class TestAttend:
             (dict(v=jnp.ones((1, 2, 2, 4))), "v must have shape .* S=3, K=2"),
             (dict(dropout_rate=0.5), "dropout_rng must be given with dropout_rate 0.5"),
             (dict(window=0), "window must be at least 1 token, got 0"),
-            (dict(logit_cap=-1.0), "logit_cap must be positive, got -1.0"),
+            (dict(logit_cap=-1.0), "logit_cap must be positive and finite, got -1.0"),
             (dict(implementation="flash", logit_cap=1.0), "implementation must be None or one of .* got 'flash'"),
             (dict(mask=jnp.ones((1, 1, 3, 2), bool)), "mask must have shape"),
         ],
@@ -516,3 +516,19 @@ def test_a_rope_that_is_none_and_one_that_needs_a_length_are_refused_by_name():
     np.testing.assert_array_equal(
         attention.apply(params, x, rotation=turn), attention.clone(rope=fixed).apply(params, x)
     )
+
+
+@pytest.mark.parametrize("window", [0, -1, 2.5, True, 2**31])
+def test_a_window_that_is_none_is_refused_on_every_path(window):
+    rope = rope_jax.Rope(4, rope_jax.Standard())
+    x, mask = jnp.ones((1, 3, 8)), jnp.ones((1, 3), bool)
+    attention = rope_jax.RotaryAttention(num_heads=2, head_dim=4, rope=rope)
+    params = attention.init(jax.random.key(0), x)
+    cache = rope_jax.init_cache(batch=1, capacity=4, num_kv_heads=2, head_dim=4)
+    for options in (dict(), dict(mask=mask), dict(cache=cache)):
+        for call in (
+            lambda options: attention.apply(params, x, window=window, **options),
+            lambda options: attention.clone(window=window).apply(params, x, **options),
+        ):
+            with pytest.raises((ValueError, TypeError), match="window must"):
+                call(options)

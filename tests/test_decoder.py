@@ -286,7 +286,7 @@ def test_refusals():
         (dict(window=(1, 2, 3)), "window must have an entry for each of num_layers=2, got 3"),
         (dict(window=(3, 0)), "window must be at least 1 token, got 0"),
         (dict(rope=(None, rope_jax.Rope(8, ROPE.schedule, rotary_dim=4), ROPE), num_layers=3), "by schedule alone"),
-        (dict(output_cap=0.0), "output_cap must be positive, got 0.0"),
+        (dict(output_cap=0.0), "output_cap must be positive and finite, got 0.0"),
     ):
         with pytest.raises(ValueError, match=says):
             build(**change).init(jax.random.key(0), tokens())

@@ -888,6 +888,36 @@ def test_the_tower_of_a_model_that_sees():
         rope_jax.from_hf_config(config_of("llama"), part="audio")
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        config_of("granitemoehybrid", position_embedding_type="nope", layer_types=["mamba", "attention"]),
+        config_of("zamba2", use_mem_rope=False),
+        config_of("esm", position_embedding_type="absolute"),
+        config_of("falcon", alibi=True),
+        config_of("gptj", rotary=False, rotary_dim=64),
+        config_of("cohere2", layer_types=["full_attention"] * 2),
+        config_of("smollm3", no_rope_layers=[0, 0]),
+        config_of("qwen3_next", partial_rotary_factor=0.25),
+        config_of("gemma3_text", layer_types=["conv"] * 2, rope_local_base_freq=1e4),
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_what_is_said_of_a_rotation_that_is_switched_off_is_no_error(config):
+    for written in ({}, dict(rope_theta=1e4), dict(rope_parameters=dict(rope_type="default", rope_theta=1e4))):
+        recipe = rope_jax.from_hf_config(config | written)
+        assert [layer.rope for layer in recipe.layers] == [None, None]
+    with pytest.raises(ValueError, match="has a key 'rope_theda'"):
+        rope_jax.from_hf_config(config | dict(rope_theda=1e4))
+
+
+def test_phi3_keeps_its_original_length_outside():
+    config, _ = RELEASED["Phi-3 mini 128k"]
+    written = rope_jax.to_hf_config(rope_jax.from_hf_config(config))
+    # Where the config's own default would stand before the recipe's.
+    assert written["original_max_position_embeddings"] == 4096
+
+
 def test_full_layers_have_a_head_of_their_own():
     entries = dict(sliding_attention=dict(rope_theta=1e4), full_attention=dict(rope_theta=1e6))
     config = dict(
