@@ -366,16 +366,18 @@ _family("inkling2_vision", layout="interleaved", sections="columns_rows")
 # ------------------------------------------------------- H where a config says none, and D/N is not what is meant
 
 _HEAD_DIMS = {
-    64: "gpt_oss muse_spark_text neomme neucodec openai_privacy_filter qwen2_5_omni_dit voxtral_realtime_encoder "
-    "xcodec2",
+    64: "gpt_oss muse_spark_text neomme neucodec openai_privacy_filter qwen2_5_omni_dit "
+    "voxtral_realtime_encoder xcodec2",
     80: "timesfm2_5",
     128: "afmoe beam cohere2_moe cosmos3_edge_text cwm dia_decoder dia_encoder ernie4_5 flint glm glm4 helium "
-    "higgs_audio_v2 hrm_text hy_v3 jetmoe minimax_m2 solar_open step3p5 kolibri1 laguna lfm3 llama4_text mellum minimax_m3_vl_text ministral3 molmo2_text muse_glimmer_text "
-    "muse_glimmer_assistant pe_audio_encoder pe_audio_video_encoder pe_video_encoder qwen2_5_omni_talker qwen3 "
-    "qwen3_vl_text seed_oss zaya",
+    "higgs_audio_v2 hrm_text hy_v3 jetmoe kolibri1 laguna lfm3 llama4_text mellum minimax_m2 "
+    "minimax_m3_vl_text ministral3 molmo2_text muse_glimmer_assistant muse_glimmer_text pe_audio_encoder "
+    "pe_audio_video_encoder pe_video_encoder qwen2_5_omni_talker qwen3 qwen3_vl_text seed_oss solar_open "
+    "step3p5 zaya",
     192: "mimo_v2_flash",
     256: "diffusion_gemma_text embedding_gemma2_text gemma gemma2 gemma3_text gemma3n_text gemma4_text "
-    "gemma4_unified_text qwen3_5_text qwen3_next t5_gemma_module t5gemma2_text t5gemma2_decoder vaultgemma",
+    "gemma4_unified_text qwen3_5_text qwen3_next t5_gemma_module t5gemma2_decoder t5gemma2_text "
+    "vaultgemma",
 }
 _GLOBAL_HEAD_DIM = "diffusion_gemma_text embedding_gemma2_text gemma4_text gemma4_unified_text"
 

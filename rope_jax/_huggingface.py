@@ -219,7 +219,7 @@ def from_hf_config(config, *, part: Part = "text", compat: Compat | None = None)
     return Recipe(model_type, _shared_objects(made[layer] for layer in layers))
 
 
-_OF_ONE_ROTATION = [
+_OF_ONE_ROTATION = (
     "rope_parameters",
     "rope_scaling",
     "rope_theta",
@@ -229,7 +229,7 @@ _OF_ONE_ROTATION = [
     "rotary_dim",
     "original_max_position_embeddings",
     "rope_interleave",
-]
+)
 
 
 def _shared_objects(layers: Iterable[LayerRecipe]) -> tuple[LayerRecipe, ...]:

@@ -102,7 +102,8 @@ def _written_layers(layers: tuple[LayerRecipe, ...], family: Family) -> dict[str
             config |= {"floor_scale": found[0].length, "attn_scale": found[0].beta}
     if family.original_outside:
         outside = [schedule.original_length for schedule in inner if isinstance(schedule, LongRope)]
-        config |= {"original_max_position_embeddings": length for length in outside}
+        if outside:
+            config["original_max_position_embeddings"] = outside[0]
     lengths = [schedule.original_length for schedule in inner if isinstance(schedule, DynamicNTK)]
     if lengths:
         config["max_position_embeddings"] = lengths[0]
