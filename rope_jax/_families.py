@@ -217,10 +217,11 @@ _family("smollm3", base=2e6, layers="no_rope_layers")
 _family("llama4_text", layout="interleaved", base=5e5, layers="no_rope_layers", temperature="without_rope")
 _family("granite_swa granitemoe_swa", layers="layer_rope_theta")
 _family("muse_glimmer_text", hybrid=True, layers="layer_rope_theta")
-_family("muse_spark_text", hybrid=True, base=5e5, layers="layer_rope_theta")
+_family("muse_spark_text", explicit=True, hybrid=True, layers="layer_rope_theta")
 _family("laguna mellum mimo_v2_flash step3p5 zaya diffusion_gemma_text", nested=True, proportion=1.0)
 _family("beam", nested=True, beyond="queries grow as (1 + (m + 1) / 2048)^0.1 where nothing rotates")
-_family("ultrabert lfm3 embedding_gemma2_text", nested=True)
+_family("ultrabert embedding_gemma2_text", nested=True)
+_family("lfm3", base=1e6, nested=True)
 _family("gemma4_text gemma4_unified_text", nested=True)
 _gemma3 = {"full_attention": ("rope_theta", 1e6, True), "sliding_attention": ("rope_local_base_freq", 1e4, False)}
 _family(

@@ -750,9 +750,10 @@ def test_a_family_whose_own_recipe_is_more_than_a_base_must_say_it():
         for name, family in FAMILIES.items()
         if family.beyond is None and (family.explicit or (family.nested and not family.bases))
     }
-    assert {"gpt_oss", "apertus", "cwm", "csm", "mistral4", "gemma4_text", "laguna"} <= must and len(must) == 24
+    assert {"gpt_oss", "apertus", "cwm", "csm", "mistral4", "gemma4_text", "laguna"} <= must and len(must) == 25
     for model_type in must:
-        config = config_of(model_type, head_dim=64, qk_rope_head_dim=64, layer_types=["full_attention"] * 2)
+        layers = dict(layer_types=["full_attention"] * 2, layer_rope_theta=[1e4, 0])
+        config = config_of(model_type, head_dim=64, qk_rope_head_dim=64, **layers)
         with pytest.raises(ValueError, match="must have rope_parameters"):
             rope_jax.from_hf_config(config)
 
