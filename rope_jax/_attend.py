@@ -54,7 +54,7 @@ def attend(
     """``softmax(scale q.k) v`` (Vaswani et al. 2017, section 3.2.1), with grouped heads, masks and caps.
 
     It is :func:`jax.nn.dot_product_attention`, except with a soft cap or dropout, which that has not, or for
-    bfloat16 under strict promotion, which that breaks. Then the scores are formed here, in float32:
+    bfloat16 under strict promotion and float16, which that breaks. Then the scores are formed here, in float32:
     ``logit_cap * tanh(scale q.k / logit_cap)`` (Gemma 2, section 2).
 
     Args:
@@ -103,8 +103,9 @@ def attend(
         window = None if window >= max(length, k.shape[1]) else window
     # It widens narrow scores by promotion, in its backward pass too: strict promotion takes the path below.
     promotion = jax.config.jax_numpy_dtype_promotion  # type: ignore[attr-defined]
-    strict = promotion == "strict" and q.dtype.itemsize < 4
-    if logit_cap is None and dropout_rate == 0.0 and (implementation == "cudnn" or not strict):
+    broken = promotion == "strict" and q.dtype.itemsize < 4
+    broken |= q.dtype == jnp.float16  # its product into float32 is not there on every CPU
+    if logit_cap is None and dropout_rate == 0.0 and (implementation == "cudnn" or not broken):
         # Its window takes no symbolic length, and must be a number itself.
         if window is not None and (isinstance(window, jax.Array) or not isinstance(length, int)):
             near, window = _by_index(length, k.shape[1], causal=False, window=window), None

@@ -1,7 +1,7 @@
 """What does each model family know about its rotation that its config.json does not say?
 
 One table, from the ``model_type`` of a config to a :class:`Family`. Most families are Llama's and differ by
-nothing; a row says only what differs. ``make oracle`` holds every row against transformers itself.
+nothing; a row says only what differs. ``make oracle`` holds the table against transformers itself.
 """
 
 import dataclasses

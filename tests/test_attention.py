@@ -532,3 +532,19 @@ def test_a_window_that_is_none_is_refused_on_every_path(window):
         ):
             with pytest.raises((ValueError, TypeError), match="window must"):
                 call(options)
+
+
+@pytest.mark.parametrize("promotion", ["standard", "strict"])
+def test_float16_is_attended_under_jit(promotion):
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 5, 2, 8)), jnp.float16) for _ in range(3))
+    with jax.numpy_dtype_promotion(promotion):
+        got = jax.jit(lambda *qkv: rope_jax.attend(*qkv, causal=True))(q, k, v)
+    a, b, c = (np.asarray(part, np.float64) for part in (q, k, v))
+    scores = np.einsum("btnh,bsnh->bnts", a, b) / np.sqrt(8)
+    scores = np.where(np.tril(np.ones((5, 5), bool)), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    want = np.einsum("bnts,bsnh->btnh", weights / weights.sum(-1, keepdims=True), c)
+    # Weights rounded to float16 (2^-11) times values up to 4, their sum, and one rounding of the result.
+    np.testing.assert_allclose(got, want, atol=4 * 3 * 2.0**-11)
+    assert got.dtype == jnp.float16
