@@ -313,6 +313,8 @@ def _layers(keys: _Keys, family: Family) -> list[_Layer]:
         bases = keys.get("layer_rope_theta", bases)
     if family.layers == "rope_scaling_layers":
         scaled = keys.get("rope_scaling_layers", scaled)
+        if any(i not in range(count) for i in scaled):
+            raise ValueError(f"{keys.where}: rope_scaling_layers must name layers below {count}, got {scaled}")
     return [_Layer(head_dims[i], types[i], rotates[i], bases[i] or None, i in scaled) for i in range(count)]
 
 
@@ -361,7 +363,10 @@ def _rotates(keys: _Keys, family: Family, types: list[str | None]) -> Sequence[A
     match family.layers:
         case "no_rope_layers":
             interval = keys.integer(keys.get("no_rope_layer_interval", 4), "no_rope_layer_interval")
-            return keys.get("no_rope_layers") or [(i + 1) % interval != 0 for i in range(count)]
+            flags = keys.get("no_rope_layers") or [(i + 1) % interval != 0 for i in range(count)]
+            if any(flag not in (0, 1) for flag in flags):
+                raise ValueError(f"{keys.where}: no_rope_layers must hold 0 or 1 for each layer, got {flags}")
+            return flags
         case "layer_rope_theta":
             return keys.need("layer_rope_theta") if family.hybrid else keys.get("layer_rope_theta", [True] * count)
         case "sliding":
@@ -582,12 +587,12 @@ def _schedule(layer: _Layer, entry: _Keys, keys: _Keys, family: Family, compat, 
         case "longrope" | "su":
             short, long = entry.need("short_factor"), entry.need("long_factor")
             short_mscale, long_mscale = entry.number("short_mscale", None), entry.number("long_mscale", None)
-            ratio = factor() if entry.get("factor") is not None else longest() / original()
+            ratio = factor() if entry.get("factor") is not None else max(longest() / original(), 1.0)
             schedule = LongRope(
                 short_factor=short,
                 long_factor=short if compat and long_mscale is not None else long,
                 original_length=original(),
-                factor=max(ratio, 1.0),
+                factor=ratio,
                 base=base,
                 attention_factor=entry.number("attention_factor", short_mscale),
                 long_attention_factor=long_mscale,

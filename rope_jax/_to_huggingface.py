@@ -31,7 +31,8 @@ def to_hf_config(recipe: Recipe) -> dict[str, Any]:
       recipe: of a model type that :func:`from_hf_config` knows.
 
     Returns:
-      A dictionary that JSON can hold; ``from_hf_config(to_hf_config(recipe)) == recipe``.
+      A dictionary that JSON can hold; ``from_hf_config(to_hf_config(recipe)) == recipe``, for Beam and Mistral
+      Large 4 with the ``compat`` without which they are refused.
 
     Raises:
       ValueError: if a config of that model type cannot say it: a schedule with a fixed length or one of your own,
