@@ -638,6 +638,89 @@ REFUSED = {
         config_of("llama", rope_theda=5e5),
         "config of 'llama' has a key 'rope_theda' = 500000.0 that is not known; was 'rope_theta' meant?",
     ),
+    "alpha where it is nobody's": (
+        config_of("llama", max_position_embeddings=64, rope_scaling=dict(type="dynamic", alpha=8.0, factor=1.0)),
+        "has a key 'alpha' = 8.0 that is not known",
+    ),
+    "a misspelled head_dim": (
+        config_of("qwen3", head_dimm=64),
+        "a key 'head_dimm' = 64 that is not known; was 'head_dim' meant",
+    ),
+    "what a recipe cannot say": (
+        config_of("beam"),
+        "does not say all that its layers do with positions: queries grow",
+    ),
+    "dual chunks": (
+        config_of("qwen2", dual_chunk_attention_config={"chunk_size": 4}),
+        "'dual_chunk_attention_config'",
+    ),
+    "layers by halves": (
+        config_of("llama", num_hidden_layers=2.5),
+        "num_hidden_layers must be an integer of at least 1, got 2.5",
+    ),
+    "no heads": (
+        config_of("llama", num_attention_heads=0),
+        "num_attention_heads must be an integer of at least 1, got 0",
+    ),
+    "heads that do not divide": (
+        config_of("llama", hidden_size=4097),
+        "hidden_size must be a multiple of num_attention_heads=32, got 4097",
+    ),
+    "head_dim as text": (config_of("llama", head_dim="x"), "head_dim must be an integer of at least 1, got 'x'"),
+    "a share of nothing": (
+        config_of("gpt_neox", rotary_pct=0.0),
+        "rotary_dim must be even, from 2 to head_dim=128, got 0",
+    ),
+    "a share as text": (
+        config_of("gpt_neox", rotary_pct="0.5"),
+        "partial_rotary_factor must be a number, got '0.5'",
+    ),
+    "a recipe as text": (config_of("llama", rope_scaling="yarn"), "rope_scaling must be a dictionary, got 'yarn'"),
+    "layer_types as a number": (
+        config_of("llama", layer_types=3),
+        "layer_types must have an entry for each of 2 layers, got 3",
+    ),
+    "a misspelled layer type": (
+        config_of("cohere2", layer_types=["slidng_attention", "full_attention"]),
+        "layer_types must be sliding_attention or full_attention, got {'slidng_attention'}",
+    ),
+    "truncate as text": (
+        config_of("llama", rope_scaling=dict(YARN, truncate="false")),
+        "truncate must be true or false, got 'false'",
+    ),
+    "a length by halves": (
+        config_of("llama", rope_scaling=dict(YARN, original_max_position_embeddings=64.5)),
+        "original_max_position_embeddings must be an integer of at least 1, got 64.5",
+    ),
+    "four sections for three axes": (
+        config_of("qwen2_vl", rope_scaling=dict(type="mrope", mrope_section=[16, 16, 16, 16])),
+        "mrope_section must add up to R/2 = 64",
+    ),
+    "a layer that is not there": (
+        config_of("gemma3_text", per_layer_config={"9": {"head_dim": 64}}),
+        "per_layer_config must name layers below 2, got '9'",
+    ),
+    "a hybrid that does not say which": (
+        config_of("minimax"),
+        "config of 'minimax' must have the key 'layer_types'",
+    ),
+    "no_rope_layers as text": (
+        config_of("smollm3", no_rope_layers=["0", "1"]),
+        r"no_rope_layers must hold 0 or 1 for each layer, got \['0', '1'\]",
+    ),
+    "scaled layers that are not there": (
+        config_of("molmo2_text", rope_scaling_layers=[-1, 99]),
+        r"rope_scaling_layers must name layers below 2, got \[-1, 99\]",
+    ),
+    "a negative factor of LongRoPE": (
+        config_of(
+            "phi3",
+            hidden_size=3072,
+            original_max_position_embeddings=4096,
+            rope_scaling=dict(type="longrope", short_factor=SHORT, long_factor=LONG, factor=-3.0),
+        ),
+        "factor must be at least 1",
+    ),
     "a key of another family": (
         config_of("llama", rotary_pct=0.25),
         "has a key 'rotary_pct' = 0.25 that is not known",
