@@ -187,16 +187,17 @@ def _decoder(config: dict, stored, dtype) -> tuple[Decoder, dict[str, str]]:
     for layer in recipe.layers:
         if layer.logit_factor != 1.0 or layer.query_temperature is not None:
             raise ValueError(f"config.json: each layer must have a rotation or none, and no more, got {layer}")
-    width, heads = keys.size("hidden_size"), keys.size("num_attention_heads")
+    ropes = [layer.rope for layer in recipe.layers]
+    width, heads, head_dim = keys.size("hidden_size"), keys.size("num_attention_heads"), keys["head_dim"]
     model = Decoder(
         vocab_size=keys.size("vocab_size"),
         num_layers=keys.size("num_hidden_layers"),
         width=width,
         num_heads=heads,
         num_kv_heads=keys["num_key_value_heads"],
-        head_dim=keys["head_dim"] or width // heads,
+        head_dim=next((rope.head_dim for rope in ropes if rope is not None), head_dim or width // heads),
         hidden_dim=keys.size("intermediate_size"),
-        rope=_one_or_each([layer.rope for layer in recipe.layers]),
+        rope=_one_or_each(ropes),
         tie_embeddings=keys["tie_word_embeddings"],
         norm_epsilon=keys["rms_norm_eps"],
         activation=_ACTIVATIONS[keys.one_of(family.activation_key, *_ACTIVATIONS)],
@@ -364,7 +365,6 @@ _QWEN = dict(use_sliding_window=False, sliding_window=4096, max_window_layers=28
 _GEMMA = dict(
     num_attention_heads=8,
     num_key_value_heads=4,
-    head_dim=256,
     query_pre_attn_scalar=256,
     sliding_window=4096,
     layer_types=None,
@@ -377,7 +377,7 @@ _FAMILIES = {
     "llama": _Family(fields=_llama, defaults=dict(num_key_value_heads=None)),
     "mistral": _Family(fields=_mistral, defaults=dict(sliding_window=4096)),
     "qwen2": _Family(fields=_qwen2, defaults=_QWEN),
-    "qwen3": _Family(fields=_qwen3, defaults=_QWEN | dict(head_dim=128)),
+    "qwen3": _Family(fields=_qwen3, defaults=_QWEN),
     "phi3": _Family(
         fields=_mistral,
         tensors=_FUSED,

@@ -387,16 +387,16 @@ class Yarn:
         slow = np.clip((np.arange(rotary_dim // 2) - low) / (high - low), 0.0, 1.0)
         return Frequencies(inv_freq / self.factor * slow + inv_freq * (1 - slow), self._resolved_attention_factor())
 
+    def g(self, mscale: float) -> float:
+        """``0.1 mscale ln(factor) + 1``."""
+        return 0.1 * mscale * math.log(self.factor) + 1.0
+
     def _resolved_attention_factor(self) -> float:
         if self.attention_factor is not None:
             return self.attention_factor
-
-        def g(mscale):
-            return 0.1 * mscale * math.log(self.factor) + 1.0
-
         if self.mscale and self.mscale_all_dim:
-            return g(self.mscale) / g(self.mscale_all_dim)
-        return g(1.0)
+            return self.g(self.mscale) / self.g(self.mscale_all_dim)
+        return self.g(1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

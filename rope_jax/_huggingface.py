@@ -417,7 +417,8 @@ def _entries(keys: _Keys, family: Family, compat: Compat | None) -> dict[str | N
     null = "rope_parameters" in keys.values and keys.get("rope_parameters") is None
     if null and "rope_scaling" not in keys.values:
         raise ValueError(f"{keys.where}: rope_parameters must not be null; leave the key out, or say what it is")
-    keys.mapping("rope_parameters"), keys.mapping("rope_scaling")
+    for key in ("rope_parameters", "rope_scaling"):
+        keys.mapping(key)  # refuses what is no dictionary
     written = dict(keys.agreed("rope_parameters", "rope_scaling") or {})
     shared = _shared(keys, family, compat)
     bases = {label: {"rope_theta": keys.get(key, base)} for label, (key, base, _) in family.bases.items()}
@@ -477,7 +478,7 @@ def _layer_recipe(layer: _Layer, entries, keys: _Keys, family: Family, compat: C
         layout = "interleaved" if keys.flag(family.layout_key, layout == "interleaved") else "half"
     logit_factor = 1.0
     if family.logit_factor and isinstance(schedule, Yarn) and schedule.mscale_all_dim:
-        logit_factor = (0.1 * schedule.mscale_all_dim * math.log(schedule.factor) + 1.0) ** 2
+        logit_factor = schedule.g(schedule.mscale_all_dim) ** 2
     if family.temperature == "yarn" and (beta := entry.number("llama_4_scaling_beta", None)) is not None:
         original = "original_max_position_embeddings"
         temperature = QueryTemperature(beta=beta, length=entry.integer(entry.need(original), original))
@@ -498,12 +499,12 @@ def _rotary_dim(layer: _Layer, entry: _Keys, family: Family, compat: Compat | No
     # Proportional frequencies are as wide as the head; the rotated part of a latent head stands alone.
     if rope_type == "proportional" or family.latent:
         return layer.head_dim
+    if given is None and share is None:
+        given = family.rotary_dim
     if given is not None and not (compat and family.rotary_dim_is_lost):
         return entry.integer(given, "rotary_dim", least=2)
     if family.proportion is None and compat and rope_type == "default":
         return layer.head_dim
-    if share is None and family.rotary_dim is not None and not (compat and family.rotary_dim_is_lost):
-        return family.rotary_dim
     return int(layer.head_dim * ((family.proportion or 1.0) if share is None else share))
 
 

@@ -1,5 +1,6 @@
 """The border, outwards: which config.json says what a recipe says?"""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -131,16 +132,16 @@ def _written_entry(layer: LayerRecipe, family: Family) -> dict[str, Any]:
     """One recipe, as ``rope_parameters`` has it."""
     rope, schedule = layer.rope, _inner(layer.rope)
     assert rope is not None
-    written = _WRITTEN.get(type(schedule))
-    if written is None:
-        raise ValueError(f"schedule must be one of {[kind.__name__ for kind in _WRITTEN]}, got {schedule!r}")
-    rope_type, renamed = written
-    entry = {"rope_type": rope_type, "rope_theta": schedule.base}
-    for field, key in renamed.items():
-        if (value := getattr(schedule, field)) is not None:
-            entry[key] = list(value) if isinstance(value, tuple) else value
+    if type(schedule) not in _ROPE_TYPES:
+        raise ValueError(f"schedule must be one of {[kind.__name__ for kind in _ROPE_TYPES]}, got {schedule!r}")
+    entry = {"rope_type": _ROPE_TYPES[type(schedule)], "rope_theta": schedule.base}
+    for field in dataclasses.fields(schedule):
+        if field.name not in ("base", "length") and (value := getattr(schedule, field.name)) is not None:
+            entry[_RENAMED.get(field.name, field.name)] = list(value) if isinstance(value, tuple) else value
+    if isinstance(schedule, DynamicNTK):
+        del entry["original_max_position_embeddings"]  # it is the config's max_position_embeddings
     if isinstance(schedule, NTKAware):
-        entry["factor"] = 1.0
+        entry |= {"alpha": schedule.factor, "factor": 1.0}
     if isinstance(schedule, LongRope) and schedule.long_attention_factor is not None:
         entry["short_mscale"] = entry.pop("attention_factor", None)  # Phi-3.5-MoE has a pair of them
     if layer.query_temperature is not None:
@@ -158,29 +159,19 @@ def _written_entry(layer: LayerRecipe, family: Family) -> dict[str, Any]:
     return entry
 
 
-_LENGTH = {"original_length": "original_max_position_embeddings"}
-_WRITTEN: dict[type, tuple[str, dict[str, str]]] = {
-    Standard: ("default", {}),
-    Linear: ("linear", {"factor": "factor"}),
-    NTKAware: ("dynamic", {"factor": "alpha"}),
-    DynamicNTK: ("dynamic", {"factor": "factor"}),
-    Yarn: (
-        "yarn",
-        {"factor": "factor", **_LENGTH}
-        | {
-            key: key
-            for key in ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate")
-        },
-    ),
-    LongRope: (
-        "longrope",
-        {"short_factor": "short_factor", "long_factor": "long_factor", "factor": "factor", **_LENGTH}
-        | {"attention_factor": "attention_factor", "long_attention_factor": "long_mscale"},
-    ),
-    Llama3: (
-        "llama3",
-        {"factor": "factor", **_LENGTH}
-        | {"low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"},
-    ),
-    Proportional: ("proportional", {"proportion": "partial_rotary_factor", "factor": "factor"}),
+_ROPE_TYPES: dict[type, str] = {
+    Standard: "default",
+    Linear: "linear",
+    NTKAware: "dynamic",
+    DynamicNTK: "dynamic",
+    Yarn: "yarn",
+    LongRope: "longrope",
+    Llama3: "llama3",
+    Proportional: "proportional",
+}
+# The keys of fields that are called otherwise here.
+_RENAMED = {
+    "original_length": "original_max_position_embeddings",
+    "proportion": "partial_rotary_factor",
+    "long_attention_factor": "long_mscale",
 }

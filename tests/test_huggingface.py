@@ -11,6 +11,7 @@ import numpy as np
 import oracles
 import pytest
 from golden import make_families
+from golden.cases import frequency_error
 from schedules import CASES, IDS, ROTARY_DIM
 
 import rope_jax
@@ -28,18 +29,19 @@ def check_layer(layer, theirs):
     length = 1 if hasattr(rope.schedule, "length") else None
     frequencies = rope.frequencies(length)
     expected = np.array(theirs["inv_freq"])
-    sign = -1 if isinstance(rope.schedule, rope_jax.Reversed) else 1  # theirs is turned back later
+    schedule, rotary_dim, sign = rope.schedule, 2 * rope.num_pairs, 1
+    if isinstance(schedule, rope_jax.Reversed):  # theirs is turned back later
+        schedule, sign = schedule.schedule, -1
+    ladder = rotary_dim
+    if isinstance(schedule, rope_jax.Axial):
+        schedule, ladder = schedule.schedule, rotary_dim // schedule.num_axes
     ours = sign * frequencies.inv_freq
+    allowed = frequency_error(schedule, ladder, ours)
     if rope.layout == "interleaved" and rope.axes is not None and rope.axes[:2] == (1, 2):
-        ours = np.concatenate([ours[:44:2], ours[1:44:2], ours[44:]])  # Ernie 4.5 VL keeps them in another order
-    ours = ours[[0, 1, ours.size // 2, -1]]
-    # The float32 of their arithmetic, as derived in golden/cases.py; a blend is off by more than a power.
-    blend = 12 if isinstance(rope.schedule, Yarn | Llama3) else 0
-    rotary_dim = 2 * rope.num_pairs
-    exponent = 0.0 if rotary_dim & (rotary_dim - 1) == 0 else np.log(1e7)
-    ladder = rope_jax.geometric(rotary_dim, getattr(rope.schedule, "base", 1e4))[[0, 1, rotary_dim // 4, -1]]
-    allowed = oracles.EPS32 * ((5 + exponent) * np.abs(expected) + blend * ladder)
-    assert np.all(np.abs(ours - expected) <= allowed)
+        # Ernie 4.5 VL keeps them in another order.
+        ours, allowed = (np.concatenate([x[:44:2], x[1:44:2], x[44:]]) for x in (ours, allowed))
+    kept = [0, 1, ours.size // 2, -1]
+    assert np.all(np.abs(ours[kept] - expected) <= allowed[kept])
 
     x = make_families.query(rope.head_dim)
     at = jnp.asarray([theirs["position"]])

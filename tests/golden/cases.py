@@ -115,8 +115,8 @@ def ask_transformers(case):
     return inv_freq.numpy(), attention_factor
 
 
-def tolerance(case, inv_freq):
-    """How far their float32 arithmetic may be from our float64 ``inv_freq``, pair by pair, in radians.
+def frequency_error(schedule, rotary_dim, inv_freq):
+    """How far the float32 arithmetic of transformers may be from the float64 ``inv_freq``, pair by pair, in radians.
 
     All of them: the power is good to one ulp, 2 EPS32; its inverse, the factor and the product with it, or
     the base of the dynamic schedule, are rounded: 3 more. The exponent 2i/R is rounded where R is not a
@@ -127,10 +127,9 @@ def tolerance(case, inv_freq):
     llama3 w is (turns - low) / (high - low): turns, at most high, after six roundings, and so 6 high /
     (high - low) <= 8. Two differences and the sum follow: 12 EPS32 covers both.
     """
-    name, fields = case["schedule"]
-    base, rotary_dim = fields.get("base", rope_jax.Llama3.base if name == "Llama3" else 1e4), case["rotary_dim"]
-    exponent = 0.0 if rotary_dim & (rotary_dim - 1) == 0 else np.log(base)
-    blend = 12 * rope_jax.geometric(rotary_dim, base) if name in ("Yarn", "Llama3") else 0.0
+    exponent = 0.0 if rotary_dim & (rotary_dim - 1) == 0 else np.log(schedule.base)
+    blends = isinstance(schedule, rope_jax.Yarn | rope_jax.Llama3)
+    blend = 12 * rope_jax.geometric(rotary_dim, schedule.base) if blends else 0.0
     return EPS32 * ((5 + exponent) * inv_freq + blend)
 
 
@@ -139,7 +138,7 @@ def check(case, inv_freq, attention_factor):
     ours = schedule(case)(case["rotary_dim"])
     theirs = np.asarray(inv_freq, np.float64)
     assert theirs.shape == ours.inv_freq.shape, (theirs.shape, ours.inv_freq.shape)
-    off = np.abs(theirs - ours.inv_freq) > tolerance(case, ours.inv_freq)
+    off = np.abs(theirs - ours.inv_freq) > frequency_error(schedule(case), case["rotary_dim"], ours.inv_freq)
     assert not off.any(), f"pairs {np.flatnonzero(off)}: {ours.inv_freq[off]}, transformers has {theirs[off]}"
     # Python floats on both sides; only the order of a sum or a quotient may differ.
     np.testing.assert_allclose(ours.attention_factor, attention_factor, rtol=1e-12)

@@ -4,9 +4,9 @@ python tests/golden/make_families.py
 
 Of each part of each folder: the keys of its config that we read, and for each label of its recipe a few frequencies,
 the attention factor, and a few features of one query, turned by its own apply function at position 3 (at 3, 2, 1, ...
-where there are several axes). The default config of every part and what it is without
-its rotation, and the perturbed ones of PERTURBED. Layers behind the last one
-that shows something new are left out.
+where there are several axes). The default config of every part and what it is
+without its rotation, and the perturbed ones of PERTURBED. Layers behind the last one that shows something new are left
+out.
 """
 
 import copy
@@ -61,10 +61,7 @@ def ask(census, cls, modeling, config_class, values):
         border._Keys = original
     kept = {key: values[key] for key in ["model_type", *sorted(read[0].asked)] if values.get(key) is not None}
 
-    config = config_class.from_dict(copy.deepcopy(values))
-    config.model_type = values["model_type"]
-    if not getattr(config, "rope_parameters", None):  # esm
-        config.rope_parameters = dict(rope_type="default", rope_theta=config.rope_theta)
+    config = census.from_file(config_class, values)
     module = cls(copy.deepcopy(config))
     apply, halves_out = census.apply_function(modeling, config)
     answers = {}
@@ -159,13 +156,14 @@ def main():
             for config in census.configs(cls, modeling):
                 if config.model_type not in FAMILIES:
                     continue
+                files = dict(census.variants(config))
                 for name, results in census.examine(cls, modeling, config).items():
                     wanted = name in ALWAYS or config.model_type in PERTURBED
                     if FAMILIES[config.model_type].logit_factor and name == "yarn, mscale":
                         wanted = True
                     if isinstance(results, str) or not wanted:
                         continue
-                    row = ask(census, cls, modeling, type(config), dict(census.variants(config))[name])
+                    row = ask(census, cls, modeling, type(config), files[name])
                     rows.append(json.dumps(dict(name=f"{config.model_type}, {name}", **row)))
     rows = list(dict.fromkeys(rows))
     versions = json.dumps(dict(transformers=transformers.__version__, torch=torch.__version__))

@@ -29,8 +29,13 @@ import transformers
 import rope_jax
 from rope_jax._families import FAMILIES
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from golden.cases import EPS32, frequency_error
+
 TABLE = Path(__file__).parents[1] / "golden" / "census.json"
-EPS32, EPS16 = 2.0**-24, 2.0**-8  # unit roundoff
+EPS16 = 2.0**-8  # unit roundoff
+DTYPES = {"float32": (torch.float32, jnp.float32, EPS32), "bfloat16": (torch.bfloat16, jnp.bfloat16, EPS16)}
 
 ORIGINAL, LONGEST = 64, 256  # lengths of the perturbed configs
 POSITIONS = {
@@ -137,13 +142,18 @@ def configs(cls, module, axial=False):
             continue
         if not config.model_type:  # a part without a name of its own
             config.model_type = "esm" if "SaProt" in type(config).__name__ else "llama"
-        if not getattr(config, "rope_parameters", None) and hasattr(config, "rope_theta"):
-            config.rope_parameters = dict(rope_type="default", rope_theta=config.rope_theta)
+        with_recipe(config)
         try:
             cls(repaired(config))
         except Exception:  # it is not for this part
             continue
         yield config
+
+
+def with_recipe(config):
+    """Gives ESM, which has a base alone, the recipe that it stands for."""
+    if not getattr(config, "rope_parameters", None) and hasattr(config, "rope_theta"):
+        config.rope_parameters = dict(rope_type="default", rope_theta=config.rope_theta)
 
 
 # The defaults of some configs are those of no model: an odd rotary_dim, or sections that do not add up.
@@ -292,7 +302,9 @@ def compare_rotation(rope, module, label, model_type):
         frequencies = rope.frequencies(length)
         # Their float32 product of a frequency and a position: design.md, numeric contract, 6; or what the error of
         # the frequency itself makes of it, where R is no power of two.
-        error = max(2.0**-23, float(np.max(frequency_error(rope, frequencies.inv_freq))))
+        error = max(
+            2.0**-23, float(np.max(frequency_error(rope.schedule, 2 * rope.num_pairs, frequencies.inv_freq)))
+        )
         allowed = frequencies.attention_factor * (2e-7 + np.maximum(np.array([list(values)]), 1) * error)
         for our_part, their_part in zip(our_rotation(rope, name, text_only, length), theirs, strict=True):
             their_part = halves(as_numpy(their_part), rope.num_pairs)
@@ -319,20 +331,8 @@ def compare_frequencies(rope, module, label):
         raise Different(f"attention factor {scaling}, ours {frequencies.attention_factor}")
     off = np.abs(theirs - ours)
     ulp = np.spacing(ours.astype(np.float32)).astype(np.float64)
-    return float(np.max(off / ulp)), float(np.max(off / frequency_error(rope, ours)))
-
-
-def frequency_error(rope, inv_freq):
-    """How far float32 may put their frequencies from the exact ones, in radians: see golden/cases.py.
-
-    The exponent 2i/R is rounded where R is no power of two, and the power multiplies that by ln(base). YaRN and
-    llama3 blend, which is off by the unscaled frequency times the error of the weight.
-    """
-    schedule, rotary_dim = rope.schedule, 2 * rope.num_pairs
-    exponent = 0.0 if rotary_dim & (rotary_dim - 1) == 0 else np.log(schedule.base)
-    blends = isinstance(schedule, rope_jax.Yarn | rope_jax.Llama3)
-    blend = 12 * rope_jax.geometric(rotary_dim, schedule.base) if blends else 0.0
-    return EPS32 * ((5 + exponent) * inv_freq + blend) + 1e-30
+    allowed = frequency_error(rope.schedule, 2 * rope.num_pairs, ours) + 1e-30  # a pair that stands still has none
+    return float(np.max(off / ulp)), float(np.max(off / allowed))
 
 
 def apply_function(module, config):
@@ -368,7 +368,7 @@ def turn(apply, q, cos_sin, rotary_dim):
             return torch.cat([turned, q[..., rotary_dim:]], dim=-1)
 
 
-def compare_queries(rope, module, label, modeling, config, dtype):
+def compare_queries(rope, module, label, modeling, config, name):
     """The worst difference of turned queries, as a share of what rounding allows."""
     apply, halves_out = apply_function(modeling, config)
     if apply is None:
@@ -376,7 +376,7 @@ def compare_queries(rope, module, label, modeling, config, dtype):
     values = np.array([list(POSITIONS["near"])])
     theirs_at, _ = position_ids(rope, values[0], text_only=False)
     length = int(theirs_at.max()) + 1 if hasattr(rope.schedule, "length") else None
-    ours_dtype, eps = (jnp.float32, EPS32) if dtype == torch.float32 else (jnp.bfloat16, EPS16)
+    dtype, ours_dtype, eps = DTYPES[name]
     text_only = config.model_type == "hunyuan_vl_text"
     theirs_at, _ = position_ids(rope, values[0], text_only)
     x, ours = our_queries(rope, text_only, length, ours_dtype)
@@ -459,8 +459,7 @@ def compare(cls, modeling, config, values):
                 ulp=ulp,
                 inv_freq=inv_freq,
                 rotation=compare_rotation(forward, module, label, model_type),
-                float32=compare_queries(rope, module, label, modeling, config, torch.float32),
-                bfloat16=compare_queries(rope, module, label, modeling, config, torch.bfloat16),
+                **{name: compare_queries(rope, module, label, modeling, config, name) for name in DTYPES},
             )
         )
     return {key: max(figure[key] for figure in figures) for key in figures[0]}
@@ -479,7 +478,7 @@ def compare_axial(cls, modeling, config):
     if theirs.size * 2 != rope.num_pairs:
         raise Different(f"{theirs.size} frequencies for each axis, ours {rope.num_pairs / 2}")
     off = np.abs(theirs - ours)
-    allowed = EPS32 * (5 + np.log(config.rope_parameters["rope_theta"])) * ours  # R/2 is seldom a power of two
+    allowed = frequency_error(rope.schedule.schedule, rope.num_pairs, ours)  # of one axis, which has R/2 features
     figures = dict(
         ulp=float(np.max(off / np.spacing(ours.astype(np.float32)))), inv_freq=float(np.max(off / allowed))
     )
@@ -494,10 +493,7 @@ def compare_axial(cls, modeling, config):
         for part, theirs in zip(turn, cos_sin, strict=True)
     ]
     figures["rotation"] = float(np.max(shares))
-    for name, dtype, ours_dtype, eps in [
-        ("float32", torch.float32, jnp.float32, EPS32),
-        ("bfloat16", torch.bfloat16, jnp.bfloat16, EPS16),
-    ]:
+    for name, (dtype, ours_dtype, eps) in DTYPES.items():
         x = jnp.asarray(np.random.default_rng(0).normal(size=(len(positions), 2, rope.head_dim)), ours_dtype)
         exact = as_numpy(x.astype(jnp.float32))
         q = torch.tensor(exact, dtype=dtype)
@@ -546,10 +542,7 @@ def compare_functions(modeling, config, functions):
     rotary_dim = 2 * rope.num_pairs
     turn = functions(modeling, rope, rotary_dim)
     worst = {}
-    for name, dtype, ours_dtype, eps in [
-        ("float32", torch.float32, jnp.float32, EPS32),
-        ("bfloat16", torch.bfloat16, jnp.bfloat16, EPS16),
-    ]:
+    for name, (dtype, ours_dtype, eps) in DTYPES.items():
         positions = np.array([*POSITIONS["near"], *POSITIONS["around"]])
         x = jnp.asarray(np.random.default_rng(0).normal(size=(1, positions.size, 2, rope.head_dim)), ours_dtype)
         exact = as_numpy(x.astype(jnp.float32))
@@ -610,6 +603,14 @@ SAYS_HOW = (
 ).split()
 
 
+def from_file(config_class, values):
+    """The config that transformers makes of what a file says."""
+    config = config_class.from_dict(copy.deepcopy(values))
+    config.model_type = values["model_type"]
+    with_recipe(config)
+    return config
+
+
 def fits(module, config):
     """Whether a latent head's rotated part takes the frequencies of its own module."""
     sizes = {value.shape[-1] for name, value in module.named_buffers() if name.endswith("inv_freq")}
@@ -621,10 +622,7 @@ def examine(cls, modeling, config):
     results = {}
     for name, values in variants(config):
         try:
-            changed = type(config).from_dict(copy.deepcopy(values))  # as one reads it from a file
-            changed.model_type = config.model_type
-            if not getattr(changed, "rope_parameters", None):  # esm
-                changed.rope_parameters = dict(rope_type="default", rope_theta=changed.rope_theta)
+            changed = from_file(type(config), values)
             module = cls(copy.deepcopy(changed))
             label = next((label for label, entry in entries_of(changed).items() if entry is not None), None)
             axes = FAMILIES[config.model_type].sections
@@ -654,7 +652,7 @@ def census(folders=()):
         if folders and folder not in folders:
             continue
         row = table.setdefault(folder, dict(parts={}, not_covered=[]))
-        if folder in FUNCTIONS and hasattr(modeling, "__name__") and folder in modeling.__name__:
+        if folder in FUNCTIONS:
             config = importlib.import_module(modeling.__name__.replace("modeling_", "configuration_"))
             config = next(c for c in vars(config).values() if getattr(c, "model_type", None) == folder)().to_dict()
             row["parts"][folder] = {"default config": compare_functions(modeling, config, FUNCTIONS[folder])}
