@@ -40,9 +40,18 @@ from rope_jax._frequencies import (
 from rope_jax._angles import Rotation, rotation
 from rope_jax._rotation import Layout, rotate
 from rope_jax._rope import Rope
+from rope_jax._encodings import (
+    ALiBi,
+    LearnedPositions,
+    PositionBias,
+    PositionEmbedding,
+    Sinusoidal,
+    T5Bias,
+    relative_buckets,
+)
 from rope_jax._layout import convert_layout
 from rope_jax._cache import KVCache, init_cache
-from rope_jax._attend import attend
+from rope_jax._attend import attend, attention_weights
 from rope_jax._attention import RotaryAttention
 from rope_jax._adapter import rotary_attention_fn
 from rope_jax._decoder import Decoder
@@ -55,6 +64,7 @@ from rope_jax._checkpoint import Checkpoint, load_hf
 __version__ = "0.1.0"
 
 __all__ = [
+    "ALiBi",
     "Axial",
     "Checkpoint",
     "Decoder",
@@ -65,10 +75,13 @@ __all__ = [
     "KVCache",
     "LayerRecipe",
     "Layout",
+    "LearnedPositions",
     "Linear",
     "Llama3",
     "LongRope",
     "NTKAware",
+    "PositionBias",
+    "PositionEmbedding",
     "Proportional",
     "QueryTemperature",
     "Recipe",
@@ -77,9 +90,12 @@ __all__ = [
     "RotaryAttention",
     "Rotation",
     "Schedule",
+    "Sinusoidal",
     "Standard",
+    "T5Bias",
     "Yarn",
     "attend",
+    "attention_weights",
     "convert_layout",
     "from_hf_config",
     "generate",
@@ -89,6 +105,7 @@ __all__ = [
     "load_hf",
     "positions_from_mask",
     "positions_from_segments",
+    "relative_buckets",
     "rotary_attention_fn",
     "rotate",
     "rotation",

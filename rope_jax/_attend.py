@@ -11,6 +11,11 @@ from rope_jax._checks import check_axes, check_dtype
 Implementation = Literal["xla", "cudnn"]
 
 
+def distances(query_order, key_order) -> jax.Array:
+    """How many tokens each query stands after each key, by their order in the row: integers ``[B, T, S]``."""
+    return query_order[:, :, None] - key_order[:, None, :]
+
+
 def visible(query_order, key_order, *, causal: bool, window: int | jax.Array | None = None) -> jax.Array:
     """Which keys each query may read, by their order in the row: bool ``[B, 1, T, S]``.
 
@@ -28,7 +33,7 @@ def visible(query_order, key_order, *, causal: bool, window: int | jax.Array | N
       >>> visible(order, order, causal=True, window=2)[0, 0].astype(int).tolist()
       [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
     """
-    distance = query_order[:, None, :, None] - key_order[:, None, None, :]
+    distance = distances(query_order, key_order)[:, None]
     seen = jnp.ones_like(distance, bool)
     if causal:
         seen &= distance >= 0
@@ -42,6 +47,7 @@ def attend(
     k,
     v,
     *,
+    bias=None,
     mask=None,
     causal: bool = False,
     window: int | jax.Array | None = None,
@@ -51,16 +57,17 @@ def attend(
     dropout_rng=None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
-    """``softmax(scale q.k) v`` (Vaswani et al. 2017, section 3.2.1), with grouped heads, masks and caps.
+    """``softmax(scale q.k + bias) v`` (Vaswani et al. 2017, section 3.2.1), with grouped heads, masks and caps.
 
     It is :func:`jax.nn.dot_product_attention`, except with a soft cap or dropout, which that has not, or for
-    bfloat16 under strict promotion and float16, which that breaks. Then the scores are formed here, in float32:
-    ``logit_cap * tanh(scale q.k / logit_cap)`` (Gemma 2, section 2).
+    bfloat16 under strict promotion and float16, which that breaks. Then the weights are formed here, in float32:
+    see :func:`attention_weights`.
 
     Args:
       q: ``[B, T, N, H]``.
       k: ``[B, S, K, H]``; N is a multiple of K, and query head n reads key head ``n // (N/K)``.
       v: ``[B, S, K, H]``.
+      bias: floating ``[B or 1, N or 1, T or 1, S]``, added to the scaled (and capped) scores: see :class:`T5Bias`.
       mask: bool ``[B or 1, N or 1, T, S]``, True where a query may read a key.
       causal: query t reads keys ``s <= t``. Beside the mask, not in its place.
       window: query t reads keys with ``|t - s| < window``, an integer that may be traced.
@@ -82,16 +89,10 @@ def attend(
       >>> rope_jax.attend(q, kv, kv, causal=True).shape
       (1, 3, 4, 8)
     """
-    check_axes("q", q, "B T N H")
+    _check_scores(q, k, bias, mask)
     batch, length, heads, head_dim = q.shape
-    check_axes("k", k, "B S K H", B=batch, H=head_dim)
-    check_axes("v", v, "B S K H", B=batch, S=k.shape[1], K=k.shape[2], H=head_dim)
     kv_heads = k.shape[2]
-    if heads % kv_heads:
-        raise ValueError(f"q must have a multiple of K={kv_heads} heads, got N={heads}")
-    if mask is not None:
-        check_axes("mask", mask, "B N T S", B={1, batch}, N={1, heads}, T=length, S=k.shape[1])
-        check_dtype("mask", mask, jnp.bool, "bool")
+    check_axes("v", v, "B S K H", B=batch, S=k.shape[1], K=kv_heads, H=head_dim)
     check_options(window, logit_cap, dropout_rate)
     if implementation not in (None, *get_args(Implementation)):
         raise ValueError(
@@ -114,6 +115,7 @@ def attend(
             q,
             k,
             v,
+            bias=bias,
             mask=mask,
             scale=scale,
             is_causal=causal,
@@ -126,22 +128,87 @@ def attend(
     if dropout_rate > 0.0 and dropout_rng is None:
         raise ValueError(f"dropout_rng must be given with dropout_rate {dropout_rate}, got None")
 
+    weights = attention_weights(
+        q, k, bias=bias, mask=mask, causal=causal, window=window, scale=scale, logit_cap=logit_cap
+    )
+    if dropout_rate > 0.0:
+        kept = jax.random.bernoulli(dropout_rng, 1.0 - dropout_rate, weights.shape)
+        weights = jnp.where(kept, weights / (1.0 - dropout_rate), 0.0)
+    weights = weights.astype(v.dtype).reshape(batch, kv_heads, heads // kv_heads, length, k.shape[1])
+    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape).astype(q.dtype)
+
+
+def attention_weights(
+    q,
+    k,
+    *,
+    bias=None,
+    mask=None,
+    causal: bool = False,
+    window: int | jax.Array | None = None,
+    scale: float | None = None,
+    logit_cap: float | None = None,
+) -> jax.Array:
+    """How much each query reads of each key: ``softmax(scale q.k + bias)``, to be looked at.
+
+    With a soft cap c the scores are ``c tanh(scale q.k / c)`` (Gemma 2, section 2). :func:`attend` gives the
+    weighted sum of the values without forming this table, where it can.
+
+    Args:
+      q: ``[B, T, N, H]``, rotated.
+      k: ``[B, S, K, H]``, rotated.
+      bias: see :func:`attend`, as are the others.
+      mask: bool ``[B or 1, N or 1, T, S]``.
+      causal: query t reads keys ``s <= t``.
+      window: query t reads keys with ``|t - s| < window``.
+      scale: multiplies q.k; ``1/sqrt(H)`` where it is None.
+      logit_cap: soft bound of the scaled scores.
+
+    Returns:
+      float32 ``[B, N, T, S]``; each row sums to 1. A query that may read nothing reads all keys alike.
+
+    Raises:
+      ValueError: if shapes do not go together, or an option is out of its range.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> ones = jnp.ones((1, 3, 1, 4))
+      >>> rope_jax.attention_weights(ones, ones, causal=True)[0, 0, 1].tolist()
+      [0.5, 0.5, 0.0]
+    """
+    _check_scores(q, k, bias, mask)
+    check_options(window, logit_cap, 0.0)
+    batch, length, heads, head_dim = q.shape
+    kv_heads = k.shape[2]
     grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
     logits = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
     logits *= 1.0 / math.sqrt(head_dim) if scale is None else scale
     if logit_cap is not None:
         logits = logit_cap * jnp.tanh(logits / logit_cap)
     logits = logits.reshape(batch, heads, length, k.shape[1])
+    if bias is not None:
+        logits += bias.astype(jnp.float32)
     seen = _by_index(length, k.shape[1], causal=causal, window=window)
     seen = seen if mask is None else seen & mask
     # Finite, so that a row that sees nothing is a mean and not NaN, as in jax.nn.dot_product_attention.
     logits = jnp.where(seen, logits, 0.7 * jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1)
-    if dropout_rate > 0.0:
-        kept = jax.random.bernoulli(dropout_rng, 1.0 - dropout_rate, weights.shape)
-        weights = jnp.where(kept, weights / (1.0 - dropout_rate), 0.0)
-    weights = weights.astype(v.dtype).reshape(batch, kv_heads, heads // kv_heads, length, k.shape[1])
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape).astype(q.dtype)
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def _check_scores(q, k, bias, mask) -> None:
+    """Raises unless queries, keys and what is laid over their scores go together."""
+    check_axes("q", q, "B T N H")
+    batch, length, heads, head_dim = q.shape
+    check_axes("k", k, "B S K H", B=batch, H=head_dim)
+    kv_length, kv_heads = k.shape[1:3]
+    if heads % kv_heads:
+        raise ValueError(f"q must have a multiple of K={kv_heads} heads, got N={heads}")
+    if mask is not None:
+        check_axes("mask", mask, "B N T S", B={1, batch}, N={1, heads}, T=length, S=kv_length)
+        check_dtype("mask", mask, jnp.bool, "bool")
+    if bias is not None:
+        check_axes("bias", bias, "B N T S", B={1, batch}, N={1, heads}, T={1, length}, S=kv_length)
+        check_dtype("bias", bias, jnp.floating, "floating")
 
 
 def check_options(window: int | jax.Array | None, logit_cap: float | None, dropout_rate: float) -> None:

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from rope_jax._angles import Rotation
 from rope_jax._angles import rotation as rotation_at
-from rope_jax._attend import Implementation, attend, check_options, visible
+from rope_jax._attend import Implementation, attend, attention_weights, check_options, distances, visible
 from rope_jax._cache import KVCache
 from rope_jax._checks import check_axes, check_dtype, check_mask, device_array
+from rope_jax._encodings import PositionBias
 from rope_jax._frequencies import Frequencies
 from rope_jax._norm import RMSNorm
 from rope_jax._positions import next_positions, same_segment
@@ -24,17 +25,21 @@ class RotaryAttention(nn.Module, kw_only=True):
     """Self-attention whose queries and keys are rotated to their positions (RoFormer, section 3.2).
 
     ``x -> q, k, v -> QK-norm -> rotate q and k -> cache -> attend -> y``. Keys are rotated before they
-    enter the cache, so a cached key never moves again. With ``num_kv_heads`` between 1 and ``num_heads``
-    it is multi-head, grouped-query or multi-query attention. RoPE has no parameter here unless
+    enter the cache, so a cached key never moves again. Encodings that bias the scores have their place too
+    (``position_bias``), beside the rotation or with ``rope=None``. With ``num_kv_heads`` between 1 and
+    ``num_heads`` it is multi-head, grouped-query or multi-query attention. RoPE has no parameter here unless
     ``learn_frequencies``; then ``inv_freq [R/2]`` is one, in float32.
 
     Kernels carry the logical axis names ``embed``, ``heads``, ``kv_heads`` and ``head_dim``
-    (:func:`flax.linen.with_logical_partitioning`); :func:`flax.linen.unbox` strips them.
+    (:func:`flax.linen.with_logical_partitioning`); :func:`flax.linen.unbox` strips them. A call with the
+    collection ``intermediates`` mutable leaves the attention weights there, as ``weights [B, N, T, S]``.
 
     Attributes:
       num_heads: N.
       head_dim: H, even if rotated whole.
-      rope: the recipe of the rotation, or None for no position encoding.
+      rope: the recipe of the rotation, or None for none.
+      position_bias: what is added to the scores: :class:`T5Bias`, :class:`ALiBi` or your own callable of that
+        form. It goes by each token's place in line, as causality and windows do, whatever the positions.
       num_kv_heads: K, a divisor of N; N where it is None.
       causal: whether a token reads only itself and what came before.
       window: a token reads only tokens less than this many away (its own included): a sliding window.
@@ -75,6 +80,7 @@ class RotaryAttention(nn.Module, kw_only=True):
     head_dim: int
     rope: Rope | None
     num_kv_heads: int | None = None
+    position_bias: PositionBias | None = None
     causal: bool = True
     window: int | None = None
     logit_cap: float | None = None
@@ -99,6 +105,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         positions=None,
         *,
         rotation: Rotation | None = None,
+        bias=None,
         mask=None,
         segment_ids=None,
         cache: KVCache | None = None,
@@ -113,6 +120,8 @@ class RotaryAttention(nn.Module, kw_only=True):
             the count of real tokens so far, within each segment, after those in the cache. Unused where the
             rope is None.
           rotation: cos and sin at the positions, in their place: compute them once for all layers.
+          bias: floating ``[B or 1, N or 1, T, S]``, what is added to the scores in place of ``position_bias``:
+            compute it once for all layers. S is the capacity of the cache if there is one.
           mask: bool or integer ``[B, T]``, nonzero at real tokens, on either side of the padding. Padding is
             never read and never cached; what comes out at it means nothing.
           segment_ids: integers ``[B, T]`` of packed sequences: runs of equal ids, which read only themselves.
@@ -128,7 +137,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         check_axes("x", x, "B T D")
         batch, length, width = x.shape
         check_dtype("x", x, jnp.floating, "floating")
-        mask, segment_ids = self._check_call(batch, length, positions, rotation, mask, segment_ids, cache)
+        mask, segment_ids = self._check_call(batch, length, positions, rotation, bias, mask, segment_ids, cache)
         if window is None:
             window = self.window
         elif self.window is None:
@@ -173,6 +182,10 @@ class RotaryAttention(nn.Module, kw_only=True):
                     rotation = self.rope.rotation(positions)
             q, k = self.rope.rotate(q, rotation), self.rope.rotate(k, rotation)
 
+        if self.position_bias is not None:
+            slots = order if cache is None else jnp.arange(cache.capacity, dtype=jnp.int32)[None]
+            bias = self.position_bias(distances(order, slots), self.num_heads, self.causal)
+
         # Rows without gaps are in order of their index: then `attend` needs flags, not a mask of T x S.
         in_line = mask is None and cache is None
         readable = None
@@ -187,15 +200,21 @@ class RotaryAttention(nn.Module, kw_only=True):
             in_reach = visible(order, order, causal=self.causal, window=window) & mask[:, None, None, :]
             readable = in_reach if readable is None else readable & in_reach
 
-        y = attend(
-            q,
-            k,
-            v,
+        scores = dict(
+            bias=bias,
             mask=readable,
             causal=in_line and self.causal,
             window=window if in_line else None,
             scale=self.logit_scale,
             logit_cap=self.logit_cap,
+        )
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "weights", attention_weights(q, k, **scores))
+        y = attend(
+            q,
+            k,
+            v,
+            **scores,
             dropout_rate=0.0 if deterministic else self.dropout_rate,
             dropout_rng=None if deterministic or not self.dropout_rate else self.make_rng("dropout"),
             implementation=self.implementation,
@@ -246,7 +265,7 @@ class RotaryAttention(nn.Module, kw_only=True):
             raise ValueError("rope must be given with learn_frequencies, got None")
         check_options(self.window, self.logit_cap, self.dropout_rate)
 
-    def _check_call(self, batch, length, positions, rotation, mask, segment_ids, cache):
+    def _check_call(self, batch, length, positions, rotation, bias, mask, segment_ids, cache):
         """The mask as bool and the segment ids as an array, if the arguments go together."""
         if positions is not None and rotation is not None:
             raise ValueError("positions and rotation must not both be given: a rotation stands for its positions")
@@ -257,6 +276,8 @@ class RotaryAttention(nn.Module, kw_only=True):
             raise ValueError(
                 "rotation must be left out where rope is None or its frequencies are learned: it would be ignored"
             )
+        if bias is not None and self.position_bias is not None:
+            raise ValueError("bias must be left out where the field position_bias is set: it stands for it")
         if mask is not None:
             mask = check_mask("mask", mask, "B T", B=batch, T=length)
         if segment_ids is not None:

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax._angles import Rotation
-from rope_jax._attend import check_options
+from rope_jax._attend import check_options, distances
 from rope_jax._attention import Initializer, RotaryAttention
 from rope_jax._cache import KVCache, init_cache
 from rope_jax._checks import check_axes, check_dtype, device_array
+from rope_jax._encodings import PositionBias, PositionEmbedding
 from rope_jax._norm import RMSNorm
+from rope_jax._positions import next_positions
 from rope_jax._rope import Rope
 
 
@@ -43,6 +45,10 @@ class Decoder(nn.Module, kw_only=True):
         which differ by their schedule alone (Gemma 3, section 2: two bases; Yang et al. 2025, "Rope to NoPE and
         back again": layers of None).
       num_kv_heads: K, a divisor of N; N where it is None.
+      position_embedding: what is added to the embeddings: :class:`Sinusoidal`, :class:`LearnedPositions`, or your
+        own callable of that form. It may stand beside a rope, or with ``rope=None``, as may the next.
+      position_bias: what is added to the scores of every layer, evaluated once: :class:`T5Bias`, :class:`ALiBi`;
+        see :class:`RotaryAttention`.
       tie_embeddings: whether the unembedding is the embedding transposed.
       qk_norm: see :class:`RotaryAttention`.
       window: see :class:`RotaryAttention`; or a tuple, one for each layer.
@@ -75,6 +81,9 @@ class Decoder(nn.Module, kw_only=True):
       >>> params = model.init(jax.random.key(0), tokens)
       >>> model.apply(params, tokens).shape
       (1, 6, 256)
+      >>> _, seen = model.apply(params, tokens, mutable="intermediates")  # and how much each token read of which
+      >>> seen["intermediates"]["layers"]["self_attention"]["weights"][0].shape  # [layers, B, N, T, S]
+      (2, 1, 4, 6, 6)
     """
 
     vocab_size: int
@@ -85,6 +94,8 @@ class Decoder(nn.Module, kw_only=True):
     hidden_dim: int
     rope: Rope | tuple[Rope | None, ...] | None
     num_kv_heads: int | None = None
+    position_embedding: PositionEmbedding | None = None
+    position_bias: PositionBias | None = None
     tie_embeddings: bool = True
     qk_norm: bool = False
     window: int | tuple[int | None, ...] | None = None
@@ -148,9 +159,9 @@ class Decoder(nn.Module, kw_only=True):
         block = nn.remat(_Block, prevent_cse=False) if self.remat else _Block
         stack = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
             length=self.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
@@ -205,11 +216,15 @@ class Decoder(nn.Module, kw_only=True):
                 f"got {cache.key.shape}"
             )
         seen = None if cache is None else cache.length[0]
-        rotation, own_rotation = self._rotations(tokens.shape, positions, mask, segment_ids, seen, length)
+        if positions is None:
+            positions = self._positions(tokens.shape, mask, segment_ids, seen)
+        rotation, own_rotation = self._rotations(positions, length)
         known = (tokens >= 0) & (tokens < self.vocab_size)  # an embedding would read a negative one from the end
         x = self.embed(tokens)
         if self.embedding_scale is not None:
             x *= jnp.asarray(self.embedding_scale, self.dtype)
+        if self.position_embedding is not None:
+            x += self.position_embedding(positions, self.width).astype(self.dtype)
         x = jnp.where(known[..., None], x, jnp.asarray(jnp.nan, self.dtype))
         windows = self._windows()
         if isinstance(windows, tuple):  # no window: one that is longer than any row
@@ -217,7 +232,12 @@ class Decoder(nn.Module, kw_only=True):
             windows = jnp.array([longest if window is None else window for window in windows], jnp.int32)
         else:
             windows = None
-        x, cache = self.layers(x, rotation, mask, segment_ids, cache, _Own(own_rotation, windows))
+        bias = None
+        if self.position_bias is not None:
+            order = next_positions(tokens.shape, mask, seen=seen)
+            keys = order if cache is None else jnp.arange(cache.capacity, dtype=jnp.int32)[None]
+            bias = self.position_bias(distances(order, keys), self.num_heads, True)
+        x, cache = self.layers(x, rotation, bias, mask, segment_ids, cache, _Own(own_rotation, windows))
         x = self.final_norm(x)
         return x if cache is None else (x, cache)
 
@@ -263,7 +283,14 @@ class Decoder(nn.Module, kw_only=True):
             check_options(window, None, 0.0)
         return windows
 
-    def _rotations(self, shape, positions, mask, segment_ids, seen, length):
+    def _positions(self, shape, mask, segment_ids, seen):
+        """Positions of tokens that nobody gave positions; a rope with axes refuses to guess them."""
+        ropes = self._ropes()
+        first = next(filter(None, ropes if isinstance(ropes, tuple) else (ropes,)), None)
+        count = next_positions if first is None else first.next_positions
+        return count(shape, mask, segment_ids, seen)
+
+    def _rotations(self, positions, length):
         """The rotation of all layers, and None; or each distinct one, stacked, and which one each layer reads."""
         ropes = self._ropes()
         distinct = tuple(dict.fromkeys(ropes)) if isinstance(ropes, tuple) else (ropes,)
@@ -272,8 +299,6 @@ class Decoder(nn.Module, kw_only=True):
             if length is not None:
                 raise ValueError(f"length must be left out without a rope that depends on it, got {length}")
             return None, None
-        if positions is None:
-            positions = real[0].next_positions(shape, mask, segment_ids, seen)
         # The length is for the schedules that depend on it; where none does, each says so itself.
         takers = [rope for rope in real if hasattr(rope.schedule, "length")] or real
         turns = {rope: rope.rotation(positions, length=length if rope in takers else None) for rope in real}
@@ -314,7 +339,7 @@ class _Block(nn.Module):
     post_norms: bool
 
     @nn.compact
-    def __call__(self, x, rotation: Rotation | None, mask, segment_ids, cache: KVCache | None, own: _Own):
+    def __call__(self, x, rotation: Rotation | None, bias, mask, segment_ids, cache: KVCache | None, own: _Own):
         def dense(name, features, *axes):
             init = nn.with_logical_partitioning(self.kernel_init, axes)
             bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:])
@@ -325,6 +350,7 @@ class _Block(nn.Module):
         y = self.attention(name="self_attention")(
             self.norm(name="attention_norm")(x),
             rotation=rotation,
+            bias=bias,
             mask=mask,
             segment_ids=segment_ids,
             cache=cache,

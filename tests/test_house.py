@@ -19,6 +19,7 @@ ROOMS = [
     "angles",
     "rotation",
     "rope",
+    "encodings",
     "layout",
     "cache",
     "attend",
@@ -55,7 +56,10 @@ def test_public_names_are_documented_by_example():
     for name in rope_jax.__all__:
         thing = getattr(rope_jax, name)
         # values and protocols, whose functions carry the examples
-        if name in "Layout Schedule Rotation KVCache FrequencyChoice Generation LayerRecipe Checkpoint".split():
+        if (
+            name
+            in "Layout PositionBias PositionEmbedding Schedule Rotation KVCache FrequencyChoice Generation LayerRecipe Checkpoint".split()
+        ):
             continue
         assert ">>>" in thing.__doc__, name
     assert list(rope_jax.__all__) == sorted(rope_jax.__all__)

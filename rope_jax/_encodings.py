@@ -1,0 +1,256 @@
+"""How else can a model know where its tokens are?
+
+RoPE turns queries and keys. Its predecessors and rivals either add something to the embeddings, a function
+``(positions, width) -> [..., T, D]``, or something to the scores, ``(distance, num_heads, causal) ->
+[B, N, T, S]``. Any callable of these forms will do in :class:`Decoder` and :class:`RotaryAttention`: a frozen
+dataclass where there is nothing to learn, a linen module where there is.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rope_jax._angles import rotation
+from rope_jax._checks import check_axes, check_dtype, device_array
+from rope_jax._frequencies import Frequencies, geometric
+
+
+class PositionEmbedding(Protocol):
+    """What is added to the embeddings of tokens at ``positions [..., T]``: ``[..., T, D]`` for a width D."""
+
+    def __call__(self, positions, width: int, /) -> jax.Array: ...
+
+
+class PositionBias(Protocol):
+    """What is added to the scores ``[B, N, T, S]`` of a query ``distance [B, T, S]`` tokens after a key."""
+
+    def __call__(self, distance, num_heads: int, causal: bool, /) -> jax.Array: ...
+
+
+# ------------------------------------------------------------------------------ added to the embeddings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sinusoidal:
+    """Sines and cosines of the position (Vaswani et al. 2017, section 3.5).
+
+    ``PE[m, 2i] = sin(m * theta_i)``, ``PE[m, 2i + 1] = cos(m * theta_i)`` with ``theta_i = base^(-2i/D)``; right
+    at every int32 position, see :func:`rotation`. The paper multiplies the embeddings it is added to by
+    ``sqrt(D)``: ``Decoder(embedding_scale=...)``.
+
+    Attributes:
+      base: b, the ratio of the slowest wavelength to the fastest as D grows.
+
+    Raises:
+      ValueError: if the base is not above 1 and finite, or D is not even.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> rope_jax.Sinusoidal()(jnp.arange(3), 4)[0].tolist()  # position 0
+      [0.0, 1.0, 0.0, 1.0]
+    """
+
+    base: float = 10_000.0
+
+    def __post_init__(self):
+        if not 1 < self.base < math.inf:
+            raise ValueError(f"base must be above 1 and finite, got {self.base}")
+
+    def __call__(self, positions, width: int) -> jax.Array:
+        """float32 ``[..., T, D]``."""
+        if width < 2 or width % 2:
+            raise ValueError(f"width must be even and at least 2, got {width}")
+        turn = rotation(positions, Frequencies(geometric(width, self.base)))
+        return jnp.stack([turn.sin, turn.cos], axis=-1).reshape(*turn.sin.shape[:-1], width)
+
+
+class LearnedPositions(nn.Module, kw_only=True):
+    """One learned vector for each position (Gehring et al. 2017, section 3.1; GPT-2, BERT).
+
+    ``PE[m] = table[m]``. Its axes are named ``positions`` and ``embed``.
+
+    Attributes:
+      length: how many positions there are. One outside of ``[0, length)`` has no vector: an error where it is
+        known, NaN where only run time can know it.
+      param_dtype: of the table.
+      embedding_init: of the table ``[length, D]``.
+
+    Raises:
+      TypeError: if positions are not integers.
+      ValueError: if length is below 1, or a known position is outside of the table.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, rope_jax
+      >>> positions = rope_jax.LearnedPositions(length=16)
+      >>> params = positions.init(jax.random.key(0), jnp.arange(5), 8)
+      >>> positions.apply(params, jnp.arange(5), 8).shape
+      (5, 8)
+    """
+
+    length: int
+    param_dtype: Any = jnp.float32
+    embedding_init: Callable[..., Any] = nn.initializers.normal(0.02)
+
+    @nn.compact
+    def __call__(self, positions, width: int) -> jax.Array:
+        """``[..., T, D]`` in the table's dtype."""
+        if self.length < 1:
+            raise ValueError(f"length must be at least 1, got {self.length}")
+        positions = device_array("positions", positions)
+        check_dtype("positions", positions, jnp.integer, "integer")
+        if not isinstance(positions, jax.core.Tracer) and positions.size:
+            low, high = int(positions.min()), int(positions.max())
+            if low < 0 or high >= self.length:
+                raise ValueError(f"positions must be in [0, length={self.length}), got {low} to {high}")
+        init = nn.with_logical_partitioning(self.embedding_init, ("positions", "embed"))
+        table: Any = self.param("table", init, (self.length, width), self.param_dtype)
+        return table.at[positions].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+
+# ---------------------------------------------------------------------------------- added to the scores
+
+
+def relative_buckets(distance, *, causal: bool, num_buckets: int = 32, max_distance: int = 128) -> jax.Array:
+    """Which of T5's buckets a distance belongs to (Raffel et al. 2020, section 2.1).
+
+    Of n buckets, the first n/2 hold one distance each; bucket ``n/2 + j`` starts at ``n/2 * (2 max_distance /
+    n)^(j / (n/2))`` tokens, and the last holds all from ``max_distance`` on. Without causality one half of the
+    buckets is for keys before the query, the other for keys after it. The bounds are integers, found exactly:
+    no logarithm is taken on the device, where each chip would round it in its own way.
+
+    Args:
+      distance: integers ``[...]``, tokens from the key to the query: ``m - n``. Negative ones are keys after
+        the query, and count as 0 with ``causal``.
+      causal: whether there are no keys after the query.
+      num_buckets: how many, both directions together.
+      max_distance: tokens, from where on all distances share a bucket.
+
+    Returns:
+      int32 ``[...]`` in ``[0, num_buckets)``.
+
+    Raises:
+      TypeError: if distances are not integers.
+      ValueError: if there are too few buckets (2, or 4 and an even number without causality), or max_distance
+        is not over half of those for one direction.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> rope_jax.relative_buckets(jnp.array([0, 1, 15, 16, 18, 19, 127, 5000]), causal=True).tolist()
+      [0, 1, 15, 16, 16, 17, 31, 31]
+    """
+    distance = device_array("distance", distance)
+    check_dtype("distance", distance, jnp.integer, "integer")
+    if num_buckets < (2 if causal else 4) or num_buckets % (1 if causal else 2):
+        least = "at least 2" if causal else "even and at least 4 without causality"
+        raise ValueError(f"num_buckets must be {least}, got {num_buckets}")
+    count = num_buckets if causal else num_buckets // 2
+    if max_distance <= count // 2:
+        raise ValueError(
+            f"max_distance must be over {count // 2}, where {num_buckets} buckets begin to be shared, "
+            f"got {max_distance}"
+        )
+    starts = jnp.asarray(_bucket_starts(count, max_distance), distance.dtype)
+    behind = jnp.maximum(distance, 0) if causal else jnp.abs(distance)
+    bucket = jnp.searchsorted(starts, behind, side="right", method="compare_all").astype(jnp.int32) - 1
+    if causal:
+        return bucket
+    return bucket + jnp.where(distance < 0, jnp.int32(count), jnp.int32(0))
+
+
+def _bucket_starts(count: int, max_distance: int) -> np.ndarray:
+    """The least distance of each of ``count`` buckets of one direction, by integer arithmetic."""
+    exact = count // 2
+    shared = count - exact
+    starts = list(range(exact))
+    for j in range(shared):
+        # The least d with d / exact >= (max_distance / exact)^(j / shared), both sides to the power of `shared`.
+        bound = max_distance**j * exact ** (shared - j)
+        d = max(int(exact * (max_distance / exact) ** (j / shared)) - 1, exact)
+        while d**shared < bound:
+            d += 1
+        starts.append(d)
+    return np.array(starts)
+
+
+class T5Bias(nn.Module, kw_only=True):
+    """A learned scalar for each head and bucket of distances (Raffel et al. 2020, section 2.1).
+
+    ``bias[n, t, s] = table[bucket(t - s), n]``, see :func:`relative_buckets`. One table serves all layers of a
+    :class:`Decoder`, as in T5. T5 does not scale its scores; ``logit_scale=1.0`` does as it does.
+
+    Attributes:
+      num_buckets: how many, both directions together.
+      max_distance: tokens, from where on all distances share a bucket.
+      param_dtype: of the table.
+      embedding_init: of the table ``[num_buckets, N]``, whose axes are named ``relative_buckets`` and ``heads``.
+
+    Raises:
+      ValueError: as :func:`relative_buckets`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, rope_jax
+      >>> distance = jnp.arange(5)[None, :, None] - jnp.arange(5)[None, None, :]
+      >>> bias = rope_jax.T5Bias()
+      >>> params = bias.init(jax.random.key(0), distance, 2, True)
+      >>> bias.apply(params, distance, 2, True).shape
+      (1, 2, 5, 5)
+    """
+
+    num_buckets: int = 32
+    max_distance: int = 128
+    param_dtype: Any = jnp.float32
+    embedding_init: Callable[..., Any] = nn.initializers.normal(0.02)
+
+    @nn.compact
+    def __call__(self, distance, num_heads: int, causal: bool) -> jax.Array:
+        """float32 ``[B, N, T, S]`` for integer distances ``[B, T, S]``."""
+        check_axes("distance", distance, "B T S")
+        init = nn.with_logical_partitioning(self.embedding_init, ("relative_buckets", "heads"))
+        table: Any = self.param("table", init, (self.num_buckets, num_heads), self.param_dtype)
+        bucket = relative_buckets(
+            distance, causal=causal, num_buckets=self.num_buckets, max_distance=self.max_distance
+        )
+        return jnp.moveaxis(table.astype(jnp.float32)[bucket], -1, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ALiBi:
+    """A penalty that grows with the distance, at a slope of its own for each head (Press et al. 2022, section 3).
+
+    ``bias[n, t, s] = -slope_n |t - s|``, with the slopes ``2^(-8 (n + 1) / N)``. Where N is no power of two,
+    the first heads have the slopes of the power of two P below it, and the rest every other one of those of 2 P,
+    as in the authors' code.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> rope_jax.ALiBi()(jnp.array([[[0, 1, 2]]]), 2, True)[0, :, 0].tolist()
+      [[0.0, -0.0625, -0.125], [0.0, -0.00390625, -0.0078125]]
+    """
+
+    @staticmethod
+    def slopes(num_heads: int) -> np.ndarray:
+        """float64 ``[N]``, in scores per token.
+
+        Example:
+          >>> import rope_jax
+          >>> rope_jax.ALiBi.slopes(3).tolist()
+          [0.0625, 0.00390625, 0.25]
+        """
+        if num_heads < 1:
+            raise ValueError(f"num_heads must be at least 1, got {num_heads}")
+        power = 2 ** (num_heads.bit_length() - 1)
+        first = 2.0 ** (-8 * np.arange(1, power + 1) / power)
+        between = 2.0 ** (-8 * np.arange(1, 2 * power, 2) / (2 * power))
+        return np.concatenate([first, between])[:num_heads]
+
+    def __call__(self, distance, num_heads: int, causal: bool) -> jax.Array:
+        """float32 ``[B, N, T, S]`` for integer distances ``[B, T, S]``; without causality both sides alike."""
+        check_axes("distance", distance, "B T S")
+        slopes = jnp.asarray(self.slopes(num_heads), jnp.float32)[:, None, None]
+        return slopes * (-jnp.abs(distance)).astype(jnp.float32)[:, None]
