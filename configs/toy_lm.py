@@ -3,6 +3,7 @@
     python configs/toy_lm.py                                        # about three minutes on two CPU cores
     python configs/toy_lm.py --base 500000 --layout interleaved --steps 500
     python configs/toy_lm.py --schedule yarn factor=4 original_length=64
+    python configs/toy_lm.py --encoding alibi --workdir runs/alibi
     python configs/toy_lm.py --data FILE_OR_FOLDER --workdir runs/mine
     python configs/toy_lm.py --mesh data=2,model=4                  # eight devices
 
@@ -45,6 +46,8 @@ class Config:
     """Where checkpoints, metrics.jsonl, loss.png and sample.txt go."""
     seed: int = 0
 
+    encoding: Literal["rope", "sinusoidal", "learned", "t5", "alibi", "none"] = "rope"
+    """How the model knows where its bytes are; the next three are rope's."""
     schedule: tuple[str, ...] = ("standard",)
     """A rope_jax schedule and its hyperparameters: yarn factor=4 original_length=64."""
     base: float = 10_000.0
@@ -148,11 +151,28 @@ def build_schedule(config: Config) -> rope_jax.Schedule:
         fail(f"--schedule {' '.join(config.schedule)}: expected name=value pairs that {name} takes: {error}")
 
 
+def build_encoding(config: Config) -> dict:
+    """The fields of the decoder that know of positions."""
+    if config.encoding == "rope":
+        return dict(rope=rope_jax.Rope(config.head_dim, build_schedule(config), layout=config.layout))
+    for name in ("schedule", "base", "layout"):
+        if getattr(config, name) != getattr(Config, name):
+            fail(f"--{name} belongs to --encoding rope, got --encoding {config.encoding}")
+    others = {
+        # Vaswani et al. 2017, section 3.4: embeddings times sqrt(D), or the sines would drown them.
+        "sinusoidal": dict(position_embedding=rope_jax.Sinusoidal(), embedding_scale=math.sqrt(config.width)),
+        "learned": dict(position_embedding=rope_jax.LearnedPositions(length=config.length)),
+        "t5": dict(position_bias=rope_jax.T5Bias()),
+        "alibi": dict(position_bias=rope_jax.ALiBi()),
+        "none": {},
+    }
+    return dict(rope=None) | others[config.encoding]
+
+
 def build_model(config: Config) -> rope_jax.Decoder:
     names = ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "hidden_dim")
     sizes = {name: getattr(config, name) for name in names}
-    rope = rope_jax.Rope(config.head_dim, build_schedule(config), layout=config.layout)
-    return rope_jax.Decoder(vocab_size=256, **sizes, rope=rope, qk_norm=True)
+    return rope_jax.Decoder(vocab_size=256, **sizes, **build_encoding(config), qk_norm=True)
 
 
 def build_optimizer(config: Config) -> optax.GradientTransformation:
@@ -335,8 +355,10 @@ def main(config: Config) -> None:
         signal.signal(number, signal.SIG_DFL)
 
     plot(workdir / "loss.png", rows)
-    sampling = dict(max_new_tokens=config.sample_bytes, temperature=config.temperature)
     prompt = np.frombuffer(config.prompt.encode(), np.uint8)[None]
+    # A learned table has no positions beyond the sequences it was trained on.
+    room = config.length - prompt.size if config.encoding == "learned" else config.sample_bytes
+    sampling = dict(max_new_tokens=min(config.sample_bytes, room), temperature=config.temperature)
     written = rope_jax.generate(model, state["params"], prompt, rng=jax.random.key(config.seed), **sampling)
     text = config.prompt + bytes(np.asarray(written.tokens[0], np.uint8)).decode(errors="replace")
     (workdir / "sample.txt").write_text(text)

@@ -60,6 +60,7 @@ from rope_jax._recipe import LayerRecipe, QueryTemperature, Recipe
 from rope_jax._huggingface import from_hf_config
 from rope_jax._to_huggingface import to_hf_config
 from rope_jax._checkpoint import Checkpoint, load_hf
+from rope_jax import analysis as analysis  # rope_jax.plot is imported by name: it needs matplotlib
 
 __version__ = "0.1.0"
 

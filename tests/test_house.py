@@ -19,6 +19,8 @@ ROOMS = [
     "angles",
     "rotation",
     "rope",
+    "analysis",
+    "plot",
     "encodings",
     "layout",
     "cache",
@@ -37,12 +39,15 @@ ROOMS = [
 
 
 def test_each_room_imports_only_from_those_above_it():
-    assert sorted(path.stem for path in (ROOT / "rope_jax").glob("_[a-z]*.py")) == sorted("_" + r for r in ROOMS)
+    files = {path.stem.removeprefix("_"): path for path in (ROOT / "rope_jax").glob("[a-z_]*.py")}
+    del files["_init__"]
+    assert sorted(files) == sorted(ROOMS)
     for place, room in enumerate(ROOMS):
-        tree = ast.parse((ROOT / f"rope_jax/_{room}.py").read_text())
-        for node in ast.walk(tree):
+        for node in ast.walk(ast.parse(files[room].read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rope_jax"):
-                assert ROOMS.index(node.module.removeprefix("rope_jax._")) < place, (room, node.module)
+                names = [alias.name for alias in node.names] if node.module == "rope_jax" else [node.module]
+                for name in names:
+                    assert ROOMS.index(name.removeprefix("rope_jax.").removeprefix("_")) < place, (room, name)
 
 
 def test_imports_nothing_heavier_than_jax_and_flax():

@@ -1,0 +1,647 @@
+"""What do position encodings, and the ways to extend RoPE, make of sequences longer than those of the training?
+
+    python configs/context_extension.py full      # about an hour on two CPU cores
+    python configs/context_extension.py quick     # under ten minutes: one seed, shorter, the same tables and plots
+
+Trains the toy decoder once with each encoding and seed, on the same bytes in the same order, at one length; reads
+held-out text at up to `factor` times that length; then extends the RoPE model by every published method, without
+and with a short fine-tuning. One byte in 128 or so is planted: a passkey, and later a question for it.
+
+Each unit of work leaves a file in --workdir: run again, it goes on after the last one that is whole. The tables and
+plots are made from these files at the end, in --results.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import matplotlib.figure
+import numpy as np
+import optax
+import scipy.stats
+import toy_lm
+import tqdm
+import tyro
+from matplotlib import ticker
+
+import rope_jax
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from record import machine
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The study's hyperparameters; those of the model and its training that are not here are toy_lm's."""
+
+    workdir: Path = Path("runs/context_extension")
+    """Where each finished unit of work is kept."""
+    results: Path | None = None
+    """Where context_extension.json, .md and two .png go. Default: the workdir."""
+    data: Path | None = None
+    """As in toy_lm."""
+
+    seeds: int = 3
+    length: int = 128
+    """L, bytes in a training sequence."""
+    factor: int = 8
+    """Sequences are read, and RoPE is extended, to this many times L: a power of two."""
+    num_layers: int = 2
+    width: int = 128
+    steps: int = 600
+    batch: int = 16
+
+    tune_steps: int = 60
+    """Of the fine-tuning at factor * L, with as many bytes a step as in the training."""
+    tune_learning_rate: float = 1e-3
+    sequences: int = 64
+    """Held-out sequences that bits per byte are read from."""
+    questions: int = 64
+    """Passkeys asked for, at each distance."""
+    generations: int = 8
+    """Of the search for LongRoPE's factors."""
+    rounds: int = 31
+    """Of the timings."""
+
+
+QUICK = Config(
+    workdir=Path("runs/context_extension_quick"),
+    seeds=1,
+    length=64,
+    steps=200,
+    tune_steps=20,
+    sequences=32,
+    questions=32,
+    generations=2,
+    rounds=7,
+)
+ENCODINGS = ("rope", "sinusoidal", "learned", "t5", "alibi", "none")
+METHODS = ("unmodified", "linear", "ntk", "dynamic", "yarn", "longrope", "llama3")
+NAMES = {
+    "rope": "RoPE",
+    "sinusoidal": "sinusoidal",
+    "learned": "learned",
+    "t5": "T5 bias",
+    "alibi": "ALiBi",
+    "none": "none (NoPE)",
+    "unmodified": "unmodified",
+    "linear": "position interpolation",
+    "ntk": "NTK-aware",
+    "dynamic": "dynamic NTK",
+    "yarn": "YaRN",
+    "longrope": "LongRoPE",
+    "llama3": "Llama 3 rule",
+}
+# Okabe and Ito's colours, which colour-blind readers can tell apart, and a dash for the seventh.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+QUESTION, KEYS = 1, np.arange(128, 144)  # bytes that the corpus has hardly any of
+SPAN = 32  # bytes that one point of a curve is the mean of
+FREE = {"workdir", "results", "data"}
+
+
+# ----------------------------------------------------------------------------------------------- the task
+
+
+def toy_config(config: Config, encoding: str, seed: int) -> toy_lm.Config:
+    kept = {name: getattr(config, name) for name in ("data", "length", "num_layers", "width", "steps", "batch")}
+    return toy_lm.Config(encoding=encoding, seed=seed, **kept)
+
+
+def plant(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """In every row a key somewhere, later the question, and after it the key again: one key, any distance."""
+    tokens = tokens.copy()
+    rows, length = np.arange(len(tokens)), tokens.shape[1]
+    distance = rng.integers(1, length - 1, len(rows))
+    question = rng.integers(distance, length - 1)
+    key = rng.choice(KEYS, len(rows))
+    tokens[rows, question - distance], tokens[rows, question], tokens[rows, question + 1] = key, QUESTION, key
+    return tokens
+
+
+def train(model, text, config: toy_lm.Config, optimizer, state=None):
+    """Parameters after the planted bytes of every step, from the start or from a given state."""
+    if state is None:
+        state = toy_lm.initial_state(model, optimizer, toy_lm.build_mesh(config), config)
+    for step in range(config.steps):
+        rng = np.random.default_rng((config.seed, step, 1))  # the text itself is drawn by (seed, step)
+        batch = jnp.asarray(plant(toy_lm.training_batch(text, config, step), rng))
+        state, _ = toy_lm.train_step(state, batch, model=model, optimizer=optimizer)
+    return state["params"]
+
+
+# --------------------------------------------------------------------------------------------- the reading
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def bits(model, params, tokens) -> jax.Array:
+    """``[B, T + 1] -> [B, T]``: what each byte costs, after those before it."""
+    logits = model.apply(params, tokens[:, :-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]) / math.log(2)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def last_byte(model, params, tokens) -> jax.Array:
+    """``[B, T] -> [B]``: the likeliest byte after the last one."""
+    hidden = model.apply(params, tokens, method="hidden")
+    return jnp.argmax(model.apply(params, hidden[:, -1], method="unembed"), axis=-1)
+
+
+def in_batches(function, model, params, tokens, size=16) -> np.ndarray:
+    return np.concatenate([function(model, params, part) for part in np.split(tokens, len(tokens) // size)])
+
+
+def held_out_windows(held_out: np.ndarray, config: Config) -> np.ndarray:
+    """``[sequences, factor * L + 1]``, spread evenly."""
+    longest = config.factor * config.length
+    starts = np.linspace(0, len(held_out) - longest - 1, config.sequences).astype(int)
+    return toy_lm.windows(held_out, starts, longest)
+
+
+def lengths(config: Config) -> list[int]:
+    """L, 2L, 4L, ... factor * L."""
+    return [config.length << i for i in range(config.factor.bit_length())]
+
+
+def read_long(build: Callable, params, held_out, config: Config) -> list[float]:
+    """Bits per byte by position, means over SPAN bytes, each byte with everything before it in one window.
+
+    ``build(T)`` is the model for windows of T bytes: byte m is read in the shortest window that holds it.
+    """
+    text, curve, done, models = held_out_windows(held_out, config), [], 0, list(map(build, lengths(config)))
+    for i, length in enumerate(lengths(config)):
+        if models[i] is None:  # this model has no such positions
+            break
+        if models[i] in models[i + 1 :]:  # and reads them alike in the longer window
+            continue
+        cost = in_batches(bits, models[i], params, text[:, : length + 1]).mean(axis=0)
+        curve += cost[done:].reshape(-1, SPAN).mean(axis=1).tolist()
+        done = length
+    return curve
+
+
+def read_sliding(model, params, held_out, config: Config) -> list[float]:
+    """The same, but no byte sees more than L before it: windows of L that move on by L/2, positions from 0."""
+    text, half = held_out_windows(held_out, config), config.length // 2
+    starts = range(0, (config.factor - 1) * config.length + 1, half)
+    parts = np.concatenate([text[:, start : start + config.length + 1] for start in starts])
+    cost = in_batches(bits, model, params, parts).reshape(len(starts), config.sequences, config.length).mean(axis=1)
+    return np.concatenate([cost[0, :half], cost[:, half:].ravel()]).reshape(-1, SPAN).mean(axis=1).tolist()
+
+
+def ask(build: Callable, params, held_out, config: Config) -> dict[int, float]:
+    """Share of passkeys that come back, by the bytes between key and question, in the shortest of the lengths."""
+    found = {}
+    for length in lengths(config):
+        if (model := build(length)) is None:
+            break
+        rng = np.random.default_rng((7, length))  # the same questions for everybody
+        tokens = toy_lm.windows(held_out, rng.integers(0, len(held_out) - length, config.questions), length - 1)
+        keys, distance = rng.choice(KEYS, config.questions), 3 * length // 4
+        tokens[:, -1], tokens[:, -1 - distance] = QUESTION, keys
+        found[distance] = float(np.mean(in_batches(last_byte, model, params, tokens) == keys))
+    return found
+
+
+# ------------------------------------------------------------------------------------------- the extension
+
+
+def extended(method: str, config: Config, factors: list[float], length: int) -> rope_jax.Schedule:
+    """RoPE as a method would have it for windows of ``length``, to reach ``factor * L`` after a training at L."""
+    base, factor, original = toy_lm.Config.base, float(config.factor), config.length
+    known = dict(factor=factor, original_length=original, base=base)
+    match method:
+        case "unmodified":
+            return rope_jax.Standard(base=base)
+        case "linear":
+            return rope_jax.Linear(factor=factor, base=base)
+        case "ntk":
+            return rope_jax.NTKAware(factor=factor, base=base)
+        case "dynamic":  # factor 1: stretched by what the length asks for, s = max(1, length / L)
+            return rope_jax.DynamicNTK(**known | {"factor": 1.0}, length=length)
+        case "yarn":
+            return rope_jax.Yarn(**known)
+        case "longrope":  # up to L nothing changes
+            lists = dict(short_factor=[1.0] * len(factors), long_factor=factors)
+            wide = dict(attention_factor=1.0, long_attention_factor=longrope_attention_factor(config))
+            return rope_jax.LongRope(**known, **lists, **wide, length=length)
+        case _:
+            return rope_jax.Llama3(**known)
+
+
+def longrope_attention_factor(config: Config) -> float:
+    return math.sqrt(1 + math.log(config.factor) / math.log(config.length))
+
+
+def search_factors(model, params, text, config: Config, seed: int) -> list[float]:
+    """LongRoPE's divisors, by a small evolution (Ding et al. 2024, section 3.2): never falling from pair to pair.
+
+    It starts from position interpolation, NTK-aware and YaRN, and is judged by training text at factor * L.
+    """
+    head_dim, standard = model.head_dim, rope_jax.Standard(base=toy_lm.Config.base)(model.head_dim).inv_freq
+    rng, longest = np.random.default_rng((seed, 2)), config.factor * config.length
+    tokens = toy_lm.windows(text, rng.integers(0, len(text) - longest, 4), longest)
+
+    @jax.jit
+    def cost(divisors):
+        frequencies = rope_jax.Frequencies(1 / divisors * standard, longrope_attention_factor(config))
+        there = model.clone(rope=rope_jax.Rope(head_dim, lambda rotary_dim: frequencies))
+        return bits.__wrapped__(there, params, tokens).mean()
+
+    known = [extended(method, config, [], longest)(head_dim).inv_freq for method in ("linear", "ntk", "yarn")]
+    population = [standard / inv_freq for inv_freq in known]
+    scored = sorted((float(cost(jnp.asarray(each, jnp.float32))), tuple(each)) for each in population)
+    for _ in range(config.generations):
+        for _, parent in scored[:4]:
+            for spread in (0.05, 0.3):
+                child = np.asarray(parent) * np.exp(spread * rng.normal(size=len(standard)))
+                child = np.maximum.accumulate(np.clip(child, 1, 2 * config.factor))
+                scored.append((float(cost(jnp.asarray(child, jnp.float32))), tuple(child)))
+        scored = sorted(scored)[:4]
+    return list(scored[0][1])
+
+
+# ---------------------------------------------------------------------------------------------- the units
+
+
+class Study:
+    """The units of work, in order: each a name and a function that gives what is kept of it."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.text, self.held_out = toy_lm.read_corpus(toy_config(config, "rope", 0))
+        self.optimizer = toy_lm.build_optimizer(toy_config(config, "rope", 0))
+        self.tuner = toy_lm.build_optimizer(self.tuning(0))
+
+    def tuning(self, seed: int) -> toy_lm.Config:
+        config = self.config
+        return dataclasses.replace(
+            toy_config(config, "rope", 1000 + seed),  # other bytes than those of the training
+            length=config.factor * config.length,
+            batch=max(config.batch // config.factor, 1),
+            steps=config.tune_steps,
+            warmup=max(config.tune_steps // 6, 1),
+            learning_rate=config.tune_learning_rate,
+        )
+
+    def units(self):
+        for encoding in ENCODINGS:
+            for seed in range(self.config.seeds):
+                yield f"params-{encoding}-{seed}", functools.partial(self.train, encoding, seed)
+                yield f"read-{encoding}-{seed}", functools.partial(self.read, encoding, seed)
+        for seed in range(self.config.seeds):
+            yield f"factors-{seed}", functools.partial(self.factors, seed)
+        for method in METHODS:
+            for seed in range(self.config.seeds):
+                yield f"extend-{method}-{seed}", functools.partial(self.extend, method, seed)
+        yield "speed", self.speed
+
+    def train(self, encoding, seed):
+        how = toy_config(self.config, encoding, seed)
+        return train(toy_lm.build_model(how), self.text, how, self.optimizer)
+
+    def read(self, encoding, seed):
+        model = toy_lm.build_model(toy_config(self.config, encoding, seed))
+        params = self.kept(f"params-{encoding}-{seed}")
+
+        def build(length):
+            return None if encoding == "learned" and length > self.config.length else model
+
+        sliding = read_sliding(model, params, self.held_out, self.config)
+        return self.reading(build, params) | {"sliding": sliding}
+
+    def reading(self, build, params):
+        where = params, self.held_out, self.config
+        return {"long": read_long(build, *where), "passkey": ask(build, *where)}
+
+    def factors(self, seed):
+        model = toy_lm.build_model(toy_config(self.config, "rope", seed))
+        return search_factors(model, self.kept(f"params-rope-{seed}"), self.text, self.config, seed)
+
+    def extend(self, method, seed):
+        factors, params = self.kept(f"factors-{seed}"), self.kept(f"params-rope-{seed}")
+        model = toy_lm.build_model(toy_config(self.config, "rope", seed))
+
+        def build(length):
+            schedule = extended(method, self.config, factors, length)
+            return model.clone(rope=rope_jax.Rope(model.head_dim, schedule))
+
+        how = self.tuning(seed)
+        plain = self.reading(build, params)
+        state = {"params": params, "optimizer": self.tuner.init(params), "step": jnp.zeros((), jnp.int32)}
+        tuned = train(build(how.length), self.text, how, self.tuner, jax.tree.map(jnp.copy, state))
+        return {"plain": plain, "tuned": self.reading(build, tuned)}
+
+    def speed(self):
+        """Milliseconds of every encoding in turn, round by round: a training step, a cached token, a whole pass."""
+        config, longest = self.config, self.config.factor * self.config.length
+        jobs: dict[str, dict[str, Callable]] = {
+            f"training step, {config.batch} x {config.length}": {},
+            f"training step, {max(config.batch // config.factor, 1)} x {longest}": {},
+            f"cached token after {longest - config.rounds - 2} to {longest}": {},
+            f"pass over {longest} without a cache": {},
+        }
+        for encoding in ENCODINGS:
+            short = dataclasses.replace(toy_config(config, encoding, 0), mesh="data=1")
+            long = dataclasses.replace(short, length=longest, batch=max(config.batch // config.factor, 1))
+            step, long_step, decode, whole = jobs.values()
+            step[encoding] = training_step(short, self.text, self.optimizer)
+            long_step[encoding] = training_step(long, self.text, self.optimizer)
+            model = toy_lm.build_model(long)
+            params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
+            text = toy_lm.windows(self.text, np.zeros(1, int), longest - 1)
+            decode[encoding] = cached_step(model, params, text[:, : longest - config.rounds - 2])
+            whole[encoding] = functools.partial(last_byte, model, params, text)
+        times = {job: {encoding: [] for encoding in ENCODINGS} for job in jobs}
+        for _ in range(config.rounds):
+            for job, calls in jobs.items():
+                for encoding, call in calls.items():
+                    start = time.perf_counter()
+                    jax.block_until_ready(call())
+                    times[job][encoding].append(1e3 * (time.perf_counter() - start))
+        return times
+
+    def path(self, name: str) -> Path:
+        return self.config.workdir / (name + (".msgpack" if name.startswith("params") else ".json"))
+
+    def kept(self, name: str):
+        """What a finished unit left."""
+        try:
+            if name.startswith("params"):
+                return flax.serialization.msgpack_restore(self.path(name).read_bytes())
+            return json.loads(self.path(name).read_text())
+        except Exception as error:
+            toy_lm.fail(f"{self.path(name)} cannot be read, remove it to have it made again: {error}")
+
+    def keep(self, name: str, value) -> None:
+        """All of it or nothing: whenever the study is killed, a file that is there is whole."""
+        new, path = self.config.workdir / "unfinished", self.path(name)
+        if name.startswith("params"):
+            new.write_bytes(flax.serialization.msgpack_serialize(jax.device_get(value)))
+        else:
+            new.write_text(json.dumps(value) + "\n")
+        new.replace(path)
+
+
+def training_step(config: toy_lm.Config, text, optimizer) -> Callable:
+    model, step = toy_lm.build_model(config), 0
+    state = toy_lm.initial_state(model, optimizer, toy_lm.build_mesh(config), config)
+    batch = jnp.asarray(toy_lm.training_batch(text, config, step))
+
+    def call():
+        nonlocal state
+        state, loss = toy_lm.train_step(state, batch, model=model, optimizer=optimizer)
+        return state, loss
+
+    call()
+    return call
+
+
+def cached_step(model, params, prompt) -> Callable:
+    @functools.partial(jax.jit, donate_argnames="cache")
+    def step(params, token, cache):
+        hidden, cache = model.apply(params, token, cache=cache, method="hidden")
+        return model.apply(params, hidden[:, -1], method="unembed"), cache
+
+    capacity = 1 << (prompt.shape[1] - 1).bit_length()
+    _, cache = step(params, prompt, model.init_cache(batch=1, capacity=capacity))
+
+    def call():
+        nonlocal cache
+        logits, cache = step(params, prompt[:, :1], cache)
+        return logits
+
+    call()
+    return call
+
+
+# --------------------------------------------------------------------------------------------- the results
+
+
+def interval(values) -> dict[str, float | None]:
+    """The mean over seeds, and half the width of its 95 % interval (Student's t); None where there is none."""
+    if any(value is None for value in values):
+        return {"mean": None, "half": None}
+    half = None
+    if len(values) > 1:
+        half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": statistics.fmean(values), "half": half}
+
+
+def summary(readings: list[dict], config: Config) -> dict:
+    """Intervals over seeds of curves, of the mean bits per byte in (T/2, T] for each length T, and of passkeys."""
+    spans = [config.length // 2, *lengths(config)]
+
+    def octave(curve, low, high):
+        part = curve[low // SPAN : high // SPAN]
+        return statistics.fmean(part) if len(part) == (high - low) // SPAN else None
+
+    curves = [key for key in ("long", "sliding") if key in readings[0]]
+    kept: dict = {
+        key: [interval(values) for values in zip(*(r[key] for r in readings), strict=True)] for key in curves
+    }
+    for key in curves:
+        kept[f"{key}, by length"] = {
+            str(high): interval([octave(reading[key], low, high) for reading in readings])
+            for low, high in itertools.pairwise(spans)
+        }
+    kept["passkey"] = {
+        str(3 * length // 4): interval([reading["passkey"].get(str(3 * length // 4)) for reading in readings])
+        for length in lengths(config)
+    }
+    return kept
+
+
+def speeds(times: dict) -> dict:
+    """Quartiles of milliseconds, and of the ratio to the model without positions in the same round."""
+    kept = {}
+    for job, rows in times.items():
+        kept[job] = {
+            encoding: {
+                "milliseconds": statistics.quantiles(row, n=4),
+                "times none": statistics.quantiles([a / b for a, b in zip(row, rows["none"], strict=True)], n=4),
+            }
+            for encoding, row in rows.items()
+        }
+    return kept
+
+
+def collect(study: Study) -> dict:
+    config = study.config
+    seeds = range(config.seeds)
+    encodings = {e: summary([study.kept(f"read-{e}-{seed}") for seed in seeds], config) for e in ENCODINGS}
+    methods = {}
+    for method in METHODS:
+        both = [study.kept(f"extend-{method}-{seed}") for seed in seeds]
+        methods[method] = {key: summary([each[key] for each in both], config) for key in ("plain", "tuned")}
+    return {
+        "command": " ".join(["python", "configs/context_extension.py", *sys.argv[1:2]]),
+        **machine(),
+        "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE},
+        "encodings": encodings,
+        "methods": methods,
+        "LongRoPE's factors": [study.kept(f"factors-{seed}") for seed in seeds],
+        "speed": speeds(study.kept("speed")),
+    }
+
+
+def said(value: dict, digits: int) -> str:
+    if value["mean"] is None:
+        return "-"
+    return f"{value['mean']:.{digits}f}" + (f" ± {value['half']:.{digits}f}" if value["half"] is not None else "")
+
+
+def tables(kept: dict) -> str:
+    """The results as Markdown, means with 95 % intervals over the seeds."""
+    length, factor = kept["config"]["length"], kept["config"]["factor"]
+    spans = [length // 2, *(length << i for i in range(factor.bit_length()))]
+    octaves = [f"{low} to {high}" for low, high in itertools.pairwise(spans)]
+    asked = [str(3 * high // 4) for high in spans[1:]]
+
+    def head(*titles):
+        return [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+
+    def row(name, *parts):
+        cells = [said(value, digits) for values, digits in parts for value in values.values()]
+        return f"| {name} | {' | '.join(cells)} |"
+
+    lines = [f"Bits per byte at positions, one long window (trained at {length})", ""]
+    lines += head("encoding", *octaves, *(f"passkey at {d}" for d in asked))
+    lines += [row(NAMES[e], (r["long, by length"], 2), (r["passkey"], 2)) for e, r in kept["encodings"].items()]
+    lines += ["", f"The same, windows of {length} that slide by {length // 2}", "", *head("encoding", *octaves)]
+    lines += [row(NAMES[e], (r["sliding, by length"], 2)) for e, r in kept["encodings"].items()]
+    for key, title in (
+        ("plain", "not tuned"),
+        ("tuned", f"after {kept['config']['tune_steps']} steps at the length"),
+    ):
+        lines += ["", f"RoPE extended to {factor} times its length, {title}", ""]
+        lines += head("method", *octaves, *(f"passkey at {d}" for d in asked))
+        lines += [
+            row(NAMES[m], (r[key]["long, by length"], 2), (r[key]["passkey"], 2))
+            for m, r in kept["methods"].items()
+        ]
+    lines += ["", "Times of the model without positions, medians (quartiles) of rounds in turn", ""]
+    lines += head("encoding", *kept["speed"])
+    for encoding in ENCODINGS:
+        ratios = [job[encoding]["times none"] for job in kept["speed"].values()]
+        lines.append(f"| {NAMES[encoding]} | {' | '.join(f'{m:.2f} ({a:.2f} to {b:.2f})' for a, m, b in ratios)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_curves(axes, curves: dict, length: int) -> None:
+    """Bits per byte by position, one line each with its interval, and where the training ended."""
+    for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
+        middle = SPAN * (np.arange(len(curve)) + 0.5)
+        mean = np.array([point["mean"] for point in curve])
+        half = np.array([point["half"] or 0.0 for point in curve])
+        axes.plot(middle, mean, color=colour, label=NAMES[name], linewidth=1.6)
+        axes.fill_between(middle, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
+    axes.axvline(length, color="0.5", linestyle=":", linewidth=1)
+    axes.set(xscale="log", xlabel="position in the window (bytes)", ylabel="bits per byte")
+    axes.xaxis.set(
+        major_locator=ticker.LogLocator(2), major_formatter="{x:.0f}", minor_locator=ticker.NullLocator()
+    )
+
+
+def draw_passkeys(axes, rows: dict, length: int) -> None:
+    for i, (name, row) in enumerate(rows.items()):
+        points = [(int(d), value["mean"]) for d, value in row["passkey"].items() if value["mean"] is not None]
+        axes.plot(
+            *zip(*points, strict=True), color=COLOURS[i], marker="osD^vXP"[i], label=NAMES[name], linewidth=1.2
+        )
+    axes.axvline(length, color="0.5", linestyle=":", linewidth=1)
+    axes.set(
+        xscale="log", xlabel="bytes between key and question", ylabel="passkeys found (share)", ylim=(-0.04, 1.04)
+    )
+    axes.xaxis.set(
+        major_locator=ticker.LogLocator(2), major_formatter="{x:.0f}", minor_locator=ticker.NullLocator()
+    )
+
+
+def draw(kept: dict, folder: Path) -> None:
+    length, factor = kept["config"]["length"], kept["config"]["factor"]
+    figure = matplotlib.figure.Figure(figsize=(12, 4.2), layout="constrained")
+    long, sliding, passkeys = figure.subplots(1, 3)
+    for axes, key, title in (
+        (long, "long", "one long window"),
+        (sliding, "sliding", f"sliding windows of {length}"),
+    ):
+        draw_curves(axes, {e: row[key] for e, row in kept["encodings"].items()}, length)
+        axes.set_title(title)
+    draw_passkeys(passkeys, kept["encodings"], length)
+    passkeys.set_title("passkeys, one long window")
+    figure.suptitle(f"Trained at {length} bytes (dotted), read at up to {factor * length}")
+    finish(figure, long, folder / "context_extension_encodings.png")
+
+    figure = matplotlib.figure.Figure(figsize=(12, 7.4), layout="constrained")
+    grid = figure.subplots(2, 2, sharex="col", sharey="col")
+    for row, key, title in zip(grid, ("plain", "tuned"), ("as it is", "after a short fine-tuning"), strict=True):
+        draw_curves(row[0], {m: values[key]["long"] for m, values in kept["methods"].items()}, length)
+        draw_passkeys(row[1], {m: values[key] for m, values in kept["methods"].items()}, length)
+        row[0].set_title(f"bits per byte, {title}")
+        row[1].set_title(f"passkeys, {title}")
+    figure.suptitle(f"RoPE trained at {length} bytes (dotted), extended to {factor * length}")
+    finish(figure, grid[0, 0], folder / "context_extension_methods.png")
+
+
+def finish(figure, axes, path: Path) -> None:
+    for each in figure.axes:
+        each.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False)
+    figure.savefig(path, dpi=100)
+
+
+def main(config: Config) -> None:
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, int | float) and not 0 < value < math.inf:
+            toy_lm.fail(f"--{name.replace('_', '-')} must be positive, got {value}")
+    if config.factor < 2 or config.factor & (config.factor - 1):
+        toy_lm.fail(f"--factor must be a power of two, 2 or more, got {config.factor}")
+    for name, step in (("length", 2 * SPAN), ("sequences", 16), ("questions", 16)):
+        if getattr(config, name) % step:
+            toy_lm.fail(f"--{name} must be a multiple of {step}, got {getattr(config, name)}")
+    study = Study(config)
+    longest = config.factor * config.length
+    if min(len(study.text), len(study.held_out)) <= longest + 1:
+        toy_lm.fail(f"--data must hold more than {longest + 1} bytes of training and of held-out text")
+
+    config.workdir.mkdir(parents=True, exist_ok=True)
+    mine = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE} | {
+        "corpus": toy_lm.fingerprint(toy_config(config, "rope", 0), (study.text, study.held_out))["corpus"]
+    }
+    saved = config.workdir / "config.json"
+    theirs = json.loads(saved.read_text()) if saved.exists() else mine
+    differ = [f"{key} {theirs.get(key)} there, {mine[key]} here" for key in mine if theirs.get(key) != mine[key]]
+    if differ:
+        toy_lm.fail(f"the study in {config.workdir} is another one: {'; '.join(differ)}. Choose another --workdir")
+    toy_lm.write(saved, json.dumps(mine, indent=1) + "\n")
+
+    units = list(study.units())
+    with tqdm.tqdm(total=len(units)) as bar:
+        for name, unit in units:
+            bar.set_description(name)
+            if not study.path(name).exists():
+                study.keep(name, unit())
+            bar.update()
+
+    kept = collect(study)
+    folder = config.results or config.workdir
+    folder.mkdir(parents=True, exist_ok=True)
+    toy_lm.write(folder / "context_extension.json", json.dumps(kept, indent=1) + "\n")
+    toy_lm.write(folder / "context_extension.md", tables(kept))
+    draw(kept, folder)
+    print(tables(kept))
+
+
+if __name__ == "__main__":
+    configs = {"full": ("the study, about an hour on two cores", Config()), "quick": ("under ten minutes", QUICK)}
+    main(tyro.extras.overridable_config_cli(configs))

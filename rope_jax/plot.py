@@ -1,0 +1,366 @@
+"""What does it look like?
+
+Each function draws into the axes or the figure that it is given, and returns it: it opens no window, saves nothing
+and sets no style. The numbers are those of :mod:`rope_jax.analysis` and of the library itself. Needs matplotlib,
+which ``import rope_jax`` does not: ``pip install "rope_jax[plot]"``.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from rope_jax import analysis
+from rope_jax._frequencies import Frequencies, Schedule
+from rope_jax._rope import Rope
+from rope_jax.analysis import _count, _features
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
+    from matplotlib.patches import Circle
+except ImportError as error:
+    raise ImportError('rope_jax.plot needs matplotlib: pip install "rope_jax[plot]"') from error
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; their yellow is too pale for a line on white.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+# Lines that lie on each other stay apart: the one below shows in the gaps.
+DASHES = ("-", "--", "-.", ":", (0, (4, 4)), (0, (6, 2, 1, 2, 1, 2)), (0, (1, 4)))
+
+# ------------------------------------------------------------------------------------------- the schedules
+
+
+def wavelengths(axes: Axes, schedules: Mapping[str, Schedule], rotary_dim: int, length: int | None = None) -> Axes:
+    """Tokens per turn against the pair, on a log scale: one line per schedule.
+
+    A pair that stands still has no point; the legend counts those.
+
+    Args:
+      axes: what to draw into.
+      schedules: one to seven, by the name for the legend.
+      rotary_dim: R.
+      length: where given, in tokens, a horizontal line: pairs above it do not complete a turn in training.
+
+    Returns:
+      The axes.
+
+    Raises:
+      TypeError: if axes are not matplotlib's, schedules not a mapping, one does not give host frequencies, or
+        length is not an integer.
+      ValueError: if there are none or more than seven schedules, or length is below 1.
+
+    Example:
+      >>> import rope_jax, rope_jax.plot
+      >>> from matplotlib.figure import Figure
+      >>> schedules = {"Llama 2": rope_jax.Standard(), "Llama 3": rope_jax.Standard(base=500_000.0)}
+      >>> axes = rope_jax.plot.wavelengths(Figure().subplots(), schedules, 128, length=8192)
+      >>> [line.get_label() for line in axes.lines]
+      ['Llama 2', 'Llama 3', 'training length, 8,192 tokens']
+    """
+    _check_kind("axes", axes, Axes)
+    for i, (name, frequencies) in enumerate(_frequencies_of(schedules, rotary_dim).items()):
+        tokens = analysis.wavelengths(frequencies)
+        still = int(np.isinf(tokens).sum())
+        axes.plot(
+            np.where(np.isinf(tokens), np.nan, tokens),
+            color=COLOURS[i],
+            linestyle=DASHES[i],
+            linewidth=2,
+            label=f"{name} ({still} of {tokens.size} pairs stand still)" if still else name,
+        )
+    if length is not None:
+        length = _count("length", length, "tokens")
+        axes.axhline(length, color="0.4", linewidth=1, label=f"training length, {length:,} tokens")
+    axes.set(title="How long each pair takes to turn once", xlabel="pair i", ylabel="wavelength (tokens)")
+    axes.set_yscale("log")
+    _finish(axes)
+    return axes
+
+
+def decay(
+    axes: Axes, schedules: Mapping[str, Schedule], rotary_dim: int, distances, *, bound: bool = False
+) -> Axes:
+    """The mean score of a token with its like by distance: one line per schedule.
+
+    Args:
+      axes: what to draw into.
+      schedules: one to seven, by the name for the legend.
+      rotary_dim: R.
+      distances: ``[P]``, in tokens, in the order in which they are to be joined.
+      bound: whether to add RoFormer's bound, dashed, with an axis of its own on the right.
+
+    Returns:
+      The axes.
+
+    Raises:
+      TypeError: if axes are not matplotlib's, schedules not a mapping, one does not give host frequencies, or
+        distances are not integers or floats.
+      ValueError: if there are none or more than seven schedules, or distances are not ``[P]`` or not finite.
+
+    Example:
+      >>> import numpy as np, rope_jax, rope_jax.plot
+      >>> from matplotlib.figure import Figure
+      >>> axes = rope_jax.plot.decay(Figure().subplots(), {"Llama 2": rope_jax.Standard()}, 128, np.arange(256))
+      >>> float(axes.lines[0].get_ydata()[0])  # at distance 0
+      1.0
+    """
+    _check_kind("axes", axes, Axes)
+    if np.ndim(distances) != 1:
+        raise ValueError(f"distances must have shape [P], got {np.shape(distances)}")
+    chosen = _frequencies_of(schedules, rotary_dim)
+    for colour, (name, frequencies) in zip(COLOURS, chosen.items(), strict=False):
+        score = analysis.mean_score(frequencies, distances)
+        axes.plot(distances, score, color=colour, linewidth=1.4, label=name)
+    axes.axhline(0, color="0.4", linewidth=0.8)
+    axes.set(
+        title="What rotation leaves of the score of a token with its like",
+        xlabel="distance (tokens)",
+        ylabel="share of the score without rotation",
+    )
+    _finish(axes)
+    if bound:
+        right = axes.twinx()
+        for colour, (name, frequencies) in zip(COLOURS, chosen.items(), strict=False):
+            limit = analysis.decay_bound(frequencies, distances)
+            right.plot(distances, limit, color=colour, linewidth=1, linestyle="--", label=name)
+        right.set(ylabel="RoFormer's bound, mean of $|S_j|$ (dashed)", ylim=(0, None))
+    return axes
+
+
+def phase_errors(
+    axes: Axes,
+    frequencies: Frequencies,
+    positions,
+    arithmetics: Sequence[analysis.Arithmetic] = ("exact", "float32", "bfloat16"),
+) -> Axes:
+    """The worst error of the angle over all pairs by position, both on log scales: one line per arithmetic.
+
+    Args:
+      axes: what to draw into.
+      frequencies: on the host.
+      positions: integers ``[P]`` of at least 1, since a log scale has no 0, in the order in which they are joined.
+      arithmetics: those of :func:`rope_jax.analysis.phase_error` to compare.
+
+    Returns:
+      The axes.
+
+    Raises:
+      TypeError: if axes are not matplotlib's, frequencies not on the host, or positions not integers.
+      ValueError: if positions are not ``[P]``, or one is below 1, or there is no arithmetic or an unknown one.
+
+    Example:
+      >>> import numpy as np, rope_jax, rope_jax.plot
+      >>> from matplotlib.figure import Figure
+      >>> axes = rope_jax.plot.phase_errors(Figure().subplots(), rope_jax.Standard()(128), 2 ** np.arange(20))
+      >>> axes.get_ylabel()
+      'worst error of the angle (radians)'
+    """
+    _check_kind("axes", axes, Axes)
+    if isinstance(arithmetics, str) or not 0 < len(arithmetics) <= len(COLOURS):
+        raise ValueError(f"arithmetics must be a sequence of 1 to {len(COLOURS)} names, got {arithmetics!r}")
+    if np.size(positions) and np.min(positions) < 1:
+        raise ValueError(f"positions must be at least 1 on a log scale, got {np.min(positions)}")
+    for i, arithmetic in enumerate(arithmetics):
+        worst = analysis.phase_error(frequencies, positions, arithmetic).max(-1)
+        axes.plot(positions, worst, color=COLOURS[i], linewidth=1.8, label=arithmetic.replace("_", " "))
+    axes.axhline(np.pi, color="0.4", linewidth=1, label="half a turn: as wrong as can be")
+    axes.set(
+        title="How wrong an arithmetic turns a pair",
+        xlabel="position",
+        ylabel="worst error of the angle (radians)",
+    )
+    axes.set_xscale("log")
+    axes.set_yscale("log", nonpositive="mask")  # an error of 0 is a gap
+    _finish(axes)
+    # Nothing is above half a turn: room for the legend, without ticks for errors that cannot be.
+    bottom = axes.get_ylim()[0]
+    axes.set_ylim(bottom, np.pi * (np.pi / bottom) ** 0.3)
+    axes.set_yticks(10.0 ** np.arange(np.ceil(np.log10(bottom)), 1))
+    axes.set_yticks([], minor=True)
+    axes.legend(loc="upper left", frameon=False, fontsize=9, ncols=2)
+    return axes
+
+
+# -------------------------------------------------------------------------------------------- one rope
+
+
+def clock_hands(figure: FigureBase, rope: Rope, positions) -> FigureBase:
+    """One clock face per position, one hand per pair: ``a (cos, sin)(m theta_i)``.
+
+    Args:
+      figure: a figure or a subfigure, which is filled with faces.
+      rope: of at most seven pairs, or no eye can follow them.
+      positions: ``[P]``, or ``[P, A]`` for a rope with axes; as :meth:`rope_jax.Rope.rotation` takes them.
+
+    Returns:
+      The figure.
+
+    Raises:
+      TypeError: if figure is not matplotlib's, or rope not a :class:`rope_jax.Rope`.
+      ValueError: if the rope has more than seven pairs, or there is no position, or not on the one axis P.
+
+    Example:
+      >>> import rope_jax, rope_jax.plot
+      >>> from matplotlib.figure import Figure
+      >>> rope = rope_jax.Rope(head_dim=8, schedule=rope_jax.Standard(base=100.0))
+      >>> figure = rope_jax.plot.clock_hands(Figure(layout="constrained"), rope, range(8))
+      >>> [face.get_title() for face in figure.axes][:2]
+      ['m = 0', 'm = 1']
+    """
+    _check_kind("figure", figure, FigureBase)
+    _check_kind("rope", rope, Rope)
+    if rope.num_pairs > len(COLOURS):
+        raise ValueError(f"rope must have at most {len(COLOURS)} pairs for clock hands, got {rope.num_pairs}")
+    positions = np.asarray(positions)
+    if positions.ndim != (1 if rope.axes is None else 2) or not len(positions):
+        expected = "[P]" if rope.axes is None else "[P, A]"
+        raise ValueError(f"positions must be {expected} with P of at least 1, got shape {positions.shape}")
+    cos, sin = (np.asarray(part, np.float64) for part in rope.rotation(positions))
+    reach = np.hypot(cos, sin).max()  # the attention factor
+
+    rows = -(-len(positions) // 4)
+    columns = -(-len(positions) // rows)
+    faces = figure.subplots(rows, columns, squeeze=False).ravel()
+    for m, face in enumerate(faces):
+        face.set(xlim=(-1.2 * reach, 1.2 * reach), ylim=(-1.2 * reach, 1.2 * reach), aspect="equal")
+        face.axis("off")
+        if m >= len(positions):
+            continue  # the last row may have fewer
+        face.add_patch(Circle((0, 0), 1.08 * reach, fill=False, color="0.75"))
+        for pair in range(rope.num_pairs):
+            face.plot(
+                [0, cos[m, pair]],
+                [0, sin[m, pair]],
+                color=COLOURS[pair],
+                linewidth=2.5,
+                solid_capstyle="round",
+                label=f"pair {pair}" if m == 0 else None,
+            )
+        place = positions[m].tolist()
+        face.set_title(f"m = {tuple(place) if isinstance(place, list) else place}")
+    figure.suptitle("A position turns every pair of features,\neach at its own speed", fontsize=12)
+    figure.legend(loc="outside lower center", ncols=min(rope.num_pairs, 4), frameon=False)
+    return figure
+
+
+def score_map(axes: Axes, q, k, rope: Rope, span: int) -> Axes:
+    """The score of one query at every m with one key at every n, turned by the rope: constant along diagonals.
+
+    What is drawn is ``q_m . k_n / sqrt(H)`` of what the rope itself gives in float32; its values by distance are
+    those of :func:`rope_jax.analysis.score_kernel`.
+
+    Args:
+      axes: what to draw into; its figure gets a colour bar.
+      q: the query before its rotation, real numbers ``[H]``.
+      k: the key before its rotation, real numbers ``[H]``.
+      rope: without axes.
+      span: positions ``0 .. span - 1`` of both, at least 1.
+
+    Returns:
+      The axes.
+
+    Raises:
+      TypeError: if axes are not matplotlib's, rope not a :class:`rope_jax.Rope`, q or k not real, or span not an
+        integer.
+      ValueError: if q or k is not ``[H]``, the rope has axes, or span is below 1.
+
+    Example:
+      >>> import numpy as np, rope_jax, rope_jax.plot
+      >>> from matplotlib.figure import Figure
+      >>> rope = rope_jax.Rope(head_dim=64, schedule=rope_jax.Standard())
+      >>> axes = rope_jax.plot.score_map(Figure().subplots(), np.ones(64), np.ones(64), rope, 48)
+      >>> axes.images[0].get_array().shape
+      (48, 48)
+    """
+    _check_kind("axes", axes, Axes)
+    _check_kind("rope", rope, Rope)
+    if rope.axes is not None:
+        raise ValueError(f"rope must have one axis of positions for a map of m and n, got axes {rope.axes}")
+    span = _count("span", span, "positions")
+    q, k = _features("q", q, rope.head_dim), _features("k", k, rope.head_dim)
+    everywhere = [jnp.tile(jnp.asarray(x, jnp.float32), (span, 1, 1)) for x in (q, k)]
+    turned = rope(everywhere[0], everywhere[1], jnp.arange(span))
+    queries, keys = (np.asarray(x, np.float64)[:, 0] for x in turned)
+    image = axes.imshow(queries @ keys.T / np.sqrt(rope.head_dim), cmap="viridis", origin="lower")
+    axes.set(
+        title="The score of a query with a key\ndepends on m - n only",
+        xlabel="position n of the key",
+        ylabel="position m of the query",
+    )
+    axes.figure.colorbar(image, ax=axes, label="score  q·k / √H", shrink=0.85)
+    return axes
+
+
+# -------------------------------------------------------------------------------------- a trained model
+
+
+def attention_maps(figure: FigureBase, weights) -> FigureBase:
+    """Where every head of every layer looks: a row of small maps per layer, all on one colour scale from 0.
+
+    Args:
+      figure: a figure or a subfigure, which is filled with maps.
+      weights: of the attention, ``[layers, N, T, S]``: for each query, shares of the keys.
+
+    Returns:
+      The figure.
+
+    Raises:
+      TypeError: if figure is not matplotlib's, or weights are not floating.
+      ValueError: if weights have not four axes of at least 1, or one is negative or not finite.
+
+    Example:
+      >>> import numpy as np, rope_jax.plot
+      >>> from matplotlib.figure import Figure
+      >>> weights = np.tril(np.ones((2, 3, 5, 5))) / np.arange(1, 6)[:, None]  # looks at all before alike
+      >>> figure = rope_jax.plot.attention_maps(Figure(layout="constrained"), weights)
+      >>> [axes.get_title() for axes in figure.axes[:3]]
+      ['head 0', 'head 1', 'head 2']
+    """
+    _check_kind("figure", figure, FigureBase)
+    weights = np.asarray(weights)
+    if not jnp.issubdtype(weights.dtype, jnp.floating):
+        raise TypeError(f"weights must be floating, got dtype {weights.dtype}")
+    if weights.ndim != 4 or not weights.size:
+        raise ValueError(f"weights must be [layers, N, T, S] and not empty, got shape {weights.shape}")
+    weights = weights.astype(np.float32)
+    if not np.all(np.isfinite(weights) & (weights >= 0)):
+        raise ValueError(f"weights must be finite and not negative, got {weights.min()} to {weights.max()}")
+    maps: Any = figure.subplots(*weights.shape[:2], squeeze=False, sharex=True, sharey=True)
+    for layer, head in np.ndindex(*weights.shape[:2]):
+        one = maps[layer, head]
+        image = one.imshow(
+            weights[layer, head], cmap="viridis", vmin=0, vmax=weights.max(), interpolation="nearest"
+        )
+        if layer == 0:
+            one.set_title(f"head {head}", fontsize=10)
+        if head == 0:
+            one.set_ylabel(f"layer {layer}", fontsize=10)
+    figure.suptitle("Where each head looks", fontsize=12)
+    figure.supxlabel("position of the key", fontsize=10)
+    figure.supylabel("position of the query", fontsize=10)
+    figure.colorbar(image, ax=maps, label="attention weight", shrink=0.85)
+    return figure
+
+
+# -------------------------------------------------------------------------------------------- the shared
+
+
+def _frequencies_of(schedules: Mapping[str, Schedule], rotary_dim: int) -> dict:
+    if not isinstance(schedules, Mapping):
+        raise TypeError(f"schedules must map a name to a schedule, got {type(schedules).__name__}")
+    if not 0 < len(schedules) <= len(COLOURS):
+        raise ValueError(f"schedules must be 1 to {len(COLOURS)}, one colour each, got {len(schedules)}")
+    return {name: schedule(rotary_dim) for name, schedule in schedules.items()}
+
+
+def _check_kind(argument: str, value, kind: type) -> None:
+    if not isinstance(value, kind):
+        expected = {Axes: "matplotlib Axes", FigureBase: "a matplotlib Figure or SubFigure", Rope: "a Rope"}[kind]
+        raise TypeError(f"{argument} must be {expected}, got {type(value).__name__}")
+
+
+def _finish(axes: Axes) -> None:
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=9)

@@ -1,0 +1,398 @@
+import math
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import oracles
+import pytest
+from schedules import CASES, IDS, ROTARY_DIM
+
+import rope_jax
+from rope_jax import analysis
+
+U = 2.0**-53  # unit roundoff of float64
+FAR = np.array([0, 1, -1, 7, -64, 4095, 10**6, -(10**6) - 1, 2**31 - 1, -(2**31), 2**40 + 1, -(2**45)])
+STANDARD = rope_jax.Standard(base=5e5)(ROTARY_DIM)
+each_schedule = pytest.mark.parametrize("case", CASES, ids=IDS)
+
+
+def allowed(frequencies, distances):
+    """What the docstring of mean_score allows, for an attention factor of 1."""
+    return np.abs(np.asarray(distances, np.float64)) * 2.0**-62 + (2 * frequencies.num_pairs + 16) * U
+
+
+def assert_within(got, want, error):
+    assert got.dtype == np.float64 and got.shape == np.shape(want)
+    worst = np.max(np.abs(got - want) / error)
+    assert worst <= 1, worst
+
+
+# ------------------------------------------------------------------------------------ one pair by itself
+
+
+@each_schedule
+def test_one_pair_by_itself(case):
+    inv_freq, _ = case.oracle(ROTARY_DIM)
+    frequencies, length = case.build()(ROTARY_DIM), 8192
+    with mpmath.workdps(30):
+        wavelength = [float(2 * mpmath.pi / f) if f else math.inf for f in inv_freq]
+        turned = [float(length * mpmath.mpf(f) / (2 * mpmath.pi)) for f in inv_freq]
+    # the schedule itself is in float64 on both sides, by different formulas
+    np.testing.assert_allclose(analysis.wavelengths(frequencies), wavelength, rtol=1e-13)
+    np.testing.assert_allclose(analysis.effective_context(frequencies), np.array(wavelength) / 2, rtol=1e-13)
+    np.testing.assert_allclose(analysis.turns(frequencies, length), turned, rtol=1e-13)
+    got = analysis.unturned(frequencies, length)
+    assert got.dtype == bool and got.tolist() == [w > length for w in wavelength]
+    assert 0 < got.sum() < got.size
+
+
+def test_a_pair_that_turns_backwards_turns_as_far_and_a_still_one_never():
+    frequencies = rope_jax.Frequencies([-2 * np.pi / 10, 0.0, 5e-324])
+    assert analysis.wavelengths(frequencies).tolist() == [10.0, np.inf, np.inf]
+    assert analysis.turns(frequencies, 25).round(300).tolist() == [2.5, 0.0, 0.0]
+    # ten tokens are one whole turn
+    assert [analysis.unturned(frequencies, length).tolist() for length in (9, 10)] == [
+        [True] * 3,
+        [False, True, True],
+    ]
+
+
+def test_half_a_wavelength_is_where_the_score_stops_falling():
+    theta = STANDARD.inv_freq[20]
+    one = rope_jax.Frequencies([theta])
+    (half,) = analysis.effective_context(one)
+    score = lambda distances: [math.cos(d * theta) for d in distances]
+    falls, rises = score(np.linspace(0, half, 50)), score(np.linspace(half, 2 * half, 50))
+    assert np.all(np.diff(falls) < 0) and np.all(np.diff(rises) > 0)
+    assert score([half * 0.7])[0] == pytest.approx(score([half * 1.3])[0], abs=1e-12)  # ambiguous beyond
+
+
+# ---------------------------------------------------------------------------------- all pairs, by distance
+
+
+@each_schedule
+def test_mean_score_at_any_whole_distance(case):
+    frequencies = case.build()(ROTARY_DIM)
+    square = frequencies.attention_factor**2
+    cos, _ = oracles.cos_sin(FAR, frequencies.inv_freq)
+    want = square * cos.mean(-1)
+    error = square * allowed(frequencies, FAR)
+    assert_within(analysis.mean_score(frequencies, FAR), want, error)
+    assert_within(analysis.mean_score(frequencies, FAR.astype(np.float64)), want, error)
+    assert_within(analysis.mean_score(frequencies, FAR.reshape(3, 4)), want.reshape(3, 4), error.reshape(3, 4))
+    assert analysis.mean_score(frequencies, 0) == square
+
+
+def test_mean_score_between_tokens():
+    distances = np.array([0.5, -2.25, 1e6 + 0.125, 2**31 - 0.75, -1e-300, 1 / 3])
+    frequencies = rope_jax.Frequencies(rope_jax.Standard()(16).inv_freq, 1.25)
+    with mpmath.workdps(50):
+        want = [
+            float(
+                1.25**2 * mpmath.fsum(mpmath.cos(mpmath.mpf(d) * mpmath.mpf(f)) for f in frequencies.inv_freq) / 8
+            )
+            for d in distances.tolist()
+        ]
+    error = 1.25**2 * (allowed(frequencies, distances) + U)
+    assert_within(analysis.mean_score(frequencies, distances), want, error)
+
+
+def test_distances_of_every_dtype_up_to_the_last():
+    one = rope_jax.Frequencies([math.pi * 2.0**-62])  # 2^62 tokens are half a turn; in 64 bits of a turn it is a 2
+    for distance, want in (
+        (2**62, -1.0),
+        (2**63 - 1, 1.0),
+        (-(2**63), 1.0),
+        (np.uint64(2**62), -1.0),
+        (2.0**61, 0.0),
+    ):
+        assert analysis.mean_score(one, distance) == pytest.approx(want, abs=4 * U)
+    small = [analysis.mean_score(STANDARD, np.array([5], dtype)) for dtype in ("i1", "u1", "u8", "f2", "f4", "f8")]
+    assert len({float(x[0]) for x in small}) == 1
+
+
+@each_schedule
+def test_decay_bound(case):
+    frequencies = case.build()(ROTARY_DIM)
+    cos, sin = oracles.cos_sin(FAR, frequencies.inv_freq)
+    want = [np.mean([abs(sum(z[:j])) for j in range(1, z.size + 1)]) for z in cos + 1j * sin]
+    got = analysis.decay_bound(frequencies, FAR)
+    assert_within(got, want, frequencies.num_pairs * allowed(frequencies, FAR))
+    assert got[0] == (frequencies.num_pairs + 1) / 2
+
+
+def test_decay_bound_bounds_every_score():
+    rng = np.random.default_rng(0)
+    rope = rope_jax.Rope(head_dim=32, schedule=rope_jax.Standard(), layout="interleaved")
+    distances = np.arange(-300, 300)
+    fading = np.repeat(np.sqrt(np.arange(16, 0, -1)), 2) / math.sqrt(2)  # each product one less than the one before
+    for q, k in [(fading, fading), *rng.normal(size=(20, 2, 32))]:
+        h = np.append((q[::2] + 1j * q[1::2]) * np.conj(k[::2] + 1j * k[1::2]), 0)
+        bound = 16 * np.abs(np.diff(h)).max() * analysis.decay_bound(rope.frequencies(), distances)
+        score = np.abs(analysis.score_kernel(q, k, rope, distances))
+        assert np.all(score <= bound * (1 + 1e-12))
+        if q is fading:  # the bound is reached
+            assert score[300] == pytest.approx(bound[300], rel=1e-12)
+
+
+# -------------------------------------------------------------------------------------------- one query, one key
+
+ROPES = {
+    "half": rope_jax.Rope(32, rope_jax.Standard()),
+    "interleaved": rope_jax.Rope(32, rope_jax.Standard(), layout="interleaved"),
+    "partial": rope_jax.Rope(48, rope_jax.Standard(), rotary_dim=32),
+    "partial, interleaved": rope_jax.Rope(48, rope_jax.Standard(), rotary_dim=32, layout="interleaved"),
+    "a of 1.14": rope_jax.Rope(32, rope_jax.Yarn(factor=4.0, original_length=2048)),
+    "reversed": rope_jax.Rope(32, rope_jax.Reversed(schedule=rope_jax.Standard())),
+    "axes": rope_jax.Rope(32, rope_jax.Standard(), axes=(0, 1, 2, 2) * 4),
+    "axes, partial": rope_jax.Rope(48, rope_jax.Standard(), 32, "interleaved", axes=(1,) * 6 + (0,) * 10),
+}
+
+
+@pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
+def test_score_kernel_is_the_score_of_the_turned(rope):
+    rng = np.random.default_rng(2)
+    q, k = rng.normal(size=(2, rope.head_dim)).astype(np.float32)
+    frequencies = rope.frequencies()
+    shape = (40,) if rope.axes is None else (40, 3)
+    m, n = rng.integers(-50, 50, (2, *shape)).astype(np.int32)
+    m[:20] += 10**6
+    got = analysis.score_kernel(q, k, rope, m - n)
+
+    def turned(x, positions):
+        axes = (0,) * 16 if rope.axes is None else rope.axes
+        read = np.stack([np.atleast_2d(positions.T)[axis] for axis in axes], -1)  # [40, R/2]
+        angles = [oracles.cos_sin(read[:, i], frequencies.inv_freq[i : i + 1]) for i in range(16)]
+        cos, sin = (frequencies.attention_factor * np.concatenate(part, -1) for part in zip(*angles, strict=True))
+        return oracles.turn_features(np.tile(x, (40, 1, 1)), cos, sin, rope.layout)[:, 0]
+
+    size = frequencies.attention_factor**2 * float(np.abs(q).max() * np.abs(k).max()) * rope.head_dim
+    assert_within(got, (turned(q, m) * turned(k, n)).sum(-1), size * (1e6 * 2.0**-61 + 64 * U))
+    # and of what the rope does in float32: four roundings of each product, and cos and sin to 1.2e-7
+    ours, theirs = rope(*(jnp.tile(jnp.asarray(x), (40, 1, 1)) for x in (q, k)), m)
+    other = rope(*(jnp.tile(jnp.asarray(x), (40, 1, 1)) for x in (q, k)), n)[1]
+    assert theirs.shape == other.shape
+    scores = (np.asarray(ours, np.float64) * np.asarray(other, np.float64)).sum((-1, -2))
+    assert np.abs(scores - got).max() <= size * 8 * oracles.EPS32
+
+
+def test_score_kernel_of_one_distance_and_of_a_schedule_that_asks_for_the_length():
+    rope = rope_jax.Rope(8, rope_jax.DynamicNTK(factor=2.0, original_length=64))
+    x = jnp.arange(8, dtype=jnp.bfloat16)
+    long, short = (float(analysis.score_kernel(x, x, rope, 9, length=length)) for length in (640, 64))
+    cos, _ = oracles.cos_sin([9], oracles.dynamic_ntk(8, 1e4, 2.0, 64, 640)[0])
+    weights = [i**2 + (i + 4) ** 2 for i in range(4)]
+    assert long == pytest.approx(float(cos[0] @ weights), rel=1e-13) and abs(long - short) > 1
+
+
+# ------------------------------------------------------------------------------------------------- aliases
+
+
+@each_schedule
+def test_aliases_one_distance_at_a_time(case):
+    frequencies = case.build()(ROTARY_DIM)
+    length = 600
+    score = [float(x) for x in oracles.cos_sin(range(length), frequencies.inv_freq)[0].mean(-1)]
+    low = next(d for d in range(1, length) if score[d + 1] > score[d])
+    peaks = [
+        d
+        for d in range(low + 1, length)
+        if score[d] > score[d - 1] and (d == length - 1 or score[d] >= score[d + 1])
+    ]
+    peaks.sort(key=lambda d: -score[d])
+    for count in (1, 4, 10_000):
+        distances, similarity = analysis.aliases(frequencies, length, count)
+        assert distances.tolist() == peaks[:count]
+        np.testing.assert_allclose(similarity, [score[d] for d in peaks[:count]], atol=1e-13)
+    assert len(peaks) > 4
+
+
+def test_aliases_where_one_pair_comes_round():
+    every_ten = rope_jax.Frequencies([2 * np.pi / 10, 0.0], attention_factor=2.0)
+    distances, similarity = analysis.aliases(every_ten, 28, count=2)
+    # 27, where the length ends, is on its way up; 10 and 20 are like 0
+    assert sorted(distances.tolist()) == [10, 20] and similarity == pytest.approx([1, 1])
+    assert analysis.aliases(every_ten, 28, count=9)[0].tolist()[2:] == [27]
+    assert analysis.aliases(every_ten, 6, count=9)[0].tolist() == []  # it only falls
+    assert analysis.aliases(rope_jax.Frequencies([0.0]), 6)[0].tolist() == []
+    assert [len(part) for part in analysis.aliases(every_ten, 1)] == [0, 0]
+
+
+# --------------------------------------------------------------------------------------------- arithmetics
+
+
+def rounded(value: Fraction, bits: int) -> Fraction:
+    """To the nearest binary float with so many significant bits, ties to even, in Python integers."""
+    if value == 0:
+        return value
+    exponent = math.frexp(float(abs(value)))[1] - bits
+    unit = Fraction(2) ** exponent
+    return round(value / unit) * unit  # round() of a Fraction goes to even
+
+
+def wrapped(angle, true):
+    with mpmath.workdps(60):
+        turn = 2 * mpmath.pi
+        off = mpmath.fmod(angle - true, turn)
+        return float(min(abs(off), turn - abs(off)))
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "bfloat16_table", "float32", "bfloat16"])
+@each_schedule
+def test_phase_error(case, arithmetic):
+    frequencies = case.build()(ROTARY_DIM)
+    positions = np.array([0, 1, -5, 257, 8191, 10**6 + 3, 2**24 + 1, 2**31 - 1, -(2**31)], np.int32)
+    want = np.empty((positions.size, frequencies.num_pairs))
+    turn = rope_jax.rotation(positions, frequencies)
+    for row, m in enumerate(positions.tolist()):
+        for i, theta in enumerate(frequencies.inv_freq.tolist()):
+            if arithmetic in ("exact", "bfloat16_table"):
+                cos, sin = (Fraction(float(part[row, i])) for part in turn)
+                if arithmetic == "bfloat16_table":
+                    cos, sin = rounded(cos, 8), rounded(sin, 8)
+                angle = mpmath.atan2(float(sin), float(cos))
+            else:
+                a, b = rounded(Fraction(m), 24), rounded(Fraction(theta), 24)
+                if arithmetic == "bfloat16":
+                    a, b = rounded(a, 8), rounded(b, 8)
+                product = rounded(a * b, 24 if arithmetic == "float32" else 8)
+                angle = mpmath.mpf(float(product))
+            with mpmath.workdps(60):
+                want[row, i] = wrapped(angle, mpmath.mpf(m) * mpmath.mpf(theta))
+    got = analysis.phase_error(frequencies, positions, arithmetic)
+    error = np.abs(positions.astype(np.float64))[:, None] * 2.0**-62 + 2.0**-50
+    assert_within(got, want, error * np.ones_like(want))
+    assert error.max() < 1e-9
+
+
+@each_schedule
+def test_what_the_arithmetics_cost(case):
+    """rotation's error is by its contract, a float32 product's by its rounding; none is above half a turn."""
+    frequencies = case.build()(ROTARY_DIM)
+    positions = np.arange(-4000, 2**31 - 1, 99_999_989, dtype=np.int32)
+    errors = {name: analysis.phase_error(frequencies, positions, name) for name in ("exact", "float32", "bfloat16")}
+    assert errors["exact"].max() <= math.sqrt(2) * 1.2e-7 * 1.0001
+    assert 1.5 < errors["float32"].max() <= math.pi and 2.5 < errors["bfloat16"].max() <= math.pi
+    near = analysis.phase_error(frequencies, np.arange(100), "float32")
+    assert np.all(near <= np.outer(np.arange(100), frequencies.inv_freq) * 2.01 * oracles.EPS32 + 2.0**-50)
+    table = analysis.phase_error(frequencies, positions, "bfloat16_table")
+    # cos and sin, each off by a share u at most, move the angle by u |sin cos| each
+    assert 1e-3 < table.max() <= oracles.EPS16 * 1.01
+
+
+# ---------------------------------------------------------------------------------------------- refusals
+
+GRID = rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 0, 1, 1))
+TEXT = rope_jax.Rope(8, rope_jax.Standard())
+FEW = rope_jax.Standard()(8)
+ON_FREQUENCIES = {
+    "wavelengths": analysis.wavelengths,
+    "effective_context": analysis.effective_context,
+    "turns": lambda f: analysis.turns(f, 10),
+    "unturned": lambda f: analysis.unturned(f, 10),
+    "mean_score": lambda f: analysis.mean_score(f, [1]),
+    "decay_bound": lambda f: analysis.decay_bound(f, [1]),
+    "aliases": lambda f: analysis.aliases(f, 10),
+    "phase_error": lambda f: analysis.phase_error(f, [1], "float32"),
+}
+NOT_HOST = {
+    "of a jax array": rope_jax.Frequencies(jnp.ones(4)),
+    "FrequencyChoice": rope_jax.FrequencyChoice((FEW, FEW), jnp.array(0)),
+    "Standard": rope_jax.Standard(),
+    "ndarray": np.ones(4),
+}
+
+
+@pytest.mark.parametrize("says", NOT_HOST)
+@pytest.mark.parametrize("function", ON_FREQUENCIES.values(), ids=ON_FREQUENCIES)
+def test_only_host_frequencies(function, says):
+    with pytest.raises(TypeError, match=f"frequencies must be host Frequencies, got .*{says}"):
+        function(NOT_HOST[says])
+
+
+X = np.ones(8)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: analysis.turns(FEW, 0), ValueError, "length must be at least 1, got 0"),
+        (lambda: analysis.turns(FEW, 10.0), TypeError, "length must be an integer number of tokens, got 10.0"),
+        (lambda: analysis.unturned(FEW, True), TypeError, "length must be an integer number of tokens, got True"),
+        (lambda: analysis.turns(FEW, np.array([1, 2])), TypeError, "length must be an integer number of tokens"),
+        (lambda: analysis.aliases(FEW, 10, 0), ValueError, "count must be at least 1, got 0"),
+        (lambda: analysis.aliases(FEW, -1), ValueError, "length must be at least 1, got -1"),
+        (
+            lambda: analysis.mean_score(FEW, [True]),
+            TypeError,
+            "distances must be integers or floats, got dtype bool",
+        ),
+        (
+            lambda: analysis.mean_score(FEW, [1j]),
+            TypeError,
+            "distances must be integers or floats, got .*complex128",
+        ),
+        (lambda: analysis.decay_bound(FEW, [2**70]), TypeError, "distances must be .* dtype object"),
+        (lambda: analysis.decay_bound(FEW, [np.nan, 1]), ValueError, "distances must be finite and below 2\\^63"),
+        (lambda: analysis.mean_score(FEW, [-np.inf]), ValueError, "distances must be finite .* got -inf to -inf"),
+        (lambda: analysis.mean_score(FEW, 2.0**63), ValueError, "distances must be finite and below 2\\^63"),
+        (
+            lambda: analysis.mean_score(FEW, np.uint64(2**63)),
+            ValueError,
+            "distances must be finite and below 2\\^63",
+        ),
+        (lambda: analysis.score_kernel(X, X, FEW, 1), TypeError, "rope must be a Rope, got Frequencies"),
+        (
+            lambda: analysis.score_kernel(X[:4], X, TEXT, 1),
+            ValueError,
+            r"q must have shape \[H\] with H=8, got \(4,\)",
+        ),
+        (lambda: analysis.score_kernel(X, X[None], TEXT, 1), ValueError, r"k must have shape .* got \(1, 8\)"),
+        (
+            lambda: analysis.score_kernel(X, 1j * X, TEXT, 1),
+            TypeError,
+            "k must be real numbers, got dtype complex128",
+        ),
+        (lambda: analysis.score_kernel(X > 0, X, TEXT, 1), TypeError, "q must be real numbers, got dtype bool"),
+        (
+            lambda: analysis.score_kernel(X, X, GRID, 1),
+            ValueError,
+            r"distances must be \[\.\.\., A\] with A of at least 2",
+        ),
+        (lambda: analysis.score_kernel(X, X, GRID, [[1]]), ValueError, r"got shape \(1, 1\)"),
+        (lambda: analysis.score_kernel(X, X, TEXT, 1, length=4), ValueError, "length must be left out"),
+        (
+            lambda: analysis.score_kernel(
+                X, X, rope_jax.Rope(8, rope_jax.DynamicNTK(factor=2.0, original_length=4)), 1, length=jnp.array(9)
+            ),
+            TypeError,
+            "frequencies must be host Frequencies, got Frequencies of a jax array",
+        ),
+        (
+            lambda: analysis.phase_error(FEW, [1], "float16"),
+            ValueError,
+            "arithmetic must be one of .* got 'float16'",
+        ),
+        (
+            lambda: analysis.phase_error(FEW, [1.0], "exact"),
+            TypeError,
+            "positions must be integers, got dtype float64",
+        ),
+        (lambda: analysis.phase_error(FEW, 1, "exact"), ValueError, r"positions must have shape \[P\], got \(\)"),
+        (lambda: analysis.phase_error(FEW, [2**31], "exact"), ValueError, "positions must fit in int32"),
+        (
+            lambda: analysis.phase_error(FEW, np.array([2**63], np.uint64), "float32"),
+            ValueError,
+            "positions must be finite and below 2\\^63",
+        ),
+    ],
+)
+def test_refusals(call, error, says):
+    with pytest.raises(error, match=says):
+        call()
+
+
+def test_positions_on_a_device_are_read():
+    assert analysis.mean_score(FEW, jax.numpy.arange(3)).tolist() == analysis.mean_score(FEW, range(3)).tolist()
