@@ -13,10 +13,8 @@ plots are made from these files at the end, in --results.
 
 import dataclasses
 import functools
-import itertools
 import json
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -25,19 +23,17 @@ from pathlib import Path
 import flax.serialization
 import jax
 import jax.numpy as jnp
-import matplotlib.figure
 import numpy as np
 import optax
-import scipy.stats
 import toy_lm
 import tqdm
 import tyro
-from matplotlib import ticker
 
 import rope_jax
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from record import machine
+from study import report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +43,7 @@ class Config:
     workdir: Path = Path("runs/context_extension")
     """Where each finished unit of work is kept."""
     results: Path | None = None
-    """Where context_extension.json, .md and two .png go. Default: the workdir."""
+    """Where context_extension.json, .md and two .png go, made by benchmarks/study.py. Default: the workdir."""
     data: Path | None = None
     """As in toy_lm."""
 
@@ -87,23 +83,6 @@ QUICK = Config(
 )
 ENCODINGS = ("rope", "sinusoidal", "learned", "t5", "alibi", "none")
 METHODS = ("unmodified", "linear", "ntk", "dynamic", "yarn", "longrope", "llama3")
-NAMES = {
-    "rope": "RoPE",
-    "sinusoidal": "sinusoidal",
-    "learned": "learned",
-    "t5": "T5 bias",
-    "alibi": "ALiBi",
-    "none": "none (NoPE)",
-    "unmodified": "unmodified",
-    "linear": "position interpolation",
-    "ntk": "NTK-aware",
-    "dynamic": "dynamic NTK",
-    "yarn": "YaRN",
-    "longrope": "LongRoPE",
-    "llama3": "Llama 3 rule",
-}
-# Okabe and Ito's colours, which colour-blind readers can tell apart, and a dash for the seventh.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 QUESTION, KEYS = 1, np.arange(128, 144)  # bytes that the corpus has hardly any of
 SPAN = 32  # bytes that one point of a curve is the mean of
 FREE = {"workdir", "results", "data"}
@@ -361,6 +340,7 @@ class Study:
             text = toy_lm.windows(self.text, np.zeros(1, int), longest - 1)
             decode[encoding] = cached_step(model, params, text[:, : longest - config.rounds - 2])
             whole[encoding] = functools.partial(last_byte, model, params, text)
+            whole[encoding]()  # compiled, as the others are
         times = {job: {encoding: [] for encoding in ENCODINGS} for job in jobs}
         for _ in range(config.rounds):
             for job, calls in jobs.items():
@@ -369,6 +349,26 @@ class Study:
                     jax.block_until_ready(call())
                     times[job][encoding].append(1e3 * (time.perf_counter() - start))
         return times
+
+    def results(self) -> dict:
+        """What all units left: readings by seed, times by round."""
+        seeds = range(self.config.seeds)
+        methods = {m: [self.kept(f"extend-{m}-{seed}") for seed in seeds] for m in METHODS}
+        return {
+            "command": " ".join(["python", "configs/context_extension.py", *sys.argv[1:]]),
+            **machine(),
+            "config": {k: v for k, v in dataclasses.asdict(self.config).items() if k not in FREE} | {"span": SPAN},
+            "encodings": {e: [self.kept(f"read-{e}-{seed}") for seed in seeds] for e in ENCODINGS},
+            "methods": {m: {key: [each[key] for each in both] for key in both[0]} for m, both in methods.items()},
+            "LongRoPE's factors": [self.kept(f"factors-{seed}") for seed in seeds],
+            "speed": self.kept("speed"),
+        }
+
+    def fingerprint(self) -> dict:
+        """What the units in a workdir must have been made with: hyperparameters, toy_lm's too, and the text."""
+        mine = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in FREE}
+        theirs = toy_lm.fingerprint(toy_config(self.config, "rope", 0), (self.text, self.held_out))
+        return theirs | mine
 
     def path(self, name: str) -> Path:
         return self.config.workdir / (name + (".msgpack" if name.startswith("params") else ".json"))
@@ -424,182 +424,6 @@ def cached_step(model, params, prompt) -> Callable:
     return call
 
 
-# --------------------------------------------------------------------------------------------- the results
-
-
-def interval(values) -> dict[str, float | None]:
-    """The mean over seeds, and half the width of its 95 % interval (Student's t); None where there is none."""
-    if any(value is None for value in values):
-        return {"mean": None, "half": None}
-    half = None
-    if len(values) > 1:
-        half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return {"mean": statistics.fmean(values), "half": half}
-
-
-def summary(readings: list[dict], config: Config) -> dict:
-    """Intervals over seeds of curves, of the mean bits per byte in (T/2, T] for each length T, and of passkeys."""
-    spans = [config.length // 2, *lengths(config)]
-
-    def octave(curve, low, high):
-        part = curve[low // SPAN : high // SPAN]
-        return statistics.fmean(part) if len(part) == (high - low) // SPAN else None
-
-    curves = [key for key in ("long", "sliding") if key in readings[0]]
-    kept: dict = {
-        key: [interval(values) for values in zip(*(r[key] for r in readings), strict=True)] for key in curves
-    }
-    for key in curves:
-        kept[f"{key}, by length"] = {
-            str(high): interval([octave(reading[key], low, high) for reading in readings])
-            for low, high in itertools.pairwise(spans)
-        }
-    kept["passkey"] = {
-        str(3 * length // 4): interval([reading["passkey"].get(str(3 * length // 4)) for reading in readings])
-        for length in lengths(config)
-    }
-    return kept
-
-
-def speeds(times: dict) -> dict:
-    """Quartiles of milliseconds, and of the ratio to the model without positions in the same round."""
-    kept = {}
-    for job, rows in times.items():
-        kept[job] = {
-            encoding: {
-                "milliseconds": statistics.quantiles(row, n=4),
-                "times none": statistics.quantiles([a / b for a, b in zip(row, rows["none"], strict=True)], n=4),
-            }
-            for encoding, row in rows.items()
-        }
-    return kept
-
-
-def collect(study: Study) -> dict:
-    config = study.config
-    seeds = range(config.seeds)
-    encodings = {e: summary([study.kept(f"read-{e}-{seed}") for seed in seeds], config) for e in ENCODINGS}
-    methods = {}
-    for method in METHODS:
-        both = [study.kept(f"extend-{method}-{seed}") for seed in seeds]
-        methods[method] = {key: summary([each[key] for each in both], config) for key in ("plain", "tuned")}
-    return {
-        "command": " ".join(["python", "configs/context_extension.py", *sys.argv[1:2]]),
-        **machine(),
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE},
-        "encodings": encodings,
-        "methods": methods,
-        "LongRoPE's factors": [study.kept(f"factors-{seed}") for seed in seeds],
-        "speed": speeds(study.kept("speed")),
-    }
-
-
-def said(value: dict, digits: int) -> str:
-    if value["mean"] is None:
-        return "-"
-    return f"{value['mean']:.{digits}f}" + (f" ± {value['half']:.{digits}f}" if value["half"] is not None else "")
-
-
-def tables(kept: dict) -> str:
-    """The results as Markdown, means with 95 % intervals over the seeds."""
-    length, factor = kept["config"]["length"], kept["config"]["factor"]
-    spans = [length // 2, *(length << i for i in range(factor.bit_length()))]
-    octaves = [f"{low} to {high}" for low, high in itertools.pairwise(spans)]
-    asked = [str(3 * high // 4) for high in spans[1:]]
-
-    def head(*titles):
-        return [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
-
-    def row(name, *parts):
-        cells = [said(value, digits) for values, digits in parts for value in values.values()]
-        return f"| {name} | {' | '.join(cells)} |"
-
-    lines = [f"Bits per byte at positions, one long window (trained at {length})", ""]
-    lines += head("encoding", *octaves, *(f"passkey at {d}" for d in asked))
-    lines += [row(NAMES[e], (r["long, by length"], 2), (r["passkey"], 2)) for e, r in kept["encodings"].items()]
-    lines += ["", f"The same, windows of {length} that slide by {length // 2}", "", *head("encoding", *octaves)]
-    lines += [row(NAMES[e], (r["sliding, by length"], 2)) for e, r in kept["encodings"].items()]
-    for key, title in (
-        ("plain", "not tuned"),
-        ("tuned", f"after {kept['config']['tune_steps']} steps at the length"),
-    ):
-        lines += ["", f"RoPE extended to {factor} times its length, {title}", ""]
-        lines += head("method", *octaves, *(f"passkey at {d}" for d in asked))
-        lines += [
-            row(NAMES[m], (r[key]["long, by length"], 2), (r[key]["passkey"], 2))
-            for m, r in kept["methods"].items()
-        ]
-    lines += ["", "Times of the model without positions, medians (quartiles) of rounds in turn", ""]
-    lines += head("encoding", *kept["speed"])
-    for encoding in ENCODINGS:
-        ratios = [job[encoding]["times none"] for job in kept["speed"].values()]
-        lines.append(f"| {NAMES[encoding]} | {' | '.join(f'{m:.2f} ({a:.2f} to {b:.2f})' for a, m, b in ratios)} |")
-    return "\n".join(lines) + "\n"
-
-
-def draw_curves(axes, curves: dict, length: int) -> None:
-    """Bits per byte by position, one line each with its interval, and where the training ended."""
-    for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
-        middle = SPAN * (np.arange(len(curve)) + 0.5)
-        mean = np.array([point["mean"] for point in curve])
-        half = np.array([point["half"] or 0.0 for point in curve])
-        axes.plot(middle, mean, color=colour, label=NAMES[name], linewidth=1.6)
-        axes.fill_between(middle, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
-    axes.axvline(length, color="0.5", linestyle=":", linewidth=1)
-    axes.set(xscale="log", xlabel="position in the window (bytes)", ylabel="bits per byte")
-    axes.xaxis.set(
-        major_locator=ticker.LogLocator(2), major_formatter="{x:.0f}", minor_locator=ticker.NullLocator()
-    )
-
-
-def draw_passkeys(axes, rows: dict, length: int) -> None:
-    for i, (name, row) in enumerate(rows.items()):
-        points = [(int(d), value["mean"]) for d, value in row["passkey"].items() if value["mean"] is not None]
-        axes.plot(
-            *zip(*points, strict=True), color=COLOURS[i], marker="osD^vXP"[i], label=NAMES[name], linewidth=1.2
-        )
-    axes.axvline(length, color="0.5", linestyle=":", linewidth=1)
-    axes.set(
-        xscale="log", xlabel="bytes between key and question", ylabel="passkeys found (share)", ylim=(-0.04, 1.04)
-    )
-    axes.xaxis.set(
-        major_locator=ticker.LogLocator(2), major_formatter="{x:.0f}", minor_locator=ticker.NullLocator()
-    )
-
-
-def draw(kept: dict, folder: Path) -> None:
-    length, factor = kept["config"]["length"], kept["config"]["factor"]
-    figure = matplotlib.figure.Figure(figsize=(12, 4.2), layout="constrained")
-    long, sliding, passkeys = figure.subplots(1, 3)
-    for axes, key, title in (
-        (long, "long", "one long window"),
-        (sliding, "sliding", f"sliding windows of {length}"),
-    ):
-        draw_curves(axes, {e: row[key] for e, row in kept["encodings"].items()}, length)
-        axes.set_title(title)
-    draw_passkeys(passkeys, kept["encodings"], length)
-    passkeys.set_title("passkeys, one long window")
-    figure.suptitle(f"Trained at {length} bytes (dotted), read at up to {factor * length}")
-    finish(figure, long, folder / "context_extension_encodings.png")
-
-    figure = matplotlib.figure.Figure(figsize=(12, 7.4), layout="constrained")
-    grid = figure.subplots(2, 2, sharex="col", sharey="col")
-    for row, key, title in zip(grid, ("plain", "tuned"), ("as it is", "after a short fine-tuning"), strict=True):
-        draw_curves(row[0], {m: values[key]["long"] for m, values in kept["methods"].items()}, length)
-        draw_passkeys(row[1], {m: values[key] for m, values in kept["methods"].items()}, length)
-        row[0].set_title(f"bits per byte, {title}")
-        row[1].set_title(f"passkeys, {title}")
-    figure.suptitle(f"RoPE trained at {length} bytes (dotted), extended to {factor * length}")
-    finish(figure, grid[0, 0], folder / "context_extension_methods.png")
-
-
-def finish(figure, axes, path: Path) -> None:
-    for each in figure.axes:
-        each.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False)
-    figure.savefig(path, dpi=100)
-
-
 def main(config: Config) -> None:
     for name, value in dataclasses.asdict(config).items():
         if isinstance(value, int | float) and not 0 < value < math.inf:
@@ -615,9 +439,7 @@ def main(config: Config) -> None:
         toy_lm.fail(f"--data must hold more than {longest + 1} bytes of training and of held-out text")
 
     config.workdir.mkdir(parents=True, exist_ok=True)
-    mine = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE} | {
-        "corpus": toy_lm.fingerprint(toy_config(config, "rope", 0), (study.text, study.held_out))["corpus"]
-    }
+    mine = study.fingerprint()
     saved = config.workdir / "config.json"
     theirs = json.loads(saved.read_text()) if saved.exists() else mine
     differ = [f"{key} {theirs.get(key)} there, {mine[key]} here" for key in mine if theirs.get(key) != mine[key]]
@@ -633,13 +455,11 @@ def main(config: Config) -> None:
                 study.keep(name, unit())
             bar.update()
 
-    kept = collect(study)
     folder = config.results or config.workdir
     folder.mkdir(parents=True, exist_ok=True)
-    toy_lm.write(folder / "context_extension.json", json.dumps(kept, indent=1) + "\n")
-    toy_lm.write(folder / "context_extension.md", tables(kept))
-    draw(kept, folder)
-    print(tables(kept))
+    results = study.results()
+    toy_lm.write(folder / "context_extension.json", json.dumps(results, indent=1) + "\n")
+    print(report(results, folder))
 
 
 if __name__ == "__main__":

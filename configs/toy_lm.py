@@ -158,6 +158,8 @@ def build_encoding(config: Config) -> dict:
     for name in ("schedule", "base", "layout"):
         if getattr(config, name) != getattr(Config, name):
             fail(f"--{name} belongs to --encoding rope, got --encoding {config.encoding}")
+    if config.encoding == "learned" and len(config.prompt.encode()) >= config.length:
+        fail(f"--prompt must leave room in the {config.length} positions that --encoding learned has")
     others = {
         # Vaswani et al. 2017, section 3.4: embeddings times sqrt(D), or the sines would drown them.
         "sinusoidal": dict(position_embedding=rope_jax.Sinusoidal(), embedding_scale=math.sqrt(config.width)),

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 import pytest
 
+import rope_jax
+
 SCRIPT = Path(__file__).parents[1] / "configs/toy_lm.py"
 SMALL = [
     "--num-layers",
@@ -170,6 +172,11 @@ def test_the_mesh_really_shards(text, tmp_path):
         "--base 500000 --layout interleaved",
         "--schedule yarn factor=4 original_length=8",
         "--schedule dynamicntk factor=2 original_length=8 length=16",
+        "--encoding sinusoidal",
+        "--encoding learned --sample-bytes 100",
+        "--encoding t5",
+        "--encoding alibi",
+        "--encoding none",
         "--schedule longrope short_factor=[1,1,1,1] long_factor=[1,2,3,4] original_length=8 factor=2 length=16",
     ],
 )
@@ -179,6 +186,29 @@ def test_command_line(toy, text, tmp_path, flags, capsys):
     args = [*SMALL, "--data", str(text), "--steps", "2", "--workdir", str(tmp_path), *flags.split()]
     toy.main(tyro.cli(toy.Config, args=args))
     assert "bits per byte held out" in capsys.readouterr().out
+
+
+def test_each_encoding_has_its_place_in_the_decoder(toy):
+    def model(encoding):
+        return toy.build_model(toy.Config(encoding=encoding, width=64))
+
+    rope = rope_jax.Rope(32, rope_jax.Standard())
+    plain = model("rope").clone(rope=None)
+    assert model("rope").rope == rope and model("none") == plain
+    assert model("sinusoidal") == plain.clone(position_embedding=rope_jax.Sinusoidal(), embedding_scale=8.0)
+    assert model("learned") == plain.clone(position_embedding=rope_jax.LearnedPositions(length=128))
+    assert model("t5") == plain.clone(position_bias=rope_jax.T5Bias())
+    assert model("alibi") == plain.clone(position_bias=rope_jax.ALiBi())
+
+
+def test_a_learned_table_writes_no_further_than_it_reaches(toy, text, tmp_path, monkeypatch):
+    import tyro
+
+    asked, generate = [], rope_jax.generate
+    monkeypatch.setattr(rope_jax, "generate", lambda *a, **kw: asked.append(kw["max_new_tokens"]) or generate(*a, **kw))
+    args = [*SMALL, "--data", str(text), "--steps", "1", "--workdir", str(tmp_path), "--encoding", "learned"]
+    toy.main(tyro.cli(toy.Config, args=[*args, "--sample-bytes", "100"]))
+    assert asked == [12]  # after "def ", in the 16 positions of the table
 
 
 def refused(toy, capsys, *args):
@@ -219,6 +249,10 @@ class TestBadInput:
             (("--steps", 0), "--steps must be positive, got 0"),
             (("--temperature", -1), "--temperature must be 0 or more, got -1.0"),
             (("--learning-rate", -1), "--learning-rate must be positive, got -1.0"),
+            (("--encoding", "t5", "--base", 5), "--base belongs to --encoding rope, got --encoding t5"),
+            (("--encoding", "none", "--layout", "interleaved"), "--layout belongs to --encoding rope"),
+            (("--encoding", "alibi", "--schedule", "ntkaware", "factor=2"), "--schedule belongs to"),
+            (("--encoding", "learned", "--prompt", 16 * "a"), "--prompt must leave room in the 16 positions"),
             (("--prompt", ""), "--prompt must be positive, got ''"),
         ):
             if "--data" not in args:
