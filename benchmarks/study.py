@@ -124,6 +124,24 @@ def tables(kept: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def short_table(kept: dict) -> str:
+    """What the README shows of the encodings: the first and the last octaves, and the times."""
+    config = kept["config"]
+    spans = octaves(config)
+    chosen = [0, 1, len(spans) - 1]
+    near, far = (3 * spans[i][1] // 4 for i in (0, 1))
+    short_step, _, token, _ = kept["speed"]
+    titles = [f"bits/byte, {low} to {high}" for low, high in (spans[i] for i in chosen)]
+    titles += [f"sliding, {spans[-1][0]} to {spans[-1][1]}", f"passkey at {near}", f"at {far}"]
+    rows = []
+    for encoding, readings in kept["encodings"].items():
+        long, found = by_octave(readings, "long", config), by_distance(readings, config)
+        values = [*(long[i] for i in chosen), by_octave(readings, "sliding", config)[-1], found[near], found[far]]
+        times = [f"{ratios(kept['speed'][job], encoding)[1]:.2f}" for job in (short_step, token)]
+        rows.append([NAMES[encoding], *map(said, values), *times])
+    return "\n".join(table(["encoding", *titles, "training step", "cached token"], rows))
+
+
 # ------------------------------------------------------------------------------------------- the pictures
 
 

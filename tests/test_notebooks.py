@@ -1,0 +1,75 @@
+"""The notebooks, run from top to bottom as a reader would, and what is kept of their outputs."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+from jupyter_client.manager import AsyncKernelManager
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+SUBJECTS = "rotation frequency_bases context_extension precision inference compose".split()
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_every_subject_has_its_notebook():
+    assert sorted(path.stem for path in NOTEBOOKS) == sorted(SUBJECTS)
+
+
+class ThisPython(AsyncKernelManager):
+    """A kernel of the interpreter that runs the tests, whatever kernels are installed."""
+
+    def format_kernel_cmd(self, extra_arguments=None):
+        return [sys.executable, "-m", "ipykernel_launcher", "-f", self.connection_file]
+
+
+# The kernels are processes of their own: what these packages do in this one is theirs.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning:zmq")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_from_top_to_bottom(path):
+    notebook = read(path)
+    for cell in code_cells(notebook):
+        cell.outputs = []
+    client = nbclient.NotebookClient(
+        notebook, timeout=600, kernel_manager_class=ThisPython, resources={"metadata": {"path": path.parent}}
+    )
+    client.execute()  # raises CellExecutionError, with the cell and its traceback
+    for kept, new in zip(code_cells(read(path)), code_cells(notebook), strict=True):
+        kinds = [{output.output_type for output in cell.outputs} - {"stream"} for cell in (kept, new)]
+        assert kinds[0] == kinds[1], f"a cell shows something else than what is kept of it:\n{kept.source}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestWhatIsKept:
+    def test_says_first_what_one_will_learn(self, path):
+        first = read(path).cells[0]
+        assert first.cell_type == "markdown" and first.source.startswith("# ") and "learn" in first.source
+
+    def test_was_run_once_in_order_and_without_errors(self, path):
+        cells = code_cells(read(path))
+        assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+        outputs = [output for cell in cells for output in cell.outputs]
+        assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+        assert [output for output in outputs if "image/png" in output.get("data", {})], "a picture, at least"
+
+    def test_is_small_and_knows_nothing_of_the_machine(self, path):
+        text = path.read_text()
+        assert len(text) < 300_000
+        notebook = json.loads(text)
+        assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
+        assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+        for cell in notebook["cells"]:
+            assert "execution" not in cell["metadata"], "no timestamps"
+            for output in cell.get("outputs", []):
+                output.get("data", {}).pop("image/png", None)  # base64 has slashes of its own
+            assert not re.search(r"/(home|root|tmp|work|Users)/", json.dumps(cell)), "no paths of a machine"
