@@ -205,7 +205,9 @@ def test_a_learned_table_writes_no_further_than_it_reaches(toy, text, tmp_path, 
     import tyro
 
     asked, generate = [], rope_jax.generate
-    monkeypatch.setattr(rope_jax, "generate", lambda *a, **kw: asked.append(kw["max_new_tokens"]) or generate(*a, **kw))
+    monkeypatch.setattr(
+        rope_jax, "generate", lambda *a, **kw: asked.append(kw["max_new_tokens"]) or generate(*a, **kw)
+    )
     args = [*SMALL, "--data", str(text), "--steps", "1", "--workdir", str(tmp_path), "--encoding", "learned"]
     toy.main(tyro.cli(toy.Config, args=[*args, "--sample-bytes", "100"]))
     assert asked == [12]  # after "def ", in the 16 positions of the table
