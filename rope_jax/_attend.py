@@ -111,6 +111,8 @@ def attend(
         if window is not None and (isinstance(window, jax.Array) or not isinstance(length, int)):
             near, window = _by_index(length, k.shape[1], causal=False, window=window), None
             mask = near if mask is None else near & mask
+        if bias is not None and implementation != "cudnn":  # it is added to scores of this dtype
+            bias = bias.astype(jnp.promote_types(q.dtype, jnp.float32))
         return jax.nn.dot_product_attention(
             q,
             k,

@@ -224,7 +224,11 @@ class Decoder(nn.Module, kw_only=True):
         if self.embedding_scale is not None:
             x *= jnp.asarray(self.embedding_scale, self.dtype)
         if self.position_embedding is not None:
-            x += self.position_embedding(positions, self.width).astype(self.dtype)
+            added = self.position_embedding(positions, self.width)
+            added = added[None] if added.ndim == 2 else added
+            sizes = dict(B={1, x.shape[0]}, T=x.shape[1], D=self.width)
+            check_axes("position_embedding(positions)", added, "B T D", **sizes)
+            x += added.astype(self.dtype)
         x = jnp.where(known[..., None], x, jnp.asarray(jnp.nan, self.dtype))
         windows = self._windows()
         if isinstance(windows, tuple):  # no window: one that is longer than any row

@@ -155,15 +155,17 @@ def relative_buckets(distance, *, causal: bool, num_buckets: int = 32, max_dista
             f"max_distance must be over {count // 2}, where {num_buckets} buckets begin to be shared, "
             f"got {max_distance}"
         )
-    starts = jnp.asarray(_bucket_starts(count, max_distance), distance.dtype)
-    behind = jnp.maximum(distance, 0) if causal else jnp.abs(distance)
+    # A bound that the dtype cannot hold is one that no distance reaches; nor can it hold |d| of its least integer.
+    low, high = int(jnp.iinfo(distance.dtype).min), int(jnp.iinfo(distance.dtype).max)
+    starts = jnp.array([d for d in _bucket_starts(count, max_distance) if d <= high], distance.dtype)
+    behind = jnp.maximum(distance, 0) if causal else jnp.abs(jnp.maximum(distance, max(low, -high)))
     bucket = jnp.searchsorted(starts, behind, side="right", method="compare_all").astype(jnp.int32) - 1
     if causal:
         return bucket
     return bucket + jnp.where(distance < 0, jnp.int32(count), jnp.int32(0))
 
 
-def _bucket_starts(count: int, max_distance: int) -> np.ndarray:
+def _bucket_starts(count: int, max_distance: int) -> list[int]:
     """The least distance of each of ``count`` buckets of one direction, by integer arithmetic."""
     exact = count // 2
     shared = count - exact
@@ -175,7 +177,7 @@ def _bucket_starts(count: int, max_distance: int) -> np.ndarray:
         while d**shared < bound:
             d += 1
         starts.append(d)
-    return np.array(starts)
+    return starts
 
 
 class T5Bias(nn.Module, kw_only=True):
@@ -211,11 +213,11 @@ class T5Bias(nn.Module, kw_only=True):
     def __call__(self, distance, num_heads: int, causal: bool) -> jax.Array:
         """float32 ``[B, N, T, S]`` for integer distances ``[B, T, S]``."""
         check_axes("distance", distance, "B T S")
-        init = nn.with_logical_partitioning(self.embedding_init, ("relative_buckets", "heads"))
-        table: Any = self.param("table", init, (self.num_buckets, num_heads), self.param_dtype)
         bucket = relative_buckets(
             distance, causal=causal, num_buckets=self.num_buckets, max_distance=self.max_distance
         )
+        init = nn.with_logical_partitioning(self.embedding_init, ("relative_buckets", "heads"))
+        table: Any = self.param("table", init, (self.num_buckets, num_heads), self.param_dtype)
         return jnp.moveaxis(table.astype(jnp.float32)[bucket], -1, 1)
 
 
@@ -251,6 +253,8 @@ class ALiBi:
 
     def __call__(self, distance, num_heads: int, causal: bool) -> jax.Array:
         """float32 ``[B, N, T, S]`` for integer distances ``[B, T, S]``; without causality both sides alike."""
+        distance = device_array("distance", distance)
         check_axes("distance", distance, "B T S")
+        check_dtype("distance", distance, jnp.integer, "integer")
         slopes = jnp.asarray(self.slopes(num_heads), jnp.float32)[:, None, None]
-        return slopes * (-jnp.abs(distance)).astype(jnp.float32)[:, None]
+        return slopes * -jnp.abs(distance.astype(jnp.float32))[:, None]

@@ -50,20 +50,33 @@ def turn_features(x, cos, sin, layout):
     return y
 
 
-def attention(q, k, v, allowed, *, scale=None, logit_cap=None):
-    """One row, one query head at a time, in float64: q ``[T, N, H]``, k and v ``[S, K, H]``, allowed ``[T, S]``."""
-    q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
-    out = np.zeros_like(q)
+def attention_weights(q, k, allowed, *, scale=None, logit_cap=None, bias=0.0):
+    """One row, one query head at a time, in float64 ``[N, T, S]``: q ``[T, N, H]``, k ``[S, K, H]``.
+
+    What is allowed, and the bias, are ``[T, S]`` or ``[N, T, S]``.
+    """
+    q, k = (np.asarray(a, np.float64) for a in (q, k))
+    shape = (q.shape[1], q.shape[0], k.shape[0])
+    allowed, bias = np.broadcast_to(allowed, shape), np.broadcast_to(np.asarray(bias, np.float64), shape)
+    out = np.zeros(shape)
     group = q.shape[1] // k.shape[1]
-    for t in range(q.shape[0]):
-        for n in range(q.shape[1]):
-            scores = np.array([q[t, n] @ k[s, n // group] for s in range(k.shape[0])])
-            scores *= 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-            if logit_cap:
-                scores = logit_cap * np.tanh(scores / logit_cap)
-            weights = np.where(allowed[t], np.exp(scores - scores[allowed[t]].max()), 0)
-            out[t, n] = (weights / weights.sum()) @ v[:, n // group]
+    for n, t in np.ndindex(shape[:2]):
+        scores = np.array([q[t, n] @ k[s, n // group] for s in range(k.shape[0])])
+        scores *= 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+        if logit_cap:
+            scores = logit_cap * np.tanh(scores / logit_cap)
+        scores = scores + bias[n, t]
+        weights = np.where(allowed[n, t], np.exp(scores - scores[allowed[n, t]].max()), 0)
+        out[n, t] = weights / weights.sum()
     return out
+
+
+def attention(q, k, v, allowed, **options):
+    """What the weights read of the values ``[S, K, H]``: ``[T, N, H]``."""
+    weights = attention_weights(q, k, allowed, **options)
+    group = q.shape[1] // k.shape[1]
+    v = np.asarray(v, np.float64)
+    return np.stack([weights[n] @ v[:, n // group] for n in range(len(weights))], axis=1)
 
 
 # ------------------------------------------------------- the schedules, one pair at a time, as the papers have them

@@ -42,8 +42,12 @@ def gelu(x):
     return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def oracle(model, params, ids):
-    """The whole model in float64 and numpy, a layer after the other."""
+def oracle(model, params, ids, *, added=0.0, bias=0.0, weights=None):
+    """The whole model in float64 and numpy, a layer after the other.
+
+    ``added [T, D]`` to the embeddings and ``bias [N, T, S]`` to the scores; a list of weights is lengthened by those
+    of each layer, ``[B, N, T, S]``.
+    """
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["params"])
     batch, length = ids.shape
     ropes = model.rope if isinstance(model.rope, tuple) else (model.rope,) * model.num_layers
@@ -57,6 +61,7 @@ def oracle(model, params, ids):
         return np.einsum(formula, x, at["kernel"]) + at.get("bias", 0)
 
     x = p["embed"]["embedding"][np.asarray(ids)] * (model.embedding_scale or 1)
+    x = x + added
     t, s = np.mgrid[:length, :length]
     for layer, (rope, window) in enumerate(zip(ropes, windows, strict=True)):
         w = jax.tree.map(lambda a, layer=layer: a[layer], p["layers"])
@@ -69,7 +74,9 @@ def oracle(model, params, ids):
             cos, sin = oracles.cos_sin(np.arange(length), rope.frequencies().inv_freq)
             q, k = (oracles.turn_features(a, cos, sin, rope.layout) for a in (q, k))
         allowed = (s <= t) & (t - s < (window or length))
-        how = dict(scale=model.logit_scale, logit_cap=model.logit_cap)
+        how = dict(scale=model.logit_scale, logit_cap=model.logit_cap, bias=bias)
+        if weights is not None:
+            weights.append(np.stack([oracles.attention_weights(q[b], k[b], allowed, **how) for b in range(batch)]))
         y = np.stack([oracles.attention(q[b], k[b], v[b], allowed, **how) for b in range(batch)])
         y = dense(y, attn["out"], "btnh,nhd->btd")
         x = x + (rms(y, w["post_attention_norm"]) if model.post_norms else y)
