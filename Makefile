@@ -5,7 +5,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Targets share one .venv.
 .NOTPARALLEL:
-.PHONY: demo test oracle lint format picture clean
+.PHONY: demo test oracle lint format picture notebooks clean
 
 demo: .venv/train
 	$(BIN)/python configs/toy_lm.py
@@ -27,6 +27,9 @@ format: .venv/dev
 
 picture: .venv/train
 	$(BIN)/python notebooks/overview.py
+
+notebooks: .venv/notebooks
+	$(BIN)/python notebooks/execute.py
 
 .venv/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rope_jax needs Python 3.11 or newer, got " + sys.version)'

@@ -173,7 +173,7 @@ def _bucket_starts(count: int, max_distance: int) -> list[int]:
     for j in range(shared):
         # The least d with d / exact >= (max_distance / exact)^(j / shared), both sides to the power of `shared`.
         bound = max_distance**j * exact ** (shared - j)
-        d = max(int(exact * (max_distance / exact) ** (j / shared)) - 1, exact)
+        d = int(exact * (max_distance / exact) ** (j / shared))  # at most the bound, as rounding has it
         while d**shared < bound:
             d += 1
         starts.append(d)

@@ -5,10 +5,11 @@ import re
 import sys
 from pathlib import Path
 
-import nbclient
 import nbformat
 import pytest
-from jupyter_client.manager import AsyncKernelManager
+
+sys.path.append(str(Path(__file__).parents[1] / "notebooks"))
+from execute import execute  # noqa: E402
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 SUBJECTS = "rotation frequency_bases context_extension precision inference compose".split()
@@ -26,13 +27,6 @@ def test_every_subject_has_its_notebook():
     assert sorted(path.stem for path in NOTEBOOKS) == sorted(SUBJECTS)
 
 
-class ThisPython(AsyncKernelManager):
-    """A kernel of the interpreter that runs the tests, whatever kernels are installed."""
-
-    def format_kernel_cmd(self, extra_arguments=None):
-        return [sys.executable, "-m", "ipykernel_launcher", "-f", self.connection_file]
-
-
 # The kernels are processes of their own: what these packages do in this one is theirs.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning:zmq")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -40,10 +34,7 @@ def test_runs_from_top_to_bottom(path):
     notebook = read(path)
     for cell in code_cells(notebook):
         cell.outputs = []
-    client = nbclient.NotebookClient(
-        notebook, timeout=600, kernel_manager_class=ThisPython, resources={"metadata": {"path": path.parent}}
-    )
-    client.execute()  # raises CellExecutionError, with the cell and its traceback
+    execute(notebook, timeout=600)  # raises CellExecutionError, with the cell and its traceback
     for kept, new in zip(code_cells(read(path)), code_cells(notebook), strict=True):
         kinds = [{output.output_type for output in cell.outputs} - {"stream"} for cell in (kept, new)]
         assert kinds[0] == kinds[1], f"a cell shows something else than what is kept of it:\n{kept.source}"

@@ -1,0 +1,58 @@
+"""Executes the notebooks in place, and keeps of them what does not depend on the machine.
+
+python notebooks/execute.py [NOTEBOOK.ipynb ...]
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+
+HERE = Path(__file__).parent
+# Nothing without its kernel, and under another number in each run.
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def execute(notebook: nbformat.NotebookNode, timeout: int | None = None) -> None:
+    """Fills in the outputs, run by this very interpreter in the folder of the notebooks.
+
+    Raises ``nbclient.exceptions.CellExecutionError`` with the cell and its traceback if a cell fails,
+    ``CellTimeoutError`` if one takes longer than the timeout in seconds.
+    """
+    # Without folders to search, "python3" is the interpreter that asks, whatever kernels a user has installed.
+    kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
+    client = NotebookClient(
+        notebook,
+        km=kernel,
+        timeout=timeout,
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(HERE)}},
+    )
+    with tempfile.TemporaryDirectory() as folder:  # no start-up files, no history of the user's own IPython
+        kernel.connection_file = str(Path(folder) / "kernel.json")
+        client.execute(env=os.environ | {"IPYTHONDIR": folder})
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+
+
+def main(paths: list[Path]) -> None:
+    for path in paths or sorted(HERE.glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        execute(notebook)
+        nbformat.write(notebook, path)
+        print(f"{path.name}: {path.stat().st_size / 1024:.0f} KB")
+
+
+if __name__ == "__main__":
+    main([Path(argument) for argument in sys.argv[1:]])
