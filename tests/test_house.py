@@ -166,3 +166,15 @@ def census_in_words():
 def test_the_readme_says_what_the_census_found():
     written = README.split("<!-- census -->\n")[1].split("\n<!-- /census -->")[0]
     assert " ".join(written.split()) == " ".join(census_in_words().split())
+
+
+def test_the_readme_shows_what_the_study_found(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import study
+
+    kept = json.loads((ROOT / "benchmarks/results/context_extension.json").read_text())
+    assert README.split("<!-- study -->\n")[1].split("\n<!-- /study -->")[0] == study.short_table(kept)
+    assert (ROOT / "benchmarks/results/context_extension.md").read_text() == study.tables(kept)
+    paragraph = " ".join(README.split("## Beside other encodings")[1].split("<!-- study -->")[0].split())
+    assert kept["command"].split(" --")[0] in paragraph
+    assert f"Python {kept['python']}, jax {kept['jax']}, {kept['date']}" in paragraph
