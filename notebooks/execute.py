@@ -1,12 +1,9 @@
-"""Executes the notebooks in place, and keeps of them what does not depend on the machine.
+"""Executes notebooks in place, and keeps of them what does not depend on the machine."""
 
-python notebooks/execute.py [NOTEBOOK.ipynb ...]
-"""
-
+import argparse
 import base64
 import io
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -21,18 +18,16 @@ HERE = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def execute(notebook: nbformat.NotebookNode, timeout: int | None = None) -> None:
+def execute(notebook: nbformat.NotebookNode) -> None:
     """Fills in the outputs, run by this very interpreter in the folder of the notebooks.
 
-    Raises ``nbclient.exceptions.CellExecutionError`` with the cell and its traceback if a cell fails,
-    ``CellTimeoutError`` if one takes longer than the timeout in seconds.
+    Raises ``nbclient.exceptions.CellExecutionError``, with the cell and its traceback, if a cell fails.
     """
     # Without folders to search, "python3" is the interpreter that asks, whatever kernels a user has installed.
     kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
     client = NotebookClient(
         notebook,
         km=kernel,
-        timeout=timeout,
         record_timing=False,
         coalesce_streams=True,
         resources={"metadata": {"path": str(HERE)}},
@@ -58,13 +53,17 @@ def small(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return output
 
 
-def main(paths: list[Path]) -> None:
-    for path in paths or sorted(HERE.glob("*.ipynb")):
+def main(arguments: argparse.Namespace) -> None:
+    for path in arguments.notebooks or sorted(HERE.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         execute(notebook)
-        nbformat.write(notebook, path)
-        print(f"{path.name}: {path.stat().st_size / 1024:.0f} KB")
+        written = (arguments.to or path.parent) / path.name
+        nbformat.write(notebook, written)
+        print(f"{path.name}: {written.stat().st_size / 1024:.0f} KB")
 
 
 if __name__ == "__main__":
-    main([Path(argument) for argument in sys.argv[1:]])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("notebooks", nargs="*", type=Path, help="all in this folder, if none is named")
+    parser.add_argument("--to", type=Path, help="another folder to write to")
+    main(parser.parse_args())
