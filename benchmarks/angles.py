@@ -7,11 +7,12 @@ products, one reduction and two short polynomials. Both write 2 x 4 bytes per pa
 A table of a few rows is all launch and no arithmetic: there the number of kernels counts, not the operations.
 """
 
+import functools
 import statistics
-import time
 
 import jax
 import jax.numpy as jnp
+from clock import in_turns, ratios
 from record import save
 
 import rope_jax
@@ -37,18 +38,12 @@ def compare(length: int, rounds: int) -> dict:
         "float32 cos and sin": jax.jit(float32),
     }
     positions = jnp.arange(length)
-    for form in forms.values():
-        jax.block_until_ready(form(positions))
-    times: dict = {name: [] for name in forms}
-    for _ in range(rounds):
-        for name, form in forms.items():
-            start = time.perf_counter()
-            jax.block_until_ready(form(positions))
-            times[name].append(1e3 * (time.perf_counter() - start))
-    ratios = [b / a for a, b in zip(times["rope_jax"], times["float32 cos and sin"], strict=True)]
+    times = in_turns({name: functools.partial(form, positions) for name, form in forms.items()}, rounds)
     return {
         "milliseconds (quartiles)": {name: quartiles(values) for name, values in times.items()},
-        "float32 time over rope_jax time, round by round (quartiles)": quartiles(ratios),
+        "float32 time over rope_jax time, round by round (quartiles)": [
+            round(q, 4) for q in ratios(times, "float32 cos and sin", "rope_jax")
+        ],
     }
 
 

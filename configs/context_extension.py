@@ -5,7 +5,7 @@
 
 Trains the toy decoder once with each encoding and seed, on the same bytes in the same order, at one length; reads
 held-out text at up to `factor` times that length; then extends the RoPE model by every published method, without
-and with a short fine-tuning. One byte in 128 or so is planted: a passkey, and later a question for it.
+and with a short fine-tuning. In every training sequence a passkey is planted, later a question, and the key again.
 
 Each unit of work leaves a file in --workdir: run again, it goes on after the last one that is whole. The tables and
 plots are made from these files at the end, in --results.
@@ -15,8 +15,8 @@ import dataclasses
 import functools
 import json
 import math
+import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +32,7 @@ import tyro
 import rope_jax
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from clock import in_turns
 from record import machine
 from study import report
 
@@ -49,9 +50,9 @@ class Config:
 
     seeds: int = 3
     length: int = 128
-    """L, bytes in a training sequence."""
+    """L, bytes in a training sequence: a multiple of 64."""
     factor: int = 8
-    """Sequences are read, and RoPE is extended, to this many times L: a power of two."""
+    """Sequences are read, and RoPE is extended, to this many times L: a power of two that divides batch."""
     num_layers: int = 2
     width: int = 128
     steps: int = 600
@@ -61,13 +62,13 @@ class Config:
     """Of the fine-tuning at factor * L, with as many bytes a step as in the training."""
     tune_learning_rate: float = 1e-3
     sequences: int = 64
-    """Held-out sequences that bits per byte are read from."""
-    questions: int = 64
-    """Passkeys asked for, at each distance."""
+    """Held-out sequences that bits per byte are read from: a multiple of 16."""
+    questions: int = 32
+    """Passkeys asked for, at each distance: a multiple of 16."""
     generations: int = 8
     """Of the search for LongRoPE's factors."""
     rounds: int = 31
-    """Of the timings."""
+    """Of the timings, 2 or more."""
 
 
 QUICK = Config(
@@ -77,12 +78,14 @@ QUICK = Config(
     steps=200,
     tune_steps=20,
     sequences=32,
-    questions=32,
+    questions=16,
     generations=2,
     rounds=7,
 )
 ENCODINGS = ("rope", "sinusoidal", "learned", "t5", "alibi", "none")
+AGAIN = "none again"  # timed beside "none", to see what the machine does
 METHODS = ("unmodified", "linear", "ntk", "dynamic", "yarn", "longrope", "llama3")
+RATES = (1.0, 3.0, 10.0, 30.0)  # what is tried for the tables of learned and t5
 QUESTION, KEYS = 1, np.arange(128, 144)  # bytes that the corpus has hardly any of
 SPAN = 32  # bytes that one point of a curve is the mean of
 FREE = {"workdir", "results", "data"}
@@ -91,9 +94,9 @@ FREE = {"workdir", "results", "data"}
 # ----------------------------------------------------------------------------------------------- the task
 
 
-def toy_config(config: Config, encoding: str, seed: int) -> toy_lm.Config:
+def toy_config(config: Config, encoding: str, seed: int, table_rate: float = 1.0) -> toy_lm.Config:
     kept = {name: getattr(config, name) for name in ("data", "length", "num_layers", "width", "steps", "batch")}
-    return toy_lm.Config(encoding=encoding, seed=seed, **kept)
+    return toy_lm.Config(encoding=encoding, seed=seed, table_rate=table_rate, **kept)
 
 
 def plant(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -177,17 +180,23 @@ def read_sliding(model, params, held_out, config: Config) -> list[float]:
     return np.concatenate([cost[0, :half], cost[:, half:].ravel()]).reshape(-1, SPAN).mean(axis=1).tolist()
 
 
-def ask(build: Callable, params, held_out, config: Config) -> dict[int, float]:
-    """Share of passkeys that come back, by the bytes between key and question, in the shortest of the lengths."""
+def asked(config: Config) -> list[tuple[int, int]]:
+    """Windows, and bytes between key and question: one question within L, and all the others in the longest."""
+    near, *_, longest = lengths(config)
+    return [(near, 3 * near // 4), *((longest, 3 * length // 4) for length in lengths(config))]
+
+
+def ask(build: Callable, params, held_out, config: Config) -> dict[str, float]:
+    """Share of the passkeys that come back where the question ends the window, by distance and window."""
     found = {}
-    for length in lengths(config):
-        if (model := build(length)) is None:
-            break
-        rng = np.random.default_rng((7, length))  # the same questions for everybody
-        tokens = toy_lm.windows(held_out, rng.integers(0, len(held_out) - length, config.questions), length - 1)
-        keys, distance = rng.choice(KEYS, config.questions), 3 * length // 4
+    for window, distance in asked(config):
+        if (model := build(window)) is None:
+            continue
+        rng = np.random.default_rng((7, window, distance))  # the same questions for everybody
+        tokens = toy_lm.windows(held_out, rng.integers(0, len(held_out) - window, config.questions), window - 1)
+        keys = rng.choice(KEYS, config.questions)
         tokens[:, -1], tokens[:, -1 - distance] = QUESTION, keys
-        found[distance] = float(np.mean(in_batches(last_byte, model, params, tokens) == keys))
+        found[f"{distance} in {window}"] = float(np.mean(in_batches(last_byte, model, params, tokens) == keys))
     return found
 
 
@@ -258,7 +267,8 @@ class Study:
     def __init__(self, config: Config):
         self.config = config
         self.text, self.held_out = toy_lm.read_corpus(toy_config(config, "rope", 0))
-        self.optimizer = toy_lm.build_optimizer(toy_config(config, "rope", 0))
+        # One optimiser for each rate: a compiled step belongs to the object.
+        self.optimizer = functools.cache(lambda rate: toy_lm.build_optimizer(toy_config(config, "rope", 0, rate)))
         self.tuner = toy_lm.build_optimizer(self.tuning(0))
 
     def tuning(self, seed: int) -> toy_lm.Config:
@@ -266,7 +276,7 @@ class Study:
         return dataclasses.replace(
             toy_config(config, "rope", 1000 + seed),  # other bytes than those of the training
             length=config.factor * config.length,
-            batch=max(config.batch // config.factor, 1),
+            batch=config.batch // config.factor,
             steps=config.tune_steps,
             warmup=max(config.tune_steps // 6, 1),
             learning_rate=config.tune_learning_rate,
@@ -274,6 +284,8 @@ class Study:
 
     def units(self):
         for encoding in ENCODINGS:
+            if encoding in ("learned", "t5"):
+                yield f"rates-{encoding}", functools.partial(self.rates, encoding)
             for seed in range(self.config.seeds):
                 yield f"params-{encoding}-{seed}", functools.partial(self.train, encoding, seed)
                 yield f"read-{encoding}-{seed}", functools.partial(self.read, encoding, seed)
@@ -284,9 +296,28 @@ class Study:
                 yield f"extend-{method}-{seed}", functools.partial(self.extend, method, seed)
         yield "speed", self.speed
 
+    def rates(self, encoding):
+        """Bits per byte of training text after half of the steps, with a seed of its own, by the table's rate."""
+        tokens = held_out_windows(self.text, self.config)[:, : self.config.length + 1]
+        cost = {}
+        for rate in RATES:
+            how = toy_config(self.config, encoding, 999, rate)
+            how = dataclasses.replace(how, steps=max(how.steps // 2, 1))
+            model = toy_lm.build_model(how)
+            params = train(model, self.text, how, toy_lm.build_optimizer(how))
+            cost[rate] = float(in_batches(bits, model, params, tokens).mean())
+        return cost
+
+    def rate(self, encoding) -> float:
+        """The best of those tried; what has no table has nothing to try."""
+        if encoding not in ("learned", "t5"):
+            return 1.0
+        cost = self.kept(f"rates-{encoding}")
+        return float(min(cost, key=cost.get))
+
     def train(self, encoding, seed):
-        how = toy_config(self.config, encoding, seed)
-        return train(toy_lm.build_model(how), self.text, how, self.optimizer)
+        how = toy_config(self.config, encoding, seed, self.rate(encoding))
+        return train(toy_lm.build_model(how), self.text, how, self.optimizer(how.table_rate))
 
     def read(self, encoding, seed):
         model = toy_lm.build_model(toy_config(self.config, encoding, seed))
@@ -321,34 +352,31 @@ class Study:
         return {"plain": plain, "tuned": self.reading(build, tuned)}
 
     def speed(self):
-        """Milliseconds of every encoding in turn, round by round: a training step, a cached token, a whole pass."""
+        """Milliseconds of every encoding in turn, round by round: a training step, a cached token, a whole pass.
+
+        With the machine, which may be another one where a study goes on from an older workdir.
+        """
         config, longest = self.config, self.config.factor * self.config.length
+        before = longest - config.rounds - 1
         jobs: dict[str, dict[str, Callable]] = {
             f"training step, {config.batch} x {config.length}": {},
-            f"training step, {max(config.batch // config.factor, 1)} x {longest}": {},
-            f"cached token after {longest - config.rounds - 2} to {longest}": {},
+            f"training step, {config.batch // config.factor} x {longest}": {},
+            f"cached token after {before} to {longest}": {},
             f"pass over {longest} without a cache": {},
         }
-        for encoding in ENCODINGS:
-            short = dataclasses.replace(toy_config(config, encoding, 0), mesh="data=1")
-            long = dataclasses.replace(short, length=longest, batch=max(config.batch // config.factor, 1))
-            step, long_step, decode, whole = jobs.values()
-            step[encoding] = training_step(short, self.text, self.optimizer)
-            long_step[encoding] = training_step(long, self.text, self.optimizer)
+        step, long_step, decode, whole = jobs.values()
+        for name in (*ENCODINGS, AGAIN):
+            short = dataclasses.replace(toy_config(config, "none" if name == AGAIN else name, 0), mesh="data=1")
+            long = dataclasses.replace(short, length=longest, batch=config.batch // config.factor)
+            step[name] = training_step(short, self.text, self.optimizer(1.0))
+            long_step[name] = training_step(long, self.text, self.optimizer(1.0))
             model = toy_lm.build_model(long)
             params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
             text = toy_lm.windows(self.text, np.zeros(1, int), longest - 1)
-            decode[encoding] = cached_step(model, params, text[:, : longest - config.rounds - 2])
-            whole[encoding] = functools.partial(last_byte, model, params, text)
-            whole[encoding]()  # compiled, as the others are
-        times = {job: {encoding: [] for encoding in ENCODINGS} for job in jobs}
-        for _ in range(config.rounds):
-            for job, calls in jobs.items():
-                for encoding, call in calls.items():
-                    start = time.perf_counter()
-                    jax.block_until_ready(call())
-                    times[job][encoding].append(1e3 * (time.perf_counter() - start))
-        return times
+            decode[name] = cached_step(model, params, text[:, :before], capacity=longest)
+            whole[name] = functools.partial(last_byte, model, params, text)
+        times = {job: in_turns(calls, config.rounds) for job, calls in jobs.items()}
+        return machine() | {"milliseconds": times}
 
     def results(self) -> dict:
         """What all units left: readings by seed, times by round."""
@@ -360,6 +388,7 @@ class Study:
             "config": {k: v for k, v in dataclasses.asdict(self.config).items() if k not in FREE} | {"span": SPAN},
             "encodings": {e: [self.kept(f"read-{e}-{seed}") for seed in seeds] for e in ENCODINGS},
             "methods": {m: {key: [each[key] for each in both] for key in both[0]} for m, both in methods.items()},
+            "rates tried": {e: self.kept(f"rates-{e}") for e in ENCODINGS if e in ("learned", "t5")},
             "LongRoPE's factors": [self.kept(f"factors-{seed}") for seed in seeds],
             "speed": self.kept("speed"),
         }
@@ -388,7 +417,10 @@ class Study:
         if name.startswith("params"):
             new.write_bytes(flax.serialization.msgpack_serialize(jax.device_get(value)))
         else:
-            new.write_text(json.dumps(value) + "\n")
+            try:
+                new.write_text(json.dumps(value, allow_nan=False) + "\n")
+            except ValueError:
+                toy_lm.fail(f"{name} has figures that are not finite: its model has come apart")
         new.replace(path)
 
 
@@ -402,17 +434,15 @@ def training_step(config: toy_lm.Config, text, optimizer) -> Callable:
         state, loss = toy_lm.train_step(state, batch, model=model, optimizer=optimizer)
         return state, loss
 
-    call()
     return call
 
 
-def cached_step(model, params, prompt) -> Callable:
+def cached_step(model, params, prompt, capacity) -> Callable:
     @functools.partial(jax.jit, donate_argnames="cache")
     def step(params, token, cache):
         hidden, cache = model.apply(params, token, cache=cache, method="hidden")
         return model.apply(params, hidden[:, -1], method="unembed"), cache
 
-    capacity = 1 << (prompt.shape[1] - 1).bit_length()
     _, cache = step(params, prompt, model.init_cache(batch=1, capacity=capacity))
 
     def call():
@@ -420,7 +450,6 @@ def cached_step(model, params, prompt) -> Callable:
         logits, cache = step(params, prompt[:, :1], cache)
         return logits
 
-    call()
     return call
 
 
@@ -433,30 +462,41 @@ def main(config: Config) -> None:
     for name, step in (("length", 2 * SPAN), ("sequences", 16), ("questions", 16)):
         if getattr(config, name) % step:
             toy_lm.fail(f"--{name} must be a multiple of {step}, got {getattr(config, name)}")
+    if config.batch % config.factor:
+        toy_lm.fail(f"--batch must be a multiple of --factor {config.factor}, got {config.batch}")
+    if not 2 <= config.rounds < config.length:
+        toy_lm.fail(f"--rounds must be at least 2 and below --length {config.length}, got {config.rounds}")
     study = Study(config)
     longest = config.factor * config.length
     if min(len(study.text), len(study.held_out)) <= longest + 1:
         toy_lm.fail(f"--data must hold more than {longest + 1} bytes of training and of held-out text")
 
-    config.workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        for encoding in ENCODINGS:  # what is wrong with a model is said before the first is trained
+            model = toy_lm.build_model(toy_config(config, encoding, 0))
+            jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, config.length), jnp.int32))
+        folder = config.results or config.workdir
+        for path in (config.workdir, folder):
+            path.mkdir(parents=True, exist_ok=True)
+    except (ValueError, TypeError, OSError) as error:
+        toy_lm.fail(error)
     mine = study.fingerprint()
     saved = config.workdir / "config.json"
-    theirs = json.loads(saved.read_text()) if saved.exists() else mine
-    differ = [f"{key} {theirs.get(key)} there, {mine[key]} here" for key in mine if theirs.get(key) != mine[key]]
-    if differ:
-        toy_lm.fail(f"the study in {config.workdir} is another one: {'; '.join(differ)}. Choose another --workdir")
+    toy_lm.check_same_run(saved, mine, begun=any(config.workdir.glob("read-*")))
     toy_lm.write(saved, json.dumps(mine, indent=1) + "\n")
 
     units = list(study.units())
-    with tqdm.tqdm(total=len(units)) as bar:
-        for name, unit in units:
-            bar.set_description(name)
-            if not study.path(name).exists():
-                study.keep(name, unit())
-            bar.update()
+    try:
+        with tqdm.tqdm(total=len(units)) as bar:
+            for name, unit in units:
+                bar.set_description(name)
+                if not study.path(name).exists():
+                    study.keep(name, unit())
+                bar.update()
+    except KeyboardInterrupt:
+        print(f"\nstopped in {name}; run again to go on from there", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
-    folder = config.results or config.workdir
-    folder.mkdir(parents=True, exist_ok=True)
     results = study.results()
     toy_lm.write(folder / "context_extension.json", json.dumps(results, indent=1) + "\n")
     print(report(results, folder))

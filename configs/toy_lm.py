@@ -68,6 +68,8 @@ class Config:
     batch: int = 16
     learning_rate: float = 5e-3
     """At the top of a linear warm-up, from where a cosine falls to a tenth."""
+    table_rate: float = 1.0
+    """What it is multiplied by for the table of learned or t5, whose few numbers have far to go."""
     warmup: int = 40
     weight_decay: float = 0.1
     clip: float = 1.0
@@ -88,7 +90,7 @@ EVAL_SEQUENCES = 128
 
 def fail(message: str) -> NoReturn:
     """One line for what the user can mend, exit status 2, nothing written."""
-    print(f"toy_lm: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).stem}: {' '.join(str(message).split())}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -183,7 +185,10 @@ def build_optimizer(config: Config) -> optax.GradientTransformation:
     # Layers are stacked: a norm's scale is [layers, D] and is left alone, a kernel has three axes or more.
     kernels = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 2)
     adamw = optax.adamw(rate, b2=0.95, weight_decay=config.weight_decay, mask=kernels)
-    return optax.chain(optax.clip_by_global_norm(config.clip), adamw)
+    named_table = lambda path, _: jax.tree_util.DictKey("table") in path  # noqa: E731
+    tables = functools.partial(jax.tree_util.tree_map_with_path, named_table)
+    faster = optax.masked(optax.scale(config.table_rate), tables)
+    return optax.chain(optax.clip_by_global_norm(config.clip), adamw, faster)
 
 
 def build_mesh(config: Config) -> jax.sharding.Mesh:
@@ -251,16 +256,21 @@ def fingerprint(config: Config, corpus) -> dict:
     return json.loads(json.dumps(kept | {"corpus": digest}))
 
 
-def resume(manager, state, saved: Path, mine: dict):
-    """The newest checkpoint, or the initial state where there is none; never in the folder of another run."""
+def check_same_run(saved: Path, mine: dict, begun: bool) -> None:
+    """Fails where the folder of ``saved`` holds another run's work."""
     try:
-        theirs = json.loads(saved.read_text()) if saved.exists() or manager.latest_step() is not None else mine
+        theirs = json.loads(saved.read_text()) if saved.exists() or begun else mine
         keys = [key for key in theirs | mine if theirs.get(key) != mine.get(key)]
         differ = [f"{key} {theirs.get(key)} there, {mine.get(key)} here" for key in keys]
-    except (OSError, ValueError, AttributeError) as error:
-        fail(f"{saved} must describe the checkpoints beside it, got: {error}")
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        fail(f"{saved} must describe the work beside it, got: {error}")
     if differ:
         fail(f"the run in {saved.parent} is another one: {'; '.join(differ)}. Choose another --workdir")
+
+
+def resume(manager, state, saved: Path, mine: dict):
+    """The newest checkpoint, or the initial state where there is none; never in the folder of another run."""
+    check_same_run(saved, mine, begun=manager.latest_step() is not None)
     if manager.latest_step() is None:
         return state
     try:
@@ -358,9 +368,11 @@ def main(config: Config) -> None:
 
     plot(workdir / "loss.png", rows)
     prompt = np.frombuffer(config.prompt.encode(), np.uint8)[None]
-    # A learned table has no positions beyond the sequences it was trained on.
-    room = config.length - prompt.size if config.encoding == "learned" else config.sample_bytes
-    sampling = dict(max_new_tokens=min(config.sample_bytes, room), temperature=config.temperature)
+    room = config.sample_bytes
+    if config.encoding == "learned" and room > config.length - prompt.size:
+        room = config.length - prompt.size
+        print(f"the sample ends after {room} bytes: the learned table has {config.length} positions")
+    sampling = dict(max_new_tokens=room, temperature=config.temperature)
     written = rope_jax.generate(model, state["params"], prompt, rng=jax.random.key(config.seed), **sampling)
     text = config.prompt + bytes(np.asarray(written.tokens[0], np.uint8)).decode(errors="replace")
     (workdir / "sample.txt").write_text(text)

@@ -208,7 +208,7 @@ def test_the_study_leaves_its_numbers_tables_and_pictures(whole):
     assert short[:2] == pytest.approx(all_of_it[:2], abs=1e-5) and short[2:] != pytest.approx(
         all_of_it[2:], abs=1e-5
     )
-    assert {len(row) for job in kept["speed"].values() for row in job.values()} == {2}
+    assert {len(row) for job in kept["speed"]["milliseconds"].values() for row in job.values()} == {2}
     table = (whole / "context_extension.md").read_text()
     assert f"| RoPE | {np.mean(rope['long'][1:2]):.2f} | {np.mean(rope['long'][2:]):.2f} |" in table
     assert "| learned |" in table and " - |" in table
@@ -291,4 +291,15 @@ def test_octaves_and_distances(study):
     assert report.by_octave([{"long": [9, 1]}], "long", config)[1:] == [None, None]
     found = report.by_distance(readings, config)
     assert [found[48][0], found[96][0], found[192]] == [1.0, 0.5, None]
-    assert report.ratios({"t5": [2.0, 6.0, 8.0], "none": [1.0, 2.0, 2.0]}, "t5") == [2.0, 3.0, 4.0]
+
+
+def test_everything_is_timed_in_its_turn(study, monkeypatch):
+    import clock
+
+    seconds, order = iter([0.0, 0.5, 1.0, 1.25, 2.0, 2.75, 3.0, 3.125]), []
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: next(seconds))
+    calls = {name: functools.partial(order.append, name) for name in "ab"}
+    assert clock.in_turns(calls, 2) == {"a": [500.0, 125.0], "b": [250.0, 750.0]}
+    assert "".join(order) == "ab" + "ab" + "ba", "once to compile, then in turns"
+    times = {"t5": [2.0, 6.0, 8.0], "none": [1.0, 2.0, 2.0]}
+    assert clock.ratios(times, "t5", "none") == [2.0, 3.0, 4.0]

@@ -1,0 +1,33 @@
+"""How long does each of several things take, on a machine that is never quiet?"""
+
+import collections
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+
+
+def in_turns(calls: Mapping[str, Callable], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each call in each round, ready when its arrays are; the first, uncounted, compiles it.
+
+    Whoever comes first in a round finds the caches full of something else, so each does in its turn.
+    """
+    for call in calls.values():
+        jax.block_until_ready(call())
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    order = collections.deque(calls)
+    for _ in range(rounds):
+        for name in order:
+            start = time.perf_counter()
+            jax.block_until_ready(calls[name]())
+            times[name].append(1e3 * (time.perf_counter() - start))
+        order.rotate(-1)
+    return times
+
+
+def ratios(times: Mapping[str, Sequence[float]], name: str, to: str) -> list[float]:
+    """Quartiles of the time of one over that of another in the same round."""
+    return statistics.quantiles(
+        [a / b for a, b in zip(times[name], times[to], strict=True)], n=4, method="inclusive"
+    )
