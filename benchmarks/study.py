@@ -162,7 +162,7 @@ def tables(kept: dict) -> str:
     lines += [
         "",
         "LongRoPE's divisors were searched on training text of the longest length; the other methods have what "
-        "their papers say. NTK-aware and dynamic NTK are one and the same at that length, where both are fine-tuned.",
+        "their papers say. NTK-aware and dynamic NTK are one at that length, where both are fine-tuned.",
     ]
     speed = kept["speed"]
     jobs = speed["milliseconds"]

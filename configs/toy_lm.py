@@ -316,12 +316,16 @@ def main(config: Config) -> None:
         least = 0 if name in ("seed", "temperature", "weight_decay") else 1e-9
         if value == "" or (isinstance(value, int | float) and not (least <= value < math.inf)):
             fail(f"--{name.replace('_', '-')} must be {'0 or more' if not least else 'positive'}, got {value!r}")
+    try:
+        prompt = np.frombuffer(config.prompt.encode(), np.uint8)[None]
+    except UnicodeEncodeError as error:
+        fail(f"--prompt must be text: {error}")
     corpus = read_corpus(config)
     mesh = build_mesh(config)
     try:
         model, optimizer = build_model(config), build_optimizer(config)
         state = initial_state(model, optimizer, mesh, config)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         fail(error)
     place = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("data")))
 
@@ -367,7 +371,6 @@ def main(config: Config) -> None:
         signal.signal(number, signal.SIG_DFL)
 
     plot(workdir / "loss.png", rows)
-    prompt = np.frombuffer(config.prompt.encode(), np.uint8)[None]
     room = config.sample_bytes
     if config.encoding == "learned" and room > config.length - prompt.size:
         room = config.length - prompt.size

@@ -5,15 +5,12 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rope_jax._checks import check_axes, check_dtype
+from rope_jax._checks import check_axes, check_dtype, check_integer, device_array
+from rope_jax._positions import distances
 
 Implementation = Literal["xla", "cudnn"]
-
-
-def distances(query_order, key_order) -> jax.Array:
-    """How many tokens each query stands after each key, by their order in the row: integers ``[B, T, S]``."""
-    return query_order[:, :, None] - key_order[:, None, :]
 
 
 def visible(query_order, key_order, *, causal: bool, window: int | jax.Array | None = None) -> jax.Array:
@@ -68,6 +65,7 @@ def attend(
       k: ``[B, S, K, H]``; N is a multiple of K, and query head n reads key head ``n // (N/K)``.
       v: ``[B, S, K, H]``.
       bias: floating ``[B or 1, N or 1, T or 1, S]``, added to the scaled (and capped) scores: see :class:`T5Bias`.
+        cuDNN adds it in q's dtype. A row that is -inf everywhere gives NaN.
       mask: bool ``[B or 1, N or 1, T, S]``, True where a query may read a key.
       causal: query t reads keys ``s <= t``. Beside the mask, not in its place.
       window: query t reads keys with ``|t - s| < window``, an integer that may be traced.
@@ -81,7 +79,9 @@ def attend(
       ``[B, T, N, H]`` in q's dtype.
 
     Raises:
-      ValueError: if shapes do not go together, or an implementation is asked for that has no cap or dropout.
+      TypeError: if q, k, v or bias is not floating, the mask not bool, or the window not an integer.
+      ValueError: if shapes do not go together, an option is out of its range, or an implementation is asked for
+        that has no cap or dropout.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -89,11 +89,15 @@ def attend(
       >>> rope_jax.attend(q, kv, kv, causal=True).shape
       (1, 3, 4, 8)
     """
-    _check_scores(q, k, bias, mask)
+    q, k, bias, mask = _checked_scores(q, k, bias, mask)
     batch, length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
+    v = device_array("v", v)
     check_axes("v", v, "B S K H", B=batch, S=k.shape[1], K=kv_heads, H=head_dim)
-    check_options(window, logit_cap, dropout_rate)
+    check_dtype("v", v, jnp.floating, "floating")
+    window = window_size(window)
+    scale = _real("scale", scale)
+    check_options(logit_cap, dropout_rate)
     if implementation not in (None, *get_args(Implementation)):
         raise ValueError(
             f"implementation must be None or one of {get_args(Implementation)}, got {implementation!r}"
@@ -104,15 +108,15 @@ def attend(
         window = None if window >= max(length, k.shape[1]) else window
     # It widens narrow scores by promotion, in its backward pass too: strict promotion takes the path below.
     promotion = jax.config.jax_numpy_dtype_promotion  # type: ignore[attr-defined]
-    broken = promotion == "strict" and q.dtype.itemsize < 4
+    broken = promotion == "strict" and q.dtype != jnp.float32
     broken |= q.dtype == jnp.float16  # its product into float32 is not there on every CPU
     if logit_cap is None and dropout_rate == 0.0 and (implementation == "cudnn" or not broken):
         # Its window takes no symbolic length, and must be a number itself.
         if window is not None and (isinstance(window, jax.Array) or not isinstance(length, int)):
             near, window = _by_index(length, k.shape[1], causal=False, window=window), None
             mask = near if mask is None else near & mask
-        if bias is not None and implementation != "cudnn":  # it is added to scores of this dtype
-            bias = bias.astype(jnp.promote_types(q.dtype, jnp.float32))
+        if bias is not None:  # it is added to scores of this dtype
+            bias = bias.astype(q.dtype if implementation == "cudnn" else jnp.promote_types(q.dtype, jnp.float32))
         return jax.nn.dot_product_attention(
             q,
             k,
@@ -170,6 +174,7 @@ def attention_weights(
       float32 ``[B, N, T, S]``; each row sums to 1. A query that may read nothing reads all keys alike.
 
     Raises:
+      TypeError: if q, k or bias is not floating, the mask not bool, or the window not an integer.
       ValueError: if shapes do not go together, or an option is out of its range.
 
     Example:
@@ -178,15 +183,18 @@ def attention_weights(
       >>> rope_jax.attention_weights(ones, ones, causal=True)[0, 0, 1].tolist()
       [0.5, 0.5, 0.0]
     """
-    _check_scores(q, k, bias, mask)
-    check_options(window, logit_cap, 0.0)
+    q, k, bias, mask = _checked_scores(q, k, bias, mask)
+    window = window_size(window)
+    check_options(logit_cap, 0.0)
+    scale = _real("scale", scale)
     batch, length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
     grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
     logits = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
-    logits *= 1.0 / math.sqrt(head_dim) if scale is None else scale
+    logits *= jnp.asarray(1.0 / math.sqrt(head_dim) if scale is None else scale, jnp.float32)
     if logit_cap is not None:
-        logits = logit_cap * jnp.tanh(logits / logit_cap)
+        cap = jnp.asarray(logit_cap, jnp.float32)
+        logits = cap * jnp.tanh(logits / cap)
     logits = logits.reshape(batch, heads, length, k.shape[1])
     if bias is not None:
         logits += bias.astype(jnp.float32)
@@ -197,35 +205,74 @@ def attention_weights(
     return jax.nn.softmax(logits, axis=-1)
 
 
-def _check_scores(q, k, bias, mask) -> None:
-    """Raises unless queries, keys and what is laid over their scores go together."""
+def _checked_scores(q, k, bias, mask):
+    """Queries, keys and what is laid over their scores, as arrays that go together."""
+    q, k = device_array("q", q), device_array("k", k)
     check_axes("q", q, "B T N H")
     batch, length, heads, head_dim = q.shape
     check_axes("k", k, "B S K H", B=batch, H=head_dim)
+    for name, array in (("q", q), ("k", k)):
+        check_dtype(name, array, jnp.floating, "floating")
     kv_length, kv_heads = k.shape[1:3]
+    if not (heads and kv_heads and head_dim):
+        raise ValueError(f"q and k must have heads and features, got N={heads}, K={kv_heads}, H={head_dim}")
     if heads % kv_heads:
         raise ValueError(f"q must have a multiple of K={kv_heads} heads, got N={heads}")
     if mask is not None:
+        mask = device_array("mask", mask)
         check_axes("mask", mask, "B N T S", B={1, batch}, N={1, heads}, T=length, S=kv_length)
         check_dtype("mask", mask, jnp.bool, "bool")
     if bias is not None:
+        bias = device_array("bias", bias)
         check_axes("bias", bias, "B N T S", B={1, batch}, N={1, heads}, T={1, length}, S=kv_length)
         check_dtype("bias", bias, jnp.floating, "floating")
+    return q, k, bias, mask
 
 
-def check_options(window: int | jax.Array | None, logit_cap: float | None, dropout_rate: float) -> None:
-    """Raises ValueError for one that is out of its range, TypeError for a window that is no integer."""
-    if window is not None and not isinstance(window, jax.core.Tracer):
-        if isinstance(window, bool) or not jnp.issubdtype(jnp.result_type(window), jnp.integer):
-            raise TypeError(f"window must be an integer, got {window!r}")
-        if window < 1:
-            raise ValueError(f"window must be at least 1 token, got {window}")
-        if window >= 2**31:
-            raise ValueError(f"window must be below 2^31 tokens, got {window}")
-    if logit_cap is not None and not 0 < logit_cap < math.inf:
+def window_size(window) -> int | jax.Array | None:
+    """A window as an int where it is known, else as int32 ``[]``.
+
+    Raises:
+      TypeError: if it is not an integer.
+      ValueError: if it has axes, or is known and below 1 or 2^31 or more.
+    """
+    if window is None:
+        return None
+    if np.ndim(window):
+        raise ValueError(f"window must have shape [], got {np.shape(window)}")
+    if isinstance(window, jax.core.Tracer):
+        check_dtype("window", window, jnp.integer, "an integer")
+        most = jnp.asarray(min(jnp.iinfo(window.dtype).max, 2**31 - 1), window.dtype)
+        return jnp.minimum(window, most).astype(jnp.int32)  # one that int32 cannot hold reaches everything
+    window = check_integer("window", window)
+    if window < 1:
+        raise ValueError(f"window must be at least 1 token, got {window}")
+    if window >= 2**31:
+        raise ValueError(f"window must be below 2^31 tokens, got {window}")
+    return window
+
+
+def check_options(logit_cap: float | None, dropout_rate: float) -> None:
+    """Raises ValueError for one that is out of its range."""
+    cap = _real("logit_cap", logit_cap)
+    if isinstance(cap, float) and not cap > 0:
         raise ValueError(f"logit_cap must be positive and finite, got {logit_cap}")
-    if not 0 <= dropout_rate < 1:
+    rate = _real("dropout_rate", dropout_rate)
+    if isinstance(rate, float) and not 0 <= rate < 1:
         raise ValueError(f"dropout_rate must be in [0, 1), got {dropout_rate}")
+
+
+def _real(argument: str, value):
+    """A number as a float where it is known; a traced one, or None, as it is."""
+    if value is None or isinstance(value, jax.core.Tracer):
+        return value
+    array = np.asarray(value)
+    if array.ndim or not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+        raise TypeError(f"{argument} must be a real number, got {value!r}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{argument} must be finite, got {value}")
+    return number
 
 
 def _by_index(length, kv_length, *, causal: bool, window: int | jax.Array | None) -> jax.Array:

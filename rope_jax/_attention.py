@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from rope_jax._angles import Rotation
 from rope_jax._angles import rotation as rotation_at
-from rope_jax._attend import Implementation, attend, attention_weights, check_options, distances, visible
+from rope_jax._attend import Implementation, attend, attention_weights, check_options, visible, window_size
 from rope_jax._cache import KVCache
 from rope_jax._checks import check_axes, check_dtype, check_mask, device_array
-from rope_jax._encodings import PositionBias
+from rope_jax._encodings import PositionBias, bias_of_order, check_encoding
 from rope_jax._frequencies import Frequencies
 from rope_jax._norm import RMSNorm
 from rope_jax._positions import next_positions, same_segment
@@ -126,7 +126,7 @@ class RotaryAttention(nn.Module, kw_only=True):
             never read and never cached; what comes out at it means nothing.
           segment_ids: integers ``[B, T]`` of packed sequences: runs of equal ids, which read only themselves.
           cache: keys and values of the tokens before x.
-          window: an integer ``[]`` in place of the field, which may be traced: for scanned layers that differ.
+          window: an integer in place of the field, which may be traced: for scanned layers that differ.
           deterministic: whether dropout is off.
 
         Returns:
@@ -138,23 +138,16 @@ class RotaryAttention(nn.Module, kw_only=True):
         batch, length, width = x.shape
         check_dtype("x", x, jnp.floating, "floating")
         mask, segment_ids = self._check_call(batch, length, positions, rotation, bias, mask, segment_ids, cache)
-        if window is None:
-            window = self.window
-        elif self.window is None:
-            window = device_array("window", window)
-            check_dtype("window", window, jnp.integer, "integer")
-            check_axes("window", window, "")
-            check_options(window, None, 0.0)
-            window = window.astype(jnp.int32)
-        else:
+        if window is not None and self.window is not None:
             raise ValueError(f"window must be left out where the field window={self.window} is set")
+        window = window_size(self.window if window is None else window)
 
+        if mask is not None:  # not even NaN at a padded token reaches the real ones, or their gradients
+            x = jnp.where(mask[:, :, None], x, jnp.zeros_like(x))
         kv_heads = self.num_kv_heads or self.num_heads
         q = self._project("query", "heads", self.num_heads)(x)
         k = self._project("key", "kv_heads", kv_heads)(x)
         v = self._project("value", "kv_heads", kv_heads)(x)
-        if mask is not None:  # not even NaN at a padded token reaches the real ones
-            k, v = (jnp.where(mask[:, :, None, None], part, jnp.zeros_like(part)) for part in (k, v))
         if self.qk_norm:
             fields = dict(
                 axis="head_dim",
@@ -184,7 +177,7 @@ class RotaryAttention(nn.Module, kw_only=True):
 
         if self.position_bias is not None:
             slots = order if cache is None else jnp.arange(cache.capacity, dtype=jnp.int32)[None]
-            bias = self.position_bias(distances(order, slots), self.num_heads, self.causal)
+            bias = bias_of_order(self.position_bias, order, slots, self.num_heads, self.causal)
 
         # Rows without gaps are in order of their index: then `attend` needs flags, not a mask of T x S.
         in_line = mask is None and cache is None
@@ -263,7 +256,8 @@ class RotaryAttention(nn.Module, kw_only=True):
             raise ValueError(f"rope.head_dim must be head_dim={self.head_dim}, got {self.rope.head_dim}")
         if self.learn_frequencies and self.rope is None:
             raise ValueError("rope must be given with learn_frequencies, got None")
-        check_options(self.window, self.logit_cap, self.dropout_rate)
+        check_encoding("position_bias", self.position_bias, "distance", "num_heads", "causal")
+        check_options(self.logit_cap, self.dropout_rate)
 
     def _check_call(self, batch, length, positions, rotation, bias, mask, segment_ids, cache):
         """The mask as bool and the segment ids as an array, if the arguments go together."""

@@ -3,6 +3,8 @@
 Every public function asks here, so that each refusal reads alike: the argument, what was expected, what came.
 """
 
+import operator
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -30,9 +32,22 @@ def check_dtype(argument: str, array, kind, expected: str) -> None:
         raise TypeError(f"{argument} must be {expected}, got dtype {array.dtype}")
 
 
+def check_integer(argument: str, value, least: int | None = None) -> int:
+    """``value`` as an int, if it is an integer, numpy's and jax's included, and not below ``least``."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool | np.bool):
+        raise TypeError(f"{argument} must be an integer, got {value!r}")
+    if least is not None and number < least:
+        raise ValueError(f"{argument} must be at least {least}, got {number}")
+    return number
+
+
 def check_mask(argument: str, mask, axes: str, **sizes) -> jax.Array:
     """``mask`` as a bool array: nonzero at real tokens. An additive float mask means the opposite: TypeError."""
-    mask = jnp.asarray(mask)
+    mask = device_array(argument, mask)
     check_axes(argument, mask, axes, **sizes)
     if mask.dtype != jnp.bool:
         check_dtype(argument, mask, jnp.integer, "bool or integer")
@@ -42,7 +57,12 @@ def check_mask(argument: str, mask, axes: str, **sizes) -> jax.Array:
 def device_array(argument: str, values) -> jax.Array:
     """``values`` as an array on the device; an integer that would wrap around there is refused."""
     if not isinstance(values, jax.Array):
-        host = np.asarray(values)
+        try:
+            host = np.asarray(values)
+        except ValueError as error:  # nested lists of unequal lengths
+            raise ValueError(f"{argument} must be an array: {error}") from None
+        if host.dtype.kind in "OUSMm":
+            raise TypeError(f"{argument} must be an array of numbers, got {type(values).__name__}")
         narrow = jax.dtypes.canonicalize_dtype(host.dtype)
         if host.size and host.dtype.kind in "iu":
             low, high = np.iinfo(narrow).min, np.iinfo(narrow).max

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax._angles import Rotation
-from rope_jax._attend import check_options, distances
+from rope_jax._attend import window_size
 from rope_jax._attention import Initializer, RotaryAttention
 from rope_jax._cache import KVCache, init_cache
-from rope_jax._checks import check_axes, check_dtype, device_array
-from rope_jax._encodings import PositionBias, PositionEmbedding
+from rope_jax._checks import check_axes, check_dtype, check_mask, device_array
+from rope_jax._encodings import PositionBias, PositionEmbedding, bias_of_order, check_encoding
 from rope_jax._norm import RMSNorm
 from rope_jax._positions import next_positions
 from rope_jax._rope import Rope
@@ -119,6 +119,13 @@ class Decoder(nn.Module, kw_only=True):
 
     def setup(self):
         ropes, windows = self._ropes(), self._windows()
+        check_encoding("position_embedding", self.position_embedding, "positions", "width")
+        check_encoding("position_bias", self.position_bias, "distance", "num_heads", "causal")
+        some = next(filter(None, ropes), None) if isinstance(ropes, tuple) else ropes
+        if self.position_embedding is not None and some is not None and some.axes is not None:
+            raise ValueError(
+                f"position_embedding must be left out with a rope that has axes {some.axes}: it reads one position"
+            )
         if self.output_cap is not None and not 0 < self.output_cap < math.inf:
             raise ValueError(f"output_cap must be positive and finite, got {self.output_cap}")
         self.embed = nn.Embed(
@@ -142,7 +149,7 @@ class Decoder(nn.Module, kw_only=True):
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             # Of unlike layers, what they share: pairs and layout; each is given its rotation and its window.
-            rope=next(filter(None, ropes), None) if isinstance(ropes, tuple) else ropes,
+            rope=some,
             window=None if isinstance(windows, tuple) else windows,
             logit_scale=self.logit_scale,
             logit_cap=self.logit_cap,
@@ -187,7 +194,8 @@ class Decoder(nn.Module, kw_only=True):
 
         Args:
           tokens: integers ``[B, T]`` in ``[0, V)``; one outside makes its row NaN.
-          positions: see :class:`RotaryAttention`.
+          positions: see :class:`RotaryAttention`; of rope and ``position_embedding`` alike. To be left out where
+            neither is there: a ``position_bias`` goes by each token's place in line.
           mask: nonzero at real tokens ``[B, T]``; see :class:`RotaryAttention`.
           segment_ids: of packed sequences ``[B, T]``; see :class:`RotaryAttention`.
           cache: of :meth:`init_cache`, with the tokens before these.
@@ -209,7 +217,11 @@ class Decoder(nn.Module, kw_only=True):
         tokens = device_array("tokens", tokens)
         check_axes("tokens", tokens, "B T")
         check_dtype("tokens", tokens, jnp.integer, "integer")
-        tokens = tokens.astype(jnp.int32)
+        known = (tokens >= 0) & (tokens < self.vocab_size)  # an embedding would read a negative one from the end
+        tokens = jnp.where(known, tokens, jnp.zeros_like(tokens)).astype(jnp.int32)
+        if mask is not None:
+            mask = check_mask("mask", mask, "B T", B=tokens.shape[0], T=tokens.shape[1])
+            known |= ~mask  # what stands at padding is nobody's token
         if cache is not None and cache.key.ndim != 5:
             raise ValueError(
                 "cache must be one of all layers, from model.init_cache: key [layers, B, S, K, H], "
@@ -217,14 +229,20 @@ class Decoder(nn.Module, kw_only=True):
             )
         seen = None if cache is None else cache.length[0]
         if positions is None:
+            self._check_length(tokens.shape[1], mask, segment_ids)
             positions = self._positions(tokens.shape, mask, segment_ids, seen)
+        else:
+            positions = self._checked_positions(positions, tokens.shape)
         rotation, own_rotation = self._rotations(positions, length)
-        known = (tokens >= 0) & (tokens < self.vocab_size)  # an embedding would read a negative one from the end
         x = self.embed(tokens)
         if self.embedding_scale is not None:
             x *= jnp.asarray(self.embedding_scale, self.dtype)
         if self.position_embedding is not None:
-            added = self.position_embedding(positions, self.width)
+            where = positions if mask is None else jnp.where(mask, positions, jnp.zeros_like(positions))
+            added = self.position_embedding(where, self.width)
+            if not isinstance(added, jax.Array):
+                raise TypeError(f"position_embedding must return an array, got {type(added).__name__}")
+            check_dtype("position_embedding(positions)", added, jnp.floating, "floating")
             added = added[None] if added.ndim == 2 else added
             sizes = dict(B={1, x.shape[0]}, T=x.shape[1], D=self.width)
             check_axes("position_embedding(positions)", added, "B T D", **sizes)
@@ -240,7 +258,7 @@ class Decoder(nn.Module, kw_only=True):
         if self.position_bias is not None:
             order = next_positions(tokens.shape, mask, seen=seen)
             keys = order if cache is None else jnp.arange(cache.capacity, dtype=jnp.int32)[None]
-            bias = self.position_bias(distances(order, keys), self.num_heads, True)
+            bias = bias_of_order(self.position_bias, order, keys, self.num_heads, True)
         x, cache = self.layers(x, rotation, bias, mask, segment_ids, cache, _Own(own_rotation, windows))
         x = self.final_norm(x)
         return x if cache is None else (x, cache)
@@ -284,8 +302,29 @@ class Decoder(nn.Module, kw_only=True):
         """The one window of all layers, or a tuple of unlike ones."""
         windows = _alike("window", self.window, self.num_layers)
         for window in windows if isinstance(windows, tuple) else (windows,):
-            check_options(window, None, 0.0)
+            window_size(window)
         return windows
+
+    def _check_length(self, length, mask, segment_ids):
+        """Raises where it is known that tokens without positions of their own are too many for the embedding."""
+        longest = getattr(self.position_embedding, "length", None)
+        known = mask is None and segment_ids is None and isinstance(length, int)
+        if known and longest is not None and length > longest:
+            raise ValueError(f"tokens must be at most T={longest}, what position_embedding has, got T={length}")
+
+    def _checked_positions(self, positions, shape):
+        """Positions that somebody gave, if there is somebody to read them."""
+        ropes = self._ropes()
+        first = next(filter(None, ropes if isinstance(ropes, tuple) else (ropes,)), None)
+        if first is None and self.position_embedding is None:
+            raise ValueError("positions must be left out without rope and position_embedding: nothing reads them")
+        positions = device_array("positions", positions)
+        axes = "T" if first is None or first.axes is None else "T A"
+        if positions.ndim > len(axes.split()):
+            check_axes("positions", positions, f"B {axes}", B={1, shape[0]}, T=shape[1])
+        else:
+            check_axes("positions", positions, axes, T=shape[1])
+        return positions
 
     def _positions(self, shape, mask, segment_ids, seen):
         """Positions of tokens that nobody gave positions; a rope with axes refuses to guess them."""

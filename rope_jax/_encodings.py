@@ -7,6 +7,7 @@ dataclass where there is nothing to learn, a linen module where there is.
 """
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -17,20 +18,72 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax._angles import rotation
-from rope_jax._checks import check_axes, check_dtype, device_array
+from rope_jax._checks import check_axes, check_dtype, check_integer, device_array
 from rope_jax._frequencies import Frequencies, geometric
+from rope_jax._positions import distances
 
 
 class PositionEmbedding(Protocol):
-    """What is added to the embeddings of tokens at ``positions [..., T]``: ``[..., T, D]`` for a width D."""
+    """What is added to the embeddings of tokens at ``positions [..., T]``: ``[..., T, D]`` for a width D.
+
+    One that has positions for so many tokens only says so by an attribute ``length``: then a longer sequence is an
+    error where its length is known.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> def ramp(positions, width):
+      ...     return jnp.broadcast_to(positions[..., None] / 1000, (*positions.shape, width))
+      >>> sizes = dict(vocab_size=11, num_layers=1, width=16, num_heads=2, head_dim=8, hidden_dim=32)
+      >>> model = rope_jax.Decoder(**sizes, rope=None, position_embedding=ramp)
+    """
 
     def __call__(self, positions, width: int, /) -> jax.Array: ...
 
 
 class PositionBias(Protocol):
-    """What is added to the scores ``[B, N, T, S]`` of a query ``distance [B, T, S]`` tokens after a key."""
+    """What is added to the scores ``[B, N, T, S]`` of a query ``distance [B, T, S]`` tokens after a key.
+
+    The distance is that of the tokens' places in line, padding left out, whatever positions they are given. A
+    negative one is that of a key after the query, which is read only without causality.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> def near(distance, num_heads, causal):
+      ...     return jnp.where(abs(distance) < 8, 0.0, -1.0)[:, None]
+      >>> attention = rope_jax.RotaryAttention(num_heads=2, head_dim=8, rope=None, position_bias=near)
+    """
 
     def __call__(self, distance, num_heads: int, causal: bool, /) -> jax.Array: ...
+
+
+def check_encoding(field: str, encoding, *arguments: str) -> None:
+    """Raises unless an encoding is None or can be called with the arguments of its kind."""
+    if encoding is None:
+        return
+    expected = f"{field} must be a callable of ({', '.join(arguments)})"
+    if isinstance(encoding, type):
+        raise TypeError(f"{expected}, like {encoding.__name__}(), got the class {encoding.__name__} itself")
+    if not callable(encoding):
+        raise TypeError(f"{expected}, got {encoding!r}")
+    try:
+        inspect.signature(encoding).bind(*arguments)
+    except TypeError:
+        taken = ", ".join(inspect.signature(encoding).parameters)
+        raise TypeError(f"{expected}, got {type(encoding).__name__}, which takes ({taken})") from None
+    except ValueError:  # a callable that shows no signature
+        pass
+
+
+def bias_of_order(position_bias: PositionBias, query_order, key_order, num_heads: int, causal: bool) -> jax.Array:
+    """The bias of queries and keys by their order in the row: floating ``[B or 1, N or 1, T, S]``."""
+    distance = distances(query_order, key_order)
+    bias = position_bias(distance, num_heads, causal)
+    if not isinstance(bias, jax.Array):
+        raise TypeError(f"position_bias must return an array, got {type(bias).__name__}")
+    batch, queries, keys = distance.shape
+    check_axes("position_bias(distance)", bias, "B N T S", B={1, batch}, N={1, num_heads}, T={1, queries}, S=keys)
+    check_dtype("position_bias(distance)", bias, jnp.floating, "floating")
+    return bias
 
 
 # ------------------------------------------------------------------------------ added to the embeddings
@@ -59,11 +112,12 @@ class Sinusoidal:
     base: float = 10_000.0
 
     def __post_init__(self):
-        if not 1 < self.base < math.inf:
-            raise ValueError(f"base must be above 1 and finite, got {self.base}")
+        if not isinstance(self.base, int | float | np.number) or not 1 < self.base < math.inf:
+            raise ValueError(f"base must be above 1 and finite, got {self.base!r}")
 
     def __call__(self, positions, width: int) -> jax.Array:
         """float32 ``[..., T, D]``."""
+        width = check_integer("width", width)
         if width < 2 or width % 2:
             raise ValueError(f"width must be even and at least 2, got {width}")
         turn = rotation(positions, Frequencies(geometric(width, self.base)))
@@ -77,7 +131,7 @@ class LearnedPositions(nn.Module, kw_only=True):
 
     Attributes:
       length: how many positions there are. One outside of ``[0, length)`` has no vector: an error where it is
-        known, NaN where only run time can know it.
+        known (:class:`Decoder` and :func:`generate` know how long their sequences are), else NaN.
       param_dtype: of the table.
       embedding_init: of the table ``[length, D]``.
 
@@ -100,17 +154,18 @@ class LearnedPositions(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, positions, width: int) -> jax.Array:
         """``[..., T, D]`` in the table's dtype."""
-        if self.length < 1:
-            raise ValueError(f"length must be at least 1, got {self.length}")
+        length, width = check_integer("length", self.length, 1), check_integer("width", width, 1)
         positions = device_array("positions", positions)
         check_dtype("positions", positions, jnp.integer, "integer")
         if not isinstance(positions, jax.core.Tracer) and positions.size:
             low, high = int(positions.min()), int(positions.max())
-            if low < 0 or high >= self.length:
-                raise ValueError(f"positions must be in [0, length={self.length}), got {low} to {high}")
+            if low < 0 or high >= length:
+                raise ValueError(f"positions must be in [0, length={length}), got {low} to {high}")
         init = nn.with_logical_partitioning(self.embedding_init, ("positions", "embed"))
-        table: Any = self.param("table", init, (self.length, width), self.param_dtype)
-        return table.at[positions].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        table: Any = self.param("table", init, (length, width), self.param_dtype)
+        inside = (positions >= 0) & (positions < length)  # in their own dtype: an index may be cut to 32 bits
+        index = jnp.where(inside, positions, jnp.zeros_like(positions)).astype(jnp.int32)
+        return jnp.where(inside[..., None], table[index], jnp.asarray(jnp.nan, table.dtype))
 
 
 # ---------------------------------------------------------------------------------- added to the scores
@@ -119,8 +174,8 @@ class LearnedPositions(nn.Module, kw_only=True):
 def relative_buckets(distance, *, causal: bool, num_buckets: int = 32, max_distance: int = 128) -> jax.Array:
     """Which of T5's buckets a distance belongs to (Raffel et al. 2020, section 2.1).
 
-    Of n buckets, the first n/2 hold one distance each; bucket ``n/2 + j`` starts at ``n/2 * (2 max_distance /
-    n)^(j / (n/2))`` tokens, and the last holds all from ``max_distance`` on. Without causality one half of the
+    Of n buckets, the first ``e = floor(n/2)`` hold one distance each; bucket ``e + j`` starts at ``e (max_distance
+    / e)^(j / (n - e))`` tokens, rounded up, and the last holds all that follow. Without causality one half of the
     buckets is for keys before the query, the other for keys after it. The bounds are integers, found exactly:
     no logarithm is taken on the device, where each chip would round it in its own way.
 
@@ -129,15 +184,15 @@ def relative_buckets(distance, *, causal: bool, num_buckets: int = 32, max_dista
         the query, and count as 0 with ``causal``.
       causal: whether there are no keys after the query.
       num_buckets: how many, both directions together.
-      max_distance: tokens, from where on all distances share a bucket.
+      max_distance: tokens, from where on all distances share a bucket at the latest; below 2^63.
 
     Returns:
       int32 ``[...]`` in ``[0, num_buckets)``.
 
     Raises:
-      TypeError: if distances are not integers.
+      TypeError: if distances or the numbers are not integers, or causal is not a bool.
       ValueError: if there are too few buckets (2, or 4 and an even number without causality), or max_distance
-        is not over half of those for one direction.
+        is not over half of those for one direction, or too large.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -146,6 +201,10 @@ def relative_buckets(distance, *, causal: bool, num_buckets: int = 32, max_dista
     """
     distance = device_array("distance", distance)
     check_dtype("distance", distance, jnp.integer, "integer")
+    if not isinstance(causal, bool | np.bool):
+        raise TypeError(f"causal must be a bool, got {causal!r}")
+    num_buckets = check_integer("num_buckets", num_buckets)
+    max_distance = check_integer("max_distance", max_distance)
     if num_buckets < (2 if causal else 4) or num_buckets % (1 if causal else 2):
         least = "at least 2" if causal else "even and at least 4 without causality"
         raise ValueError(f"num_buckets must be {least}, got {num_buckets}")
@@ -155,6 +214,10 @@ def relative_buckets(distance, *, causal: bool, num_buckets: int = 32, max_dista
             f"max_distance must be over {count // 2}, where {num_buckets} buckets begin to be shared, "
             f"got {max_distance}"
         )
+    if max_distance >= 2**63:
+        raise ValueError(f"max_distance must be below 2^63, got {max_distance}")
+    if jnp.iinfo(distance.dtype).bits < 8:  # jnp.abs has no four bits
+        distance = distance.astype(jnp.int32)
     # A bound that the dtype cannot hold is one that no distance reaches; nor can it hold |d| of its least integer.
     low, high = int(jnp.iinfo(distance.dtype).min), int(jnp.iinfo(distance.dtype).max)
     starts = jnp.array([d for d in _bucket_starts(count, max_distance) if d <= high], distance.dtype)
@@ -173,7 +236,9 @@ def _bucket_starts(count: int, max_distance: int) -> list[int]:
     for j in range(shared):
         # The least d with d / exact >= (max_distance / exact)^(j / shared), both sides to the power of `shared`.
         bound = max_distance**j * exact ** (shared - j)
-        d = int(exact * (max_distance / exact) ** (j / shared))  # at most the bound, as rounding has it
+        d = int(exact * (max_distance / exact) ** (j / shared))  # float64: close by, on either side
+        while d > exact and (d - 1) ** shared >= bound:
+            d -= 1
         while d**shared < bound:
             d += 1
         starts.append(d)
@@ -212,6 +277,8 @@ class T5Bias(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, distance, num_heads: int, causal: bool) -> jax.Array:
         """float32 ``[B, N, T, S]`` for integer distances ``[B, T, S]``."""
+        num_heads = check_integer("num_heads", num_heads, 1)
+        distance = device_array("distance", distance)
         check_axes("distance", distance, "B T S")
         bucket = relative_buckets(
             distance, causal=causal, num_buckets=self.num_buckets, max_distance=self.max_distance
@@ -231,8 +298,8 @@ class ALiBi:
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
-      >>> rope_jax.ALiBi()(jnp.array([[[0, 1, 2]]]), 2, True)[0, :, 0].tolist()
-      [[0.0, -0.0625, -0.125], [0.0, -0.00390625, -0.0078125]]
+      >>> rope_jax.ALiBi()(jnp.array([[[1, 2]]]), 2, True)[0, :, 0].tolist()
+      [[-0.0625, -0.125], [-0.00390625, -0.0078125]]
     """
 
     @staticmethod
@@ -244,8 +311,7 @@ class ALiBi:
           >>> rope_jax.ALiBi.slopes(3).tolist()
           [0.0625, 0.00390625, 0.25]
         """
-        if num_heads < 1:
-            raise ValueError(f"num_heads must be at least 1, got {num_heads}")
+        num_heads = check_integer("num_heads", num_heads, 1)
         power = 2 ** (num_heads.bit_length() - 1)
         first = 2.0 ** (-8 * np.arange(1, power + 1) / power)
         between = 2.0 ** (-8 * np.arange(1, 2 * power, 2) / (2 * power))

@@ -39,7 +39,7 @@ def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None
       top_p: probability that is kept, in (0, 1]; all where it is None; may be traced.
 
     Returns:
-      int32 ``[...]``.
+      int32 ``[...]``; -1, which is no token, where the logits hold NaN.
 
     Raises:
       ValueError: if an argument is out of its range.
@@ -50,9 +50,11 @@ def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None
       1
     """
     _check_sampling(temperature, top_k, top_p)
-    if _is_known(temperature) and temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = jnp.asarray(logits)
+    broken = jnp.isnan(logits).any(axis=-1)
+    likeliest = jnp.where(broken, -1, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+    if _is_known(temperature) and temperature == 0:
+        return likeliest
     scaled = logits.astype(jnp.float32)
     scaled -= jnp.max(scaled, axis=-1, keepdims=True)  # the largest stays finite at any temperature
     scaled /= jnp.where(temperature == 0, 1.0, temperature)
@@ -66,7 +68,7 @@ def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None
         lowest = jnp.min(jnp.where(before < top_p, falling, jnp.inf), axis=-1, keepdims=True)
         scaled = jnp.where(scaled < lowest, -jnp.inf, scaled)
     drawn = jax.random.categorical(rng, scaled, axis=-1)
-    return jnp.where(temperature == 0, jnp.argmax(logits, axis=-1), drawn).astype(jnp.int32)
+    return jnp.where((temperature == 0) | broken, likeliest, drawn.astype(jnp.int32))
 
 
 def generate(
@@ -128,7 +130,6 @@ def generate(
     prompt = device_array("prompt", prompt)
     check_axes("prompt", prompt, "B T")
     check_dtype("prompt", prompt, jnp.integer, "integer")
-    prompt = prompt.astype(jnp.int32)
     if prompt.size == 0:
         raise ValueError(f"prompt must hold at least one row and one token, got shape {prompt.shape}")
     if max_new_tokens < 1:
@@ -139,11 +140,13 @@ def generate(
         mask = check_mask("mask", mask, "B T", B=prompt.shape[0], T=prompt.shape[1])
         if _is_known(mask) and not bool(jnp.all(jnp.any(mask, axis=1))):
             raise ValueError("mask must have a real token in every row, got a row of padding alone")
-        prompt = jnp.where(mask, prompt, 0)  # what stands at padding is nobody's token
+        prompt = jnp.where(mask, prompt, jnp.zeros_like(prompt))  # what stands at padding is nobody's token
     if _is_known(prompt):
         low, high = int(prompt.min()), int(prompt.max())
         if low < 0 or high >= model.vocab_size:
             raise ValueError(f"prompt must hold tokens in [0, V={model.vocab_size}), got {low} to {high}")
+    prompt = jnp.clip(prompt, -1, model.vocab_size).astype(jnp.int32)  # one that is traced and too large stays so
+    _check_room(model, prompt, mask, max_new_tokens)
     _check_sampling(temperature, top_k, top_p)
     greedy = bool(_is_known(temperature) and temperature == 0)
     if rng is None:
@@ -232,6 +235,19 @@ def _generate(
     tokens = jnp.concatenate([tokens.T, final[:, None]], axis=1)
     # `stopped[i]` says that token i or one before it was the stop token: those up to it count.
     return Generation(tokens, jnp.sum(~stopped, axis=0, dtype=jnp.int32) + 1)
+
+
+def _check_room(model, prompt, mask, max_new_tokens) -> None:
+    """Raises where it is known that the answer outgrows the positions of the model's embedding."""
+    longest = getattr(model.position_embedding, "length", None)
+    if longest is None or not (mask is None or _is_known(mask)):
+        return
+    real = prompt.shape[1] if mask is None else int(jnp.sum(mask, axis=1).max())
+    if real + max_new_tokens - 1 > longest:  # the last token is written and not read
+        raise ValueError(
+            f"max_new_tokens must be at most {longest + 1 - real} after a prompt of {real} tokens: "
+            f"position_embedding has {longest} positions, got {max_new_tokens}"
+        )
 
 
 def _is_known(value) -> bool:

@@ -93,6 +93,11 @@ def next_positions(shape: tuple[int, int], mask=None, segment_ids=None, seen=Non
     return positions if seen is None else positions + seen[:, None]
 
 
+def distances(query_order, key_order) -> jax.Array:
+    """How many tokens each query stands after each key, by their order in the row: integers ``[B, T, S]``."""
+    return query_order[:, :, None] - key_order[:, None, :]
+
+
 def grid_positions(*sizes: int) -> jax.Array:
     """Positions of the cells of a grid, row by row: the last axis runs fastest.
 

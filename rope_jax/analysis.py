@@ -144,11 +144,7 @@ def mean_score(frequencies: Frequencies, distances) -> np.ndarray:
       >>> rope_jax.analysis.mean_score(rope_jax.Standard()(128), [0, 1, 100, 10_000]).round(3).tolist()
       [1.0, 0.97, 0.477, -0.028]
     """
-    distances = _distances(distances)
-    total = np.zeros(distances.shape)
-    for angle in _angles(frequencies, distances):
-        total += np.cos(angle)
-    return frequencies.attention_factor**2 * total / frequencies.num_pairs
+    return _host(frequencies).attention_factor ** 2 * _mean_cos(frequencies, _distances(distances))
 
 
 def decay_bound(frequencies: Frequencies, distances) -> np.ndarray:
@@ -211,7 +207,7 @@ def aliases(frequencies: Frequencies, length: int, count: int = 1) -> tuple[np.n
       ([12, 18], [0.662, 0.619])
     """
     length, count = _count("length", length, "tokens"), _count("count", count, "peaks")
-    score = mean_score(frequencies, np.arange(length)) / frequencies.attention_factor**2
+    score = _mean_cos(frequencies, np.arange(length))
     rises = np.diff(score) > 0
     ends = np.append(~rises, True)  # [d]: no higher at d + 1, or nothing there
     peaks = 1 + np.flatnonzero(rises & ends[1:])
@@ -328,6 +324,13 @@ def phase_error(frequencies: Frequencies, positions, arithmetic: Arithmetic) -> 
 
 
 # ------------------------------------------------------------------------------------------- the shared
+
+
+def _mean_cos(frequencies: Frequencies, distances: np.ndarray) -> np.ndarray:
+    total = np.zeros(distances.shape)
+    for angle in _angles(frequencies, distances):
+        total += np.cos(angle)
+    return total / frequencies.num_pairs
 
 
 def _angles(frequencies: Frequencies, distances: np.ndarray, axes: tuple[int, ...] | None = None) -> Iterator:

@@ -159,8 +159,9 @@ def phase_errors(
     _check_kind("axes", axes, Axes)
     if isinstance(arithmetics, str) or not 0 < len(arithmetics) <= len(COLOURS):
         raise ValueError(f"arithmetics must be a sequence of 1 to {len(COLOURS)} names, got {arithmetics!r}")
-    if np.size(positions) and np.min(positions) < 1:
-        raise ValueError(f"positions must be at least 1 on a log scale, got {np.min(positions)}")
+    if not np.size(positions) or np.min(positions) < 1:
+        came = np.min(positions) if np.size(positions) else "none"
+        raise ValueError(f"positions must be at least 1 on a log scale, got {came}")
     for i, arithmetic in enumerate(arithmetics):
         worst = analysis.phase_error(frequencies, positions, arithmetic).max(-1)
         axes.plot(positions, worst, color=COLOURS[i], linewidth=1.8, label=arithmetic.replace("_", " "))

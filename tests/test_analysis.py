@@ -396,3 +396,11 @@ def test_refusals(call, error, says):
 
 def test_positions_on_a_device_are_read():
     assert analysis.mean_score(FEW, jax.numpy.arange(3)).tolist() == analysis.mean_score(FEW, range(3)).tolist()
+
+
+@pytest.mark.parametrize("factor", [1e-200, 1e200])
+def test_aliases_do_not_depend_on_the_attention_factor(factor):
+    inv_freq = rope_jax.Standard()(16).inv_freq
+    plain, scaled = (analysis.aliases(rope_jax.Frequencies(inv_freq, a), 500, 3) for a in (1.0, factor))
+    np.testing.assert_array_equal(scaled[0], plain[0])
+    np.testing.assert_array_equal(scaled[1], plain[1])

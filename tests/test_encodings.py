@@ -747,8 +747,11 @@ def test_low_precision_under_strict_promotion(name):
 def test_a_learned_table_that_ends_is_an_error_or_nan_in_its_row():
     one = test_decoder.build(rope=None, position_embedding=rope_jax.LearnedPositions(length=4))
     params = nn.unbox(one.init(jax.random.key(0), IDS[:, :4]))
-    with pytest.raises(ValueError, match=r"positions must be in \[0, length=4\), got 0 to 4"):
-        one.apply(params, IDS[:, :5])
+    for apply in (one.apply, jax.jit(one.apply)):
+        with pytest.raises(ValueError, match="tokens must be at most T=4, what position_embedding has, got T=5"):
+            apply(params, IDS[:, :5])
+    with pytest.raises(ValueError, match=r"positions must be in \[0, length=4\), got 1 to 4"):
+        one.apply(params, IDS[:, :4], jnp.arange(1, 5)[None])
     where = jnp.array([[0, 1, 2, 3], [0, 1, 4, 3]])
     got = jax.jit(lambda where: one.apply(params, IDS[:, :4], where))(where)
     assert np.isnan(got).all(-1).tolist() == [[False] * 4, [True] * 4]  # a weight of 0 times NaN is NaN
@@ -773,28 +776,25 @@ WHERE = jnp.arange(T)[None]
 
 @pytest.mark.parametrize("name", ["none", "rope", *SINGLE])
 def test_a_shift_of_all_positions(name):
-    """Absolute encodings see it, RoPE does not, and what goes by order is not told of it."""
+    """Absolute encodings see it, RoPE does not, and what goes by order refuses it."""
     one = model(name)
     plain = one.full(IDS)
+    if name in ("none", "t5", "alibi"):
+        with pytest.raises(ValueError, match="positions must be left out without rope and position_embedding"):
+            one.full(IDS, positions=WHERE + 50)
+        return
     moved = one.full(IDS, positions=WHERE + 50)
     if name in ("sinusoidal", "learned"):
         assert np.abs(moved - plain).max() > 0.05
-    elif "rope" in name:
+    else:
         np.testing.assert_allclose(moved, plain, atol=2 * TOLERANCE)
-    else:
-        np.testing.assert_array_equal(moved, plain)
 
 
-@pytest.mark.parametrize("name", ["none", "rope", *SINGLE])
+@pytest.mark.parametrize("name", ["rope", *(name for name in SINGLE if name not in ("t5", "alibi"))])
 def test_a_scramble_of_positions(name):
-    """Only what goes by order is blind to the positions that are given."""
     one = model(name)
-    plain = one.full(IDS)
     moved = one.full(IDS, positions=jnp.asarray(np.random.default_rng(0).permutation(T))[None])
-    if name in ("none", "t5", "alibi"):
-        np.testing.assert_array_equal(moved, plain)
-    else:
-        assert np.abs(moved - plain).max() > 0.05
+    assert np.abs(moved - one.full(IDS)).max() > 0.05
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -893,22 +893,182 @@ BOTH = (rope_jax.attend, rope_jax.attention_weights)
             ValueError,
             r"bias must have shape \[B, N, T, S\] with B={1, 2}, N={1, 4}, T={1, 10}, S=10, got \(1, 1, 10, 11\)",
         ),
-        (decode(position_bias=lambda distance, *_: distance[:, None]), TypeError, "bias must be floating, got dtype int32"),
-        (decode(position_bias=lambda *_: jnp.zeros(T)), ValueError, "bias must have shape"),
+        (decode(position_bias=lambda distance, *_: distance[:, None]), TypeError, r"position_bias\(distance\) must be floating, got dtype int32"),
+        (decode(position_bias=lambda *_: jnp.zeros(T)), ValueError, r"position_bias\(distance\) must have shape .* S=10, got \(10,\)"),
         *[
             (decode(positions=jnp.zeros(shape, int), **ENCODINGS[name]), ValueError, says)
             for name in ("sinusoidal", "learned")
             for shape, says in (
-                ((3, T), r"position_embedding\(positions\) must have shape \[B, T, D\] with B={1, 2}, T=10, D=16, got \(3, 10, 16\)"),
-                ((B, 1), r"position_embedding\(positions\) must have shape .* got \(2, 1, 16\)"),
-                ((1, T, 2), r"position_embedding\(positions\) must have shape .* got \(1, 10, 2, 16\)"),
+                ((3, T), r"positions must have shape .* with B={1, 2}, T=10, got \(3, 10\)"),
+                ((B, 1), r"positions must have shape .* with B={1, 2}, T=10, got \(2, 1\)"),
+                ((1, T, 2), r"positions must have shape .* with B={1, 2}, T=10, got \(1, 10, 2\)"),
             )
         ],
-        (decode(ids=IDS[:1], positions=jnp.zeros((2, T), int), **ENCODINGS["sinusoidal"]), ValueError, r"with B=\{1\}, T=10"),
+        (decode(ids=IDS[:1], positions=jnp.zeros((2, T), int), **ENCODINGS["sinusoidal"]), ValueError, r"positions must have shape .* with B=\{1\}, T=10, got \(2, 10\)"),
         (decode(position_embedding=lambda positions, width: jnp.zeros((1, T, 1))), ValueError, r"D=16, got \(1, 10, 1\)"),
+        (decode(position_bias=rope_jax.ALiBi), TypeError, r"position_bias must be a callable of \(distance, num_heads, causal\), like ALiBi\(\), got the class"),
+        (decode(position_bias="alibi"), TypeError, r"position_bias must be a callable .* got 'alibi'"),
+        (decode(position_bias=rope_jax.Sinusoidal()), TypeError, r"position_bias must be .* got Sinusoidal, which takes \(positions, width\)"),
+        (decode(position_embedding=rope_jax.ALiBi()), TypeError, r"position_embedding must be .* got ALiBi, which takes \(distance, num_heads, causal\)"),
+        (decode(position_bias=lambda *_: None), TypeError, "position_bias must return an array, got NoneType"),
+        (decode(position_embedding=lambda *_: None), TypeError, "position_embedding must return an array, got NoneType"),
+        (decode(position_embedding=lambda where, width: jnp.zeros((1, T, width), int)), TypeError, r"position_embedding\(positions\) must be floating"),
+        (decode(rope=rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 0, 1, 1)), **ENCODINGS["sinusoidal"]), ValueError, "position_embedding must be left out with a rope that has axes"),
+        (lambda: layer().init(jax.random.key(0), embedded(), bias=[[0.0], [0.0, 1.0]]), ValueError, "bias must be an array"),
+        (lambda: rope_jax.Sinusoidal(base="1e4"), ValueError, "base must be above 1 and finite, got '1e4'"),
+        (lambda: rope_jax.Sinusoidal()(WHERE, 4.0), TypeError, "width must be an integer, got 4.0"),
+        (lambda: rope_jax.Sinusoidal()(None, 4), TypeError, "positions must be an array of numbers, got NoneType"),
+        (lambda: learn(WHERE, length="8"), TypeError, "length must be an integer, got '8'"),
+        (lambda: learn(WHERE, length=True), TypeError, "length must be an integer, got True"),
+        (lambda: buckets_of(max_distance=128.0), TypeError, "max_distance must be an integer, got 128.0"),
+        (lambda: buckets_of(num_buckets=None), TypeError, "num_buckets must be an integer, got None"),
+        (lambda: buckets_of(max_distance=2**63), ValueError, "max_distance must be below 2\\^63"),
+        (lambda: buckets_of(causal="no"), TypeError, "causal must be a bool, got 'no'"),
+        (lambda: rope_jax.T5Bias().init(jax.random.key(0), DISTANCE, 0, True), ValueError, "num_heads must be at least 1, got 0"),
+        (lambda: rope_jax.ALiBi.slopes("8"), TypeError, "num_heads must be an integer, got '8'"),
+        *[
+            case
+            for fn in BOTH
+            for case in (
+                (scores(fn, q=jnp.ones((2, 3, 4, 8), int)), TypeError, "q must be floating, got dtype int32"),
+                (scores(fn, k=jnp.ones((2, 3, 0, 8))), ValueError, "q and k must have heads and features, got N=4, K=0, H=8"),
+                (scores(fn, window=True), TypeError, "window must be an integer, got True"),
+                (scores(fn, window="2"), TypeError, "window must be an integer, got '2'"),
+                (scores(fn, window=jnp.ones(3, int)), ValueError, r"window must have shape \[\], got \(3,\)"),
+                (lambda fn=fn: jax.jit(lambda w: scores(fn, window=w)())(2.5), TypeError, "window must be an integer, got dtype float32"),
+                (lambda fn=fn: jax.jit(lambda w: scores(fn, window=w)())(True), TypeError, "window must be an integer, got dtype bool"),
+                (scores(fn, scale=True), TypeError, "scale must be a real number, got True"),
+                (scores(fn, scale=math.nan), ValueError, "scale must be finite, got nan"),
+                (scores(fn, logit_cap="x"), TypeError, "logit_cap must be a real number, got 'x'"),
+            )
+        ],
         (decode(width=15, **ENCODINGS["sinusoidal"]), ValueError, "width must be even and at least 2, got 15"),
     ],
 )  # fmt: skip
 def test_refusals(attempt, error, says):
     with pytest.raises(error, match=says):
         attempt()
+
+
+# ------------------------------------------------------------------------------------- what was once wrong
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint64, jnp.int32])
+@pytest.mark.parametrize("window", [1, 2, 3, 2**31 - 1])
+def test_a_window_is_the_same_number_in_every_integer_type(kind, window):
+    q, k, v = qkv()
+    want = rope_jax.attend(q, k, v, causal=True, window=window)
+    np.testing.assert_array_equal(rope_jax.attend(q, k, v, causal=True, window=kind(window)), want)
+    module, x = layer(), embedded()
+    params = init_layer(module)
+    by_field = layer(window=kind(window)).apply(params, x)
+    np.testing.assert_array_equal(module.apply(params, x, window=kind(window)), by_field)
+    np.testing.assert_array_equal(module.apply(params, x, window=window), by_field)
+
+
+@pytest.mark.parametrize("window", [2, 2**32 + 2])
+def test_a_traced_window_of_64_bits_is_not_cut_to_32(window):
+    with jax.enable_x64(True):
+        q, k, v = qkv()
+        got = jax.jit(lambda window: rope_jax.attend(q, k, v, window=window))(jnp.int64(window))
+        np.testing.assert_allclose(got, rope_jax.attend(q, k, v, window=min(window, 99)), atol=TOLERANCE)
+
+
+def test_float64_under_strict_promotion():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        q, k, v = (part.astype(jnp.float64) for part in qkv())
+        got = rope_jax.attend(q, k, v, scale=np.float64(0.5), window=np.int64(3))
+        want = wanted(q, k, np.zeros(S), scale=0.5, window=3)
+        assert got.dtype == jnp.float64
+        np.testing.assert_allclose(got, read(want, v), atol=TOLERANCE)  # scores are float32
+
+
+@pytest.mark.parametrize("kind", [int, np.int8, np.int64, jnp.int32])
+def test_sizes_may_be_any_integers(kind):
+    far = np.arange(200)
+    for causal, num_buckets, max_distance in ((False, 32, 100), (True, 20, 127), (True, 32, 120)):
+        got = rope_jax.relative_buckets(
+            far, causal=causal, num_buckets=kind(num_buckets), max_distance=kind(max_distance)
+        )
+        want = [t5_bucket(int(d), causal, num_buckets, max_distance) for d in far]
+        np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(rope_jax.ALiBi.slopes(kind(6)), rope_jax.ALiBi.slopes(6))
+
+
+@pytest.mark.parametrize("max_distance", [2**53 + 1, 2**60 + 7, 2**63 - 1])
+def test_bounds_are_exact_however_large(max_distance):
+    starts = rope_jax._encodings._bucket_starts(32, max_distance)
+    for j, start in enumerate(starts[16:]):
+        bound = max_distance**j * 16 ** (16 - j)
+        assert (start - 1) ** 16 < bound <= start**16
+
+
+def test_four_bit_distances():
+    want = rope_jax.relative_buckets(np.arange(-8, 8), causal=False)
+    got = rope_jax.relative_buckets(jnp.arange(-8, 8, dtype=jnp.int4), causal=False)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_64_bit_positions_and_tokens_are_not_cut_to_32():
+    with jax.enable_x64(True):
+        table = rope_jax.LearnedPositions(length=5)
+        params = table.init(jax.random.key(0), jnp.arange(2), 2)
+        wide = jnp.array([2**32 + 3, -(2**32) + 3, 3])
+        got = jax.jit(lambda where: table.apply(params, where, 2))(wide)
+        assert np.isnan(got).all(-1).tolist() == [True, True, False]
+        one = test_decoder.build(rope=None)
+        params = nn.unbox(one.init(jax.random.key(0), IDS))
+        rows = jnp.array([[2**32 + 3, 4], [3, 4]])
+        assert np.isnan(one.apply(params, rows)).all((1, 2)).tolist() == [True, False]
+        with pytest.raises(ValueError, match="prompt must hold tokens in"):
+            rope_jax.generate(one, params, rows, max_new_tokens=2, temperature=0)
+        written = jax.jit(lambda ids: rope_jax.generate(one, params, ids, max_new_tokens=2, temperature=0))(rows)
+        assert (np.asarray(written.tokens) == -1).all(-1).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("name", ["none", "t5", "sinusoidal"])
+def test_nan_at_padding_reaches_no_gradient(name):
+    mask = jnp.arange(T)[None] < jnp.array([[T], [T - 3]])
+    if name != "sinusoidal":
+        module = layer(name)
+        x = jnp.where(mask[..., None], embedded(), jnp.nan)
+        loss = lambda params: jnp.where(mask[..., None], module.apply(params, x, mask=mask), 0.0).sum()
+        params = init_layer(module)
+    else:
+        module = test_decoder.build(rope=None, **ENCODINGS[name])
+        ids = jnp.where(mask, IDS, -1)
+        loss = lambda params: jnp.where(mask[..., None], module.apply(params, ids, mask=mask), 0.0).sum()
+        params = nn.unbox(module.init(jax.random.key(0), IDS))
+    grads = jax.tree.leaves(jax.grad(loss)(params))
+    assert all(np.isfinite(each).all() for each in grads) and max(abs(each).max() for each in grads) > 0
+
+
+def test_padding_may_stand_behind_the_end_of_a_learned_table():
+    one = test_decoder.build(rope=None, position_embedding=rope_jax.LearnedPositions(length=4))
+    params = nn.unbox(one.init(jax.random.key(0), IDS[:, :4]))
+    mask = jnp.array([[1, 1, 1, 1], [1, 0, 0, 0]])
+    _, cache = one.apply(params, IDS[:, :4], mask=mask, cache=one.init_cache(batch=2, capacity=6))
+    got, _ = one.apply(params, IDS[:, 4:5], mask=jnp.array([[0], [1]]), cache=cache)
+    alone = one.apply(params, jnp.stack([IDS[1, 0], IDS[1, 4]])[None])
+    np.testing.assert_allclose(got[1, 0], alone[0, 1], atol=TOLERANCE)
+
+
+def test_writing_past_a_learned_table_is_an_error_or_no_token():
+    one = test_decoder.build(rope=None, position_embedding=rope_jax.LearnedPositions(length=4))
+    params = nn.unbox(one.init(jax.random.key(0), IDS[:, :4]))
+    write = lambda ids, count, **how: rope_jax.generate(
+        one, params, ids, max_new_tokens=count, temperature=0, **how
+    )
+    with pytest.raises(
+        ValueError,
+        match="max_new_tokens must be at most 2 after a prompt of 3 tokens: position_embedding has 4 positions, got 3",
+    ):
+        write(IDS[:, :3], 3)
+    assert (np.asarray(write(IDS[:, :3], 2).tokens) >= 0).all()  # the last one is written and not read
+    mask = jnp.array([[1, 1, 0], [1, 0, 0]])
+    with pytest.raises(ValueError, match="max_new_tokens must be at most 3 after a prompt of 2"):
+        write(IDS[:, :3], 4, mask=mask)
+    within = write(IDS[:, :3], 3, mask=mask).tokens
+    traced = jax.jit(lambda mask: write(IDS[:, :3], 5, mask=mask))(mask).tokens
+    np.testing.assert_array_equal(traced[:, :3], within)
+    assert np.asarray(traced)[:, 3:].tolist()[0] == [-1, -1] and int(traced[1, 3]) >= 0 and int(traced[1, 4]) == -1

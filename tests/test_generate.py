@@ -196,3 +196,9 @@ def test_refusals(kwargs, error, says):
     arguments = dict(prompt=PROMPT, max_new_tokens=2, rng=jax.random.key(0)) | kwargs
     with pytest.raises(error, match=says):
         rope_jax.generate(MODEL, PARAMS, **arguments)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.7, jnp.float32(0.0)])
+def test_nan_is_no_token_and_stays_in_its_row(temperature):
+    logits = jnp.array([[0.0, 9.0, 1.0], [0.0, jnp.nan, 1.0]])
+    assert rope_jax.sample(jax.random.key(0), logits, temperature=temperature, top_k=1).tolist() == [1, -1]

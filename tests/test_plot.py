@@ -229,6 +229,7 @@ W = np.full((1, 1, 2, 2), 0.5)
         (lambda: plot.decay(AXES, SCHEDULES, 64, [np.inf]), ValueError, "distances must be finite"),
         (lambda: plot.phase_errors(None, FEW, [1]), TypeError, "axes must be matplotlib Axes, got NoneType"),
         (lambda: plot.phase_errors(AXES, FEW, [0, 1]), ValueError, "positions must be at least 1 .* got 0"),
+        (lambda: plot.phase_errors(AXES, FEW, []), ValueError, "positions must be at least 1 .* got none"),
         (
             lambda: plot.phase_errors(AXES, FEW, [1], "exact"),
             ValueError,
