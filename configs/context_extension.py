@@ -90,6 +90,8 @@ QUESTION, KEYS = 1, np.arange(128, 144)  # bytes that the corpus has hardly any 
 SPAN = 32  # bytes that one point of a curve is the mean of
 FREE = {"workdir", "results", "data"}
 
+fail = functools.partial(toy_lm.fail, program="context_extension")
+
 
 # ----------------------------------------------------------------------------------------------- the task
 
@@ -409,7 +411,7 @@ class Study:
                 return flax.serialization.msgpack_restore(self.path(name).read_bytes())
             return json.loads(self.path(name).read_text())
         except Exception as error:
-            toy_lm.fail(f"{self.path(name)} cannot be read, remove it to have it made again: {error}")
+            fail(f"{self.path(name)} cannot be read, remove it to have it made again: {error}")
 
     def keep(self, name: str, value) -> None:
         """All of it or nothing: whenever the study is killed, a file that is there is whole."""
@@ -420,7 +422,7 @@ class Study:
             try:
                 new.write_text(json.dumps(value, allow_nan=False) + "\n")
             except ValueError:
-                toy_lm.fail(f"{name} has figures that are not finite: its model has come apart")
+                fail(f"{name} has figures that are not finite: its model has come apart")
         new.replace(path)
 
 
@@ -456,20 +458,20 @@ def cached_step(model, params, prompt, capacity) -> Callable:
 def main(config: Config) -> None:
     for name, value in dataclasses.asdict(config).items():
         if isinstance(value, int | float) and not 0 < value < math.inf:
-            toy_lm.fail(f"--{name.replace('_', '-')} must be positive, got {value}")
+            fail(f"--{name.replace('_', '-')} must be positive, got {value}")
     if config.factor < 2 or config.factor & (config.factor - 1):
-        toy_lm.fail(f"--factor must be a power of two, 2 or more, got {config.factor}")
+        fail(f"--factor must be a power of two, 2 or more, got {config.factor}")
     for name, step in (("length", 2 * SPAN), ("sequences", 16), ("questions", 16)):
         if getattr(config, name) % step:
-            toy_lm.fail(f"--{name} must be a multiple of {step}, got {getattr(config, name)}")
+            fail(f"--{name} must be a multiple of {step}, got {getattr(config, name)}")
     if config.batch % config.factor:
-        toy_lm.fail(f"--batch must be a multiple of --factor {config.factor}, got {config.batch}")
+        fail(f"--batch must be a multiple of --factor {config.factor}, got {config.batch}")
     if not 2 <= config.rounds < config.length:
-        toy_lm.fail(f"--rounds must be at least 2 and below --length {config.length}, got {config.rounds}")
+        fail(f"--rounds must be at least 2 and below --length {config.length}, got {config.rounds}")
     study = Study(config)
     longest = config.factor * config.length
     if min(len(study.text), len(study.held_out)) <= longest + 1:
-        toy_lm.fail(f"--data must hold more than {longest + 1} bytes of training and of held-out text")
+        fail(f"--data must hold more than {longest + 1} bytes of training and of held-out text")
 
     try:
         for encoding in ENCODINGS:  # what is wrong with a model is said before the first is trained
@@ -479,7 +481,7 @@ def main(config: Config) -> None:
         for path in (config.workdir, folder):
             path.mkdir(parents=True, exist_ok=True)
     except (ValueError, TypeError, OSError) as error:
-        toy_lm.fail(error)
+        fail(error)
     mine = study.fingerprint()
     saved = config.workdir / "config.json"
     toy_lm.check_same_run(saved, mine, begun=any(config.workdir.glob("read-*")))

@@ -88,9 +88,9 @@ FREE = {"data", "workdir", "eval_every", "checkpoint_every", "mesh", "prompt", "
 EVAL_SEQUENCES = 128
 
 
-def fail(message: str) -> NoReturn:
+def fail(message, program: str = "toy_lm") -> NoReturn:
     """One line for what the user can mend, exit status 2, nothing written."""
-    print(f"{Path(sys.argv[0]).stem}: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"{program}: {' '.join(str(message).split())}", file=sys.stderr)
     raise SystemExit(2)
 
 

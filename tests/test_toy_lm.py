@@ -188,6 +188,30 @@ def test_command_line(toy, text, tmp_path, flags, capsys):
     assert "bits per byte held out" in capsys.readouterr().out
 
 
+def test_a_table_learns_at_its_own_rate_and_nothing_else_does(toy):
+    def step(encoding, rate):
+        config = toy.Config(
+            encoding=encoding, table_rate=rate, num_layers=1, width=16, length=16, batch=4, warmup=1
+        )
+        model, optimizer = toy.build_model(config), toy.build_optimizer(config)
+        before = state = toy.initial_state(model, optimizer, toy.build_mesh(config), config)
+        before = jax.tree.map(np.asarray, before["params"])
+        tokens = jax.random.randint(jax.random.key(0), (4, 17), 0, 256)
+        for _ in range(2):  # in the first the rate is 0
+            state, _ = toy.train_step(state, tokens, model=model, optimizer=optimizer)
+        return jax.tree.map(lambda new, old: np.asarray(new) - old, state["params"], before)
+
+    for encoding in ("t5", "learned", "alibi"):
+        fast, slow = (jax.tree_util.tree_leaves_with_path(step(encoding, rate)) for rate in (10.0, 1.0))
+        tables = 0
+        for (path, a), (_, b) in zip(fast, slow, strict=True):
+            is_table = "'table'" in jax.tree_util.keystr(path)
+            tables += is_table
+            np.testing.assert_allclose(a, b * (10 if is_table else 1), rtol=1e-3, atol=1e-7)
+            assert np.abs(b).max() > 0
+        assert tables == (encoding != "alibi")
+
+
 def test_each_encoding_has_its_place_in_the_decoder(toy):
     def model(encoding):
         return toy.build_model(toy.Config(encoding=encoding, width=64))
@@ -254,6 +278,8 @@ class TestBadInput:
             (("--encoding", "t5", "--base", 5), "--base belongs to --encoding rope, got --encoding t5"),
             (("--encoding", "none", "--layout", "interleaved"), "--layout belongs to --encoding rope"),
             (("--encoding", "alibi", "--schedule", "ntkaware", "factor=2"), "--schedule belongs to"),
+            (("--prompt", "\udcff"), "--prompt must be text"),
+            (("--seed", 10**20), "too large"),
             (("--encoding", "learned", "--prompt", 16 * "a"), "--prompt must leave room in the 16 positions"),
             (("--prompt", ""), "--prompt must be positive, got ''"),
         ):
