@@ -320,4 +320,4 @@ class TestBadInput:
         assert "is another one: model_type llama there" in refused(toy, capsys, *args, "--workdir", alien.parent)
         assert alien.read_text() == '{"model_type": "llama"}'
         (tmp_path / "w" / "config.json").write_text("{")
-        assert "config.json must describe the checkpoints beside it" in refused(toy, capsys, *args)
+        assert "config.json must describe the work beside it" in refused(toy, capsys, *args)
