@@ -251,8 +251,9 @@ def finish(figure, config: dict) -> matplotlib.figure.Figure:
         axes.set_xscale("log", base=2)
         axes.xaxis.set(major_formatter=ticker.FormatStrFormatter("%d"))
         axes.grid(alpha=0.3)
-    handles = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=7, frameon=False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    columns = len(labels) if len(labels) < 7 else 4
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
