@@ -177,4 +177,41 @@ def test_the_readme_shows_what_the_study_found(monkeypatch):
     assert (ROOT / "benchmarks/results/context_extension.md").read_text() == study.tables(kept)
     paragraph = " ".join(README.split("## Beside other encodings")[1].split("<!-- study -->")[0].split())
     assert kept["command"].split(" --")[0] in paragraph
-    assert f"Python {kept['python']}, jax {kept['jax']}, {kept['date']}" in paragraph
+    assert f"{kept['processor']}, Python {kept['python']}, jax {kept['jax']}, {kept['date']}" in paragraph
+
+
+def test_the_readme_says_of_the_study_what_its_numbers_say(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import clock
+    import study
+
+    kept = json.loads((ROOT / "benchmarks/results/context_extension.json").read_text())
+    said = " ".join(README.split("Where the toy agrees")[1].split("## Looking")[0].split())
+    config, encodings, methods = kept["config"], kept["encodings"], kept["methods"]
+
+    def bits(readings, octave, key="long"):
+        value = study.by_octave(readings, key, config)[octave]
+        return value and value[0]
+
+    within, next_to, last = 0, 1, -1
+    assert bits(encodings["sinusoidal"], next_to) > bits(encodings["sinusoidal"], within) + 1
+    assert bits(encodings["learned"], next_to) is None
+    assert abs(bits(encodings["alibi"], last) - bits(encodings["alibi"], within)) < 0.2
+    assert np.mean(study.shares(encodings["alibi"], "384 in 1024")) < 0.5
+    jobs = kept["speed"]["milliseconds"]
+    _, long_step, token, _ = jobs
+    assert f"{clock.ratios(jobs[long_step], 't5', 'none')[1]:.2f} times a training step at 1,024" in said
+    assert clock.ratios(jobs[token], "t5", "none")[1] < 1.1
+    gain = {m: bits(each["plain"], last) - bits(each["tuned"], last) for m, each in methods.items()}
+    most, *_, next_least, least = sorted(gain, key=gain.get, reverse=True)
+    assert most == "linear" and {next_least, least} == {"yarn", "longrope"}
+    for octave in (within, next_to, last):
+        assert min(encodings, key=lambda e: bits(encodings[e], octave) or 9) == "t5"
+    tried = kept["rates tried"]["t5"]
+    assert min(tried, key=tried.get) == "30.0" and "thirty times as fast" in said
+    assert tried["1.0"] > tried["30.0"] + 0.5
+    rope = [bits(encodings["rope"], octave) for octave in range(4)]
+    assert rope[1] < rope[0] + 0.1 and rope[2] < rope[1] + 0.5 < rope[3]
+    tuned = {m: bits(each["tuned"], last) for m, each in methods.items()}
+    assert min(tuned["ntk"], tuned["llama3"]) > tuned["unmodified"] - 0.01
+    assert min(tuned.values()) > bits(encodings["rope"], last, "sliding")
