@@ -28,6 +28,7 @@ def execute(notebook: nbformat.NotebookNode) -> None:
     client = NotebookClient(
         notebook,
         km=kernel,
+        timeout=300,  # seconds for one cell: one that never answers is an error
         record_timing=False,
         coalesce_streams=True,
         resources={"metadata": {"path": str(HERE)}},
