@@ -1,14 +1,17 @@
 """On what was it measured, and where is it kept? Every benchmark ends here."""
 
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import jaxlib
+import matplotlib.figure
 import numpy as np
 
 
@@ -26,6 +29,42 @@ def machine() -> dict:
         "numpy": np.__version__,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """The version of each, or that it is not installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def publish(
+    script: str,
+    result: dict,
+    table: Callable[[dict], str],
+    draw: Callable[[dict], matplotlib.figure.Figure],
+    packages: Sequence[str] = (),
+) -> None:
+    """Writes results/<script>.json with command, machine and versions, its picture as .png, and prints its table.
+
+    The README shows what ``table`` makes of the kept file, and a test holds it to that.
+    """
+    path = Path(script)
+    kept = {
+        "command": " ".join(["python", f"benchmarks/{path.name}", *sys.argv[1:]]),
+        **machine(),
+        **({"packages": versions(packages)} if packages else {}),
+        "result": result,
+    }
+    target = path.parent / "results" / f"{path.stem}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(kept, indent=1) + "\n")
+    draw(kept).savefig(target.with_suffix(".png"), dpi=120)
+    print(table(kept))
 
 
 def save(script: str, result: dict) -> None:
