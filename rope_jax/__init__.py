@@ -38,7 +38,8 @@ from rope_jax._frequencies import (
     geometric,
 )
 from rope_jax._angles import Rotation, rotation
-from rope_jax._rotation import Layout, rotate
+from rope_jax._turn import Layout
+from rope_jax._rotation import rotate
 from rope_jax._rope import Rope
 from rope_jax._encodings import (
     ALiBi,

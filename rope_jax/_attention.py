@@ -57,7 +57,8 @@ class RotaryAttention(nn.Module, kw_only=True):
       param_dtype: of the parameters.
       kernel_init: of the four kernels.
       bias_init: of the biases.
-      implementation: of :func:`jax.nn.dot_product_attention`, for example ``"cudnn"`` on a GPU.
+      implementation: ``"xla"`` for XLA's own programs throughout, ``"cudnn"`` for that library's attention on a
+        GPU; where it is None, :func:`jax.nn.dot_product_attention` and :func:`rotate` choose.
 
     Raises:
       ValueError: if the fields, or the arguments of a call, do not go together; the message says which.
@@ -173,7 +174,9 @@ class RotaryAttention(nn.Module, kw_only=True):
                     )
                 else:
                     rotation = self.rope.rotation(positions)
-            q, k = self.rope.rotate(q, rotation), self.rope.rotate(k, rotation)
+            q, k = self.rope.rotate_each(
+                [q, k], rotation, implementation="xla" if self.implementation == "xla" else None
+            )
 
         if self.position_bias is not None:
             slots = order if cache is None else jnp.arange(cache.capacity, dtype=jnp.int32)[None]

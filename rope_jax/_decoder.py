@@ -69,7 +69,7 @@ class Decoder(nn.Module, kw_only=True):
       param_dtype: of the parameters.
       kernel_init: of the kernels.
       embedding_init: of the embedding.
-      implementation: of :func:`jax.nn.dot_product_attention`.
+      implementation: as in :class:`RotaryAttention`.
 
     Example:
       >>> import jax, jax.numpy as jnp, rope_jax

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from rope_jax._rotation import Layout
+from rope_jax._turn import Layout
 
 Layers = Literal[
     "all",

@@ -5,7 +5,7 @@ from typing import TypeVar, get_args
 import jax
 import numpy as np
 
-from rope_jax._rotation import Layout
+from rope_jax._turn import Layout
 
 Weight = TypeVar("Weight", np.ndarray, jax.Array)
 

@@ -1,6 +1,7 @@
 """What is one layer's whole recipe, as a value?"""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, cast, get_args
 
 import jax
@@ -9,7 +10,8 @@ from rope_jax._angles import Rotation, rotation
 from rope_jax._checks import check_axes, device_array
 from rope_jax._frequencies import Frequencies, FrequencyChoice, Schedule
 from rope_jax._positions import next_positions
-from rope_jax._rotation import Layout, rotate
+from rope_jax._rotation import rotate_each
+from rope_jax._turn import Implementation, Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,18 +112,43 @@ class Rope:
             raise ValueError(f"positions [..., T, A] must be given to a rope with axes {self.axes}, got None")
         return next_positions(shape, mask, segment_ids, seen)
 
-    def rotate(self, x, rotation: Rotation) -> jax.Array:
-        """Turns ``x [..., T, N, H]`` by a rotation that is at hand."""
-        check_axes("x", x, "... T N H", H=self.head_dim)
-        check_axes("rotation.cos", rotation.cos, "... T R/2", **{"R/2": self.num_pairs})
-        return rotate(x, rotation, layout=self.layout)
+    def rotate(self, x, rotation: Rotation, *, implementation: Implementation | None = None) -> jax.Array:
+        """Turns ``x [..., T, N, H]`` by a rotation that is at hand; ``implementation`` as in :func:`rotate`."""
+        (turned,) = self.rotate_each([x], rotation, implementation=implementation)
+        return turned
 
-    def __call__(self, q, k, positions, *, length: int | jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    def rotate_each(
+        self, xs: Sequence, rotation: Rotation, *, implementation: Implementation | None = None
+    ) -> list[jax.Array]:
+        """Turns queries and keys, and whatever else has their T, together: one launch where there is a kernel."""
+        for x in xs:
+            check_axes("x", x, "... T N H", H=self.head_dim)
+        check_axes("rotation.cos", rotation.cos, "... T R/2", **{"R/2": self.num_pairs})
+        return rotate_each(xs, rotation, layout=self.layout, implementation=implementation)
+
+    def __call__(
+        self,
+        q,
+        k,
+        positions,
+        *,
+        length: int | jax.Array | None = None,
+        implementation: Implementation | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
         """``q [..., T, N, H]`` and ``k [..., T, K, H]`` turned to ``positions [..., T]``; dtypes are kept."""
         turn = self._checked_rotation(q, k, positions, length)
-        return self.rotate(q, turn), self.rotate(k, turn)
+        q, k = self.rotate_each([q, k], turn, implementation=implementation)
+        return q, k
 
-    def inverse(self, q, k, positions, *, length: int | jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    def inverse(
+        self,
+        q,
+        k,
+        positions,
+        *,
+        length: int | jax.Array | None = None,
+        implementation: Implementation | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
         """Undoes ``rope(q, k, positions)``, the attention factor included.
 
         Example:
@@ -132,7 +159,8 @@ class Rope:
           True
         """
         turn = self._checked_rotation(q, k, positions, length).inverse()
-        return self.rotate(q, turn), self.rotate(k, turn)
+        q, k = self.rotate_each([q, k], turn, implementation=implementation)
+        return q, k
 
     def _checked_rotation(self, q, k, positions, length) -> Rotation:
         check_axes("q", q, "... T N H", H=self.head_dim)

@@ -1,25 +1,19 @@
-"""Turn the pairs, and turn them back.
+"""Turn the pairs, and turn them back."""
 
-There is no custom derivative here. ``lax.split`` transposes to ``concatenate`` and back, so the transpose
-that JAX derives is the same program with the sine negated: the inverse rotation of the cotangent, from the
-residuals cos and sin alone. Forward mode, reverse mode and any order of both hold everywhere.
-"""
-
-import math
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from rope_jax._angles import Rotation
 from rope_jax._checks import check_axes, check_dtype
-
-Layout = Literal["half", "interleaved"]
-"""Which two features make a pair: i and i + R/2 (GPT-NeoX, Llama in transformers), or 2i and 2i + 1 (GPT-J)."""
+from rope_jax._turn import Implementation, Layout, turn
 
 
-def rotate(x, rotation: Rotation, *, layout: Layout = "half") -> jax.Array:
+def rotate(
+    x, rotation: Rotation, *, layout: Layout = "half", implementation: Implementation | None = None
+) -> jax.Array:
     """Turns each pair ``(x1, x2)`` into ``(x1 cos - x2 sin, x2 cos + x1 sin)`` (RoFormer, equation 34).
 
     Pairs are features ``(i, i + R/2)`` for ``"half"``, ``(2i, 2i + 1)`` for ``"interleaved"``. Features from
@@ -32,6 +26,9 @@ def rotate(x, rotation: Rotation, *, layout: Layout = "half") -> jax.Array:
       x: floating ``[..., T, N, H]``: queries, or keys with K in the place of N.
       rotation: cos and sin ``[..., T, R/2]``; the axes before T broadcast against those of x.
       layout: which two features make a pair.
+      implementation: ``"xla"`` for XLA's own program, ``"pallas"`` for the TPU kernel. None takes the kernel where
+        it is made for the case: on a TPU, bfloat16 or float32, 128 tokens or more, heads of a multiple of 128
+        features (or of a divisor, where they fill 128 side by side), for one device or inside ``shard_map``.
 
     Returns:
       ``[..., T, N, H]`` in x's dtype.
@@ -39,7 +36,8 @@ def rotate(x, rotation: Rotation, *, layout: Layout = "half") -> jax.Array:
     Raises:
       TypeError: if x is not floating.
       ValueError: if the shapes do not go together (T above all: x as ``[B, N, T, H]`` shows here), R is over
-        H, the layout is unknown, or H is odd with interleaved pairs.
+        H, the layout or implementation is unknown, H is odd with interleaved pairs, or the kernel is asked for
+        where it cannot be (while lowering, since only then the chip is known).
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -47,11 +45,32 @@ def rotate(x, rotation: Rotation, *, layout: Layout = "half") -> jax.Array:
       >>> rope_jax.rotate(jnp.array([[[3.0, 4.0, 5.0]]]), quarter_turn).tolist()
       [[[-4.0, 3.0, 5.0]]]
     """
-    x = jnp.asarray(x)
+    (turned,) = rotate_each([x], rotation, layout=layout, implementation=implementation)
+    return turned
+
+
+def rotate_each(
+    xs: Sequence, rotation: Rotation, *, layout: Layout = "half", implementation: Implementation | None = None
+) -> list[jax.Array]:
+    """:func:`rotate` of several arrays, queries and keys, by one rotation: one launch where there is a kernel."""
+    xs = [jnp.asarray(x) for x in xs]
+    cos, sin = (jnp.asarray(part) for part in rotation)
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}")
+    if implementation not in (None, *get_args(Implementation)):
+        raise ValueError(
+            f"implementation must be None or one of {get_args(Implementation)}, got {implementation!r}"
+        )
+    for x in xs:
+        _check(x, cos, sin, layout)
+    return turn(xs, cos, sin, layout=layout, implementation=implementation)
+
+
+def _check(x, cos, sin, layout: Layout) -> None:
+    """Raises unless x ``[..., T, N, H]`` and the parts of its rotation ``[..., T, R/2]`` go together."""
     check_dtype("x", x, jnp.floating, "floating")
     check_axes("x", x, "... T N H")
     *leading, length, _, head_dim = x.shape
-    cos, sin = rotation
     check_axes("rotation.cos", cos, "... T R/2", T=length)
     num_pairs = cos.shape[-1]
     if sin.shape != cos.shape:
@@ -62,37 +81,5 @@ def rotate(x, rotation: Rotation, *, layout: Layout = "half") -> jax.Array:
         )
     if not 1 <= num_pairs <= head_dim // 2:
         raise ValueError(f"rotary_dim R must be from 2 to head_dim H={head_dim}, got R={2 * num_pairs}")
-
-    # A pair lies along `axis` of a view of the features, so that no copy and no transpose is needed.
-    # half: [H/g, g], where the first R/2 features fill `rows` rows of g and their partners as many after them;
-    # interleaved: [H/2, 2], a pair in each row.
-    if layout == "half":
-        columns = math.gcd(num_pairs, head_dim)
-        rows, axis = num_pairs // columns, x.ndim - 1
-        cos, sin = (part.reshape(*part.shape[:-1], 1, rows, columns) for part in (cos, sin))
-        turning = 2 * rows
-    elif layout == "interleaved":
-        if head_dim % 2:
-            raise ValueError(f"head_dim H must be even for interleaved pairs, got {head_dim}")
-        columns, rows, axis = 2, 1, x.ndim
-        cos, sin = (part[..., None, :, None] for part in (cos, sin))
-        turning = num_pairs
-    else:
-        raise ValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}")
-
-    view = x.reshape(*leading, length, x.shape[-2], head_dim // columns, columns)
-    pairs, *rest = _split(view, turning, x.ndim - 1)
-    first, second = lax.split(pairs, (rows, rows), axis)
-
-    dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-    first, second, cos, sin = (part.astype(dtype) for part in (first, second, cos, sin))
-    turned = [(first * cos - second * sin).astype(x.dtype), (second * cos + first * sin).astype(x.dtype)]
-    if layout == "half":
-        return lax.concatenate([*turned, *rest], axis).reshape(x.shape)
-    return lax.concatenate([lax.concatenate(turned, axis), *rest], axis - 1).reshape(x.shape)
-
-
-def _split(x, size: int, axis: int) -> list[jax.Array]:
-    """The first ``size`` entries along ``axis``, and the rest where there is one."""
-    rest = x.shape[axis] - size
-    return list(lax.split(x, (size, rest), axis)) if rest else [x]
+    if layout == "interleaved" and head_dim % 2:
+        raise ValueError(f"head_dim H must be even for interleaved pairs, got {head_dim}")

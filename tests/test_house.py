@@ -17,6 +17,8 @@ ROOMS = [
     "positions",
     "frequencies",
     "angles",
+    "kernels",
+    "turn",
     "rotation",
     "rope",
     "analysis",
@@ -41,13 +43,27 @@ ROOMS = [
 def test_each_room_imports_only_from_those_above_it():
     files = {path.stem.removeprefix("_"): path for path in (ROOT / "rope_jax").glob("[a-z_]*.py")}
     del files["_init__"]
-    assert sorted(files) == sorted(ROOMS)
-    for place, room in enumerate(ROOMS):
-        for node in ast.walk(ast.parse(files[room].read_text())):
+    assert sorted([*files, "kernels"]) == sorted(ROOMS)
+    rooms = list(files.items())
+    rooms += [("kernels", path) for path in (ROOT / "rope_jax/kernels").glob("*.py")]
+    for room, file in rooms:
+        for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rope_jax"):
                 names = [alias.name for alias in node.names] if node.module == "rope_jax" else [node.module]
                 for name in names:
-                    assert ROOMS.index(name.removeprefix("rope_jax.").removeprefix("_")) < place, (room, name)
+                    above = ROOMS[: ROOMS.index(room)]
+                    assert name.removeprefix("rope_jax.").removeprefix("_") in above, (room, name)
+
+
+def test_no_kernel_and_no_pallas_is_imported_before_it_is_needed():
+    code = (
+        "import sys, jax.numpy as jnp, rope_jax\n"
+        "x, turn = jnp.ones((128, 1, 128)), rope_jax.rotation(jnp.arange(128), rope_jax.Standard()(128))\n"
+        "rope_jax.rotate(x, turn)\n"
+        "print(*(name for name in sys.modules if 'pallas' in name or 'rope_jax.kernels' in name))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not loaded.split()
 
 
 def test_imports_nothing_heavier_than_jax_and_flax():
