@@ -106,6 +106,8 @@ class TestTheKernelInterpreted:
         ([(1, 128, 4, 128), (1, 128, 2, 64)], jnp.bfloat16, False),
         ([(2, 128, 4, 128), (1, 128, 4, 128)], jnp.bfloat16, False),
         ([(0, 128, 4, 128)], jnp.bfloat16, False),
+        ([(1, 128, 128, 64), (1, 128, 1, 64)], jnp.bfloat16, True),
+        ([(1, 128, 128, 64), (1, 128, 1, 64)], jnp.float32, False),  # the smallest block is too large
     ],
 )
 def test_what_the_kernel_is_made_for(shapes, dtype, takes):

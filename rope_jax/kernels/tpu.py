@@ -1,10 +1,10 @@
 """How does a TPU turn pairs with one read and one write?
 
-XLA's program turns slices of a head, which a TPU pads to whole registers and writes out between fusions. Here a feature
-meets its partner by rolling a register, so that both layouts cost the same, and queries and keys go in one launch, in
-place. The compiler puts no copy between a projection, the kernel and attention, since the kernel takes the arrays as
-they lie: heads before tokens, and features along the 128 lanes where heads fill them, ``[B, N, T, H]``, else tokens
-along the lanes, ``[B, N, H, T]``.
+XLA's program turns slices of a head, which a TPU pads to whole registers and writes out between fusions. Here a
+feature meets its partner by rolling a register, so that both layouts cost the same, and queries and keys go in one
+launch, in place. The compiler puts no copy between a projection, the kernel and attention, since the kernel takes
+the arrays as they lie: heads before tokens, ``[B, N, T, H]`` where features fill the 128 lanes, and where they do
+not ``[B, N, H, T]``, tokens along the lanes.
 """
 
 import functools
@@ -18,6 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 LANES, SUBLANES = 128, 16  # of a register of bfloat16
 BLOCK_BYTES = 3 << 20  # of input; with the output, and the next block on its way, a block takes four times as much
+MAX_TOKENS = 512  # past it a block is no faster, only later to begin
 
 
 def takes(xs) -> bool:
@@ -26,8 +27,17 @@ def takes(xs) -> bool:
     if not static or len({(*x.shape[:-2], x.shape[-1]) for x in xs}) != 1:
         return False
     *_, length, _, head_dim = xs[0].shape
-    # A decode step is all launch: XLA fuses it with its neighbours.
-    return length >= LANES and head_dim % SUBLANES == 0 and all(x.dtype in (jnp.bfloat16, jnp.float32) for x in xs)
+    if head_dim % SUBLANES or any(x.dtype not in (jnp.bfloat16, jnp.float32) for x in xs):
+        return False
+    return length >= LANES and _tokens(xs) > 0  # a decode step is all launch: XLA fuses it with its neighbours
+
+
+def _tokens(xs) -> int:
+    """How many tokens of all heads make one block: whole registers of them, or none where none fit."""
+    *_, length, _, head_dim = xs[0].shape
+    token_bytes = sum(x.shape[-2] * head_dim * x.dtype.itemsize for x in xs)
+    register = LANES if head_dim % LANES else SUBLANES
+    return min(BLOCK_BYTES // token_bytes // register * register, length, MAX_TOKENS)
 
 
 def turn(xs, cos, sin, *, layout: str, interpret: bool = False) -> list[jax.Array]:
@@ -37,10 +47,7 @@ def turn(xs, cos, sin, *, layout: str, interpret: bool = False) -> list[jax.Arra
     if any(size != 1 for size in cos.shape[:-2]):
         cos, sin = (jnp.broadcast_to(part, (*leading, length, num_pairs)) for part in (cos, sin))
     arrays = [_table(cos, sin, layout, head_dim), *(x.reshape(-1, *x.shape[-3:]).swapaxes(1, 2) for x in xs)]
-
-    token_bytes = sum(x.shape[-2] * head_dim * x.dtype.itemsize for x in xs)
-    tokens = max(LANES, BLOCK_BYTES // token_bytes // LANES * LANES)
-    tokens = min(tokens, length, 4 * LANES)
+    tokens = _tokens(xs)
     rows, columns, feature_axis = tokens, head_dim, 1
     if head_dim % LANES:
         arrays = [array.swapaxes(2, 3) for array in arrays]
@@ -57,7 +64,10 @@ def turn(xs, cos, sin, *, layout: str, interpret: bool = False) -> list[jax.Arra
         grid=(math.prod(leading), pl.cdiv(length, tokens)),
         in_specs=[block(array) for array in arrays],
         out_specs=[block(x) for x in heads_first],
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in heads_first],
+        out_shape=[
+            jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
+            for x in heads_first
+        ],
         input_output_aliases={1 + i: i for i in range(len(xs))},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         interpret=interpret,
@@ -81,7 +91,7 @@ def _table(cos, sin, layout: str, head_dim: int) -> jax.Array:
 
 
 def _body(table_ref, *refs, num_pairs: int, layout: str, feature_axis: int):
-    """One block: the table ``[1, 1, T, H]`` or ``[1, 1, H, T]``, then what comes in and goes out, with N for the 1."""
+    """One block: the table ``[1, 1, T, H]`` or ``[1, 1, H, T]``, then what comes in and what goes out, N heads."""
     table = table_ref[0, 0]
     head_dim = table.shape[feature_axis]
     feature = lax.broadcasted_iota(jnp.int32, table.shape, feature_axis)
