@@ -1,31 +1,49 @@
-"""Which keys and values were seen?"""
+"""Which keys and values were seen?
+
+Token number s of a row lies in slot s. Where a cache has ``sinks``, a row that is full evicts: its first tokens stay, and
+the rest is a ring in which each new token takes the place of the oldest.
+"""
 
 import dataclasses
+from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rope_jax._checks import check_axes, check_dtype, check_mask
+from rope_jax._checks import check_axes, check_dtype, check_mask, device_array
+from rope_jax._quantized import Quantized, is_narrow, quantize
+
+LATER = np.iinfo(np.int32).max  # the order of a token that has not come yet
+LOST = -1  # the length of a row that evicted what it still had to read
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys, already rotated, and values, row by row without gaps: token number s of a row lies in slot s.
+    """Keys and values of the tokens of each row, and how many there were.
 
     A value: :meth:`write` returns the next one. Donate the old one to a jitted step
-    (``donate_argnames="cache"``) and the update happens in place.
+    (``donate_argnames="cache"``) and the update happens in place. Leaves may have leading axes: those of a stack of
+    layers are ``[layers, B, S, K, H]`` and ``[layers, B]``.
 
     Attributes:
-      key: ``[B, S, K, H]``, rotated.
-      value: ``[B, S, K, H]``.
-      length: int32 ``[B]``, the tokens each row has been given. Beyond S they were dropped: see ``overflowed``.
-        A row that overflowed may hold NaN from the layers below it: begin anew with :func:`init_cache`.
+      key: ``[B, S, K, H]``, or :class:`Quantized`.
+      value: ``[B, S, K, H]``, or :class:`Quantized`.
+      length: int32 ``[B]``, the tokens each row has been given; see ``overflowed``. A row that overflowed may hold
+        NaN from the layers below it: begin anew with :func:`init_cache`.
+      sinks: where it is not None, a full row evicts its oldest token but for the first ``sinks`` (Xiao et al. 2023,
+        section 3.2); 0 is a sliding window.
+      rotated: whether keys are stored rotated; else as they are, and rotated whenever they are read.
+      rope: the recipe that its keys are of, where it is known: no other may write or read them.
     """
 
-    key: jax.Array
-    value: jax.Array
+    key: jax.Array | Quantized
+    value: jax.Array | Quantized
     length: jax.Array
+    sinks: int | None = dataclasses.field(default=None, metadata=dict(static=True))
+    rotated: bool = dataclasses.field(default=True, metadata=dict(static=True))
+    rope: Hashable = dataclasses.field(default=None, metadata=dict(static=True))
 
     @property
     def capacity(self) -> int:
@@ -34,21 +52,53 @@ class KVCache:
 
     @property
     def overflowed(self) -> jax.Array:
-        """bool ``[B]``: more tokens came than the row can hold, and attention to it is NaN from then on."""
-        return self.length > self.capacity
+        """bool ``[B]``: a row was given more tokens than it can hold, and attention to it is NaN from then on.
 
-    def write(self, key, value, mask=None) -> "KVCache":
+        Where tokens are evicted, that is a row which was given several tokens at once and evicted what the first of
+        them had to read.
+        """
+        return self.length > self.capacity if self.sinks is None else self.length < 0
+
+    def order(self, length) -> jax.Array:
+        """Which token of its row each slot holds, after ``length [B]`` tokens: int32 ``[B or 1, S]``.
+
+        A slot that is free holds a token that is later than any.
+        """
+        slot = jnp.arange(self.capacity, dtype=jnp.int32)[None]
+        if self.sinks is None:
+            return slot
+        last = length[:, None] - 1
+        latest = last - (last - slot) % (self.capacity - self.sinks)  # of the tokens that take this slot in turn
+        held = jnp.where(slot < self.sinks, slot, latest)
+        return jnp.where((slot <= last) & (held >= slot), held, jnp.int32(LATER))
+
+    def positions(self, length) -> jax.Array:
+        """Where each slot's key stands, after ``length [B]`` tokens: int32 ``[B or 1, S]``.
+
+        Sinks stand right before the oldest recent token: they move by one with each token that is evicted.
+        """
+        order = self.order(length)
+        if not self.sinks:
+            return order
+        evicted = jnp.maximum(length[:, None] - self.capacity, 0)
+        return order + jnp.where(order < self.sinks, evicted, 0)
+
+    def write(self, key, value, mask=None, *, reach: int | None = None) -> "KVCache":
         """The cache after each row's real tokens, in order, were put behind those it has.
 
         Args:
-          key: ``[B, T, K, H]``, rotated; rounded to the cache's dtype.
+          key: ``[B, T, K, H]``, rotated if ``rotated``; rounded to the cache's dtype.
           value: ``[B, T, K, H]``.
           mask: bool or integer ``[B, T]``, nonzero at real tokens; the others are not stored. All are real
             without it.
+          reach: the window of the attention that will read it: a token reads only tokens less than this many away.
 
         Returns:
           A cache whose ``length`` grew by each row's real tokens. A row whose tokens do not fit drops the
           excess and is ``overflowed``: nothing is clamped, nothing older is overwritten.
+
+          With ``sinks``, one token at a time is always taken. Several at once must not evict what the first of them
+          reads: they fit, or there are no sinks and ``T - 1 + reach`` is at most S. Else the row is ``overflowed``.
 
         Raises:
           ValueError: if the shapes do not match the cache, or the tokens are known at trace time not to fit:
@@ -72,27 +122,136 @@ class KVCache:
             real = check_mask("mask", mask, "B T", B=batch, T=tokens)
         count = jnp.cumsum(real, axis=1, dtype=jnp.int32)
         length = self.length + jnp.sum(real, axis=1, dtype=jnp.int32)
-        self._refuse_known_overflow(tokens, mask, length)
 
-        slots = jnp.where(real, self.length[:, None] + count - 1, capacity)  # slot S does not exist: dropped
+        slots = self.length[:, None] + count - 1
+        if self.sinks is not None:
+            recent = capacity - self.sinks
+            slots = jnp.where(slots < self.sinks, slots, self.sinks + (slots - self.sinks) % recent)
+            slides = self.sinks == 0 and reach is not None and tokens - 1 + reach <= capacity
+            lost = jnp.zeros((batch,), bool) if tokens == 1 or slides else length > capacity
+            length = jnp.where(lost | (self.length < 0), LOST, length)
+        after = dataclasses.replace(self, length=length)
+        after._refuse_known_overflow(tokens, mask)
+
+        slots = jnp.where(real, slots, capacity)  # slot S does not exist: dropped
         rows = jnp.arange(batch, dtype=jnp.int32)[:, None]
-        return KVCache(
-            key=self.key.at[rows, slots].set(key.astype(self.key.dtype), mode="drop"),
-            value=self.value.at[rows, slots].set(value.astype(self.value.dtype), mode="drop"),
-            length=length,
-        )
 
-    def _refuse_known_overflow(self, tokens, mask, length):
+        def put(kept, new):
+            new = quantize(new, kept.dtype) if isinstance(kept, Quantized) else new
+            return jax.tree.map(lambda a, b: a.at[rows, slots].set(b.astype(a.dtype), mode="drop"), kept, new)
+
+        return dataclasses.replace(after, key=put(self.key, key), value=put(self.value, value))
+
+    def _refuse_known_overflow(self, tokens, mask):
         # A symbolic T (jax.export) cannot be compared; it is left to run time like a traced length.
-        known = not isinstance(length, jax.core.Tracer) and bool(jnp.any(length > self.capacity))
+        known = not isinstance(self.length, jax.core.Tracer) and bool(jnp.any(self.overflowed))
         if known or (mask is None and isinstance(tokens, int) and tokens > self.capacity):
-            have = "" if isinstance(length, jax.core.Tracer) else f", rows would hold {length.tolist()}"
+            have = "" if isinstance(self.length, jax.core.Tracer) else f", rows would hold {self.length.tolist()}"
             raise ValueError(
                 f"key must fit in the cache: T={tokens} tokens were given, capacity S={self.capacity}{have}"
             )
 
+    def truncate(self, length) -> "KVCache":
+        """Each row without the tokens from number ``length`` on: what a draft wrote and the model rejected.
 
-def init_cache(*, batch: int, capacity: int, num_kv_heads: int, head_dim: int, dtype=jnp.float32) -> KVCache:
+        Rows that have fewer stay as they are. Nothing is moved: what comes next takes the slots.
+
+        Args:
+          length: integers, ``[]`` or ``[B]``.
+
+        Raises:
+          TypeError: if the length is not an integer.
+          ValueError: if it is known to be negative, or if rows have evicted tokens: what they held in these slots
+            before is gone. Where only run time knows that, such a row is ``overflowed`` from then on.
+
+        Example:
+          >>> import jax.numpy as jnp, rope_jax
+          >>> cache = rope_jax.init_cache(batch=2, capacity=8, num_kv_heads=1, head_dim=4)
+          >>> kv = jnp.ones((2, 5, 1, 4))
+          >>> cache.write(kv, kv).truncate(jnp.array([3, 7])).length.tolist()
+          [3, 5]
+        """
+        length = device_array("length", length)
+        check_dtype("length", length, jnp.integer, "integer")
+        check_axes("length", length, "B" if length.ndim else "", B=self.length.shape[-1])
+        if not isinstance(length, jax.core.Tracer) and bool(jnp.any(length < 0)):
+            raise ValueError(f"length must be 0 or more, got {length.tolist()}")
+        shorter = jnp.minimum(self.length, length.astype(jnp.int32))
+        if self.sinks is not None:
+            lost = (self.length > self.capacity) & (shorter < self.length)
+            if not isinstance(lost, jax.core.Tracer) and bool(jnp.any(lost)):
+                raise ValueError(
+                    f"length must keep what rows that evicted tokens hold, {self.length.tolist()}, "
+                    f"got {length.tolist()}"
+                )
+            shorter = jnp.where(lost, LOST, shorter)
+        return dataclasses.replace(self, length=shorter)
+
+    def take(self, rows) -> "KVCache":
+        """The cache of these rows, in this order: of the beams that go on, or one prompt's for many answers.
+
+        Args:
+          rows: integers ``[B']`` in ``[0, B)``. One outside, where only run time knows it, gives a row of NaN.
+
+        Raises:
+          TypeError: if they are not integers.
+          ValueError: if one is known to be outside.
+
+        Example:
+          >>> import jax.numpy as jnp, rope_jax
+          >>> cache = rope_jax.init_cache(batch=2, capacity=8, num_kv_heads=1, head_dim=4)
+          >>> cache.take(jnp.array([1, 1, 0])).length.shape
+          (3,)
+        """
+        rows = device_array("rows", rows)
+        check_dtype("rows", rows, jnp.integer, "integer")
+        check_axes("rows", rows, "B")
+        batch = self.length.shape[-1]
+        outside = (rows < 0) | (rows >= batch)
+        if not isinstance(outside, jax.core.Tracer) and bool(jnp.any(outside)):
+            raise ValueError(f"rows must be in [0, B={batch}), got {rows.tolist()}")
+        axis = self.length.ndim - 1
+        taken = jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=axis, mode="clip"), self)
+        overflow = self.capacity + 1 if self.sinks is None else LOST
+        return dataclasses.replace(taken, length=jnp.where(outside, jnp.int32(overflow), taken.length))
+
+    def grow(self, capacity: int) -> "KVCache":
+        """The same rows with room for more tokens. Another capacity is another shape: what reads it compiles again.
+
+        Raises:
+          ValueError: if the capacity is below S, or the cache evicts: its tokens would lie in other slots.
+
+        Example:
+          >>> import rope_jax
+          >>> rope_jax.init_cache(batch=2, capacity=8, num_kv_heads=1, head_dim=4).grow(16).capacity
+          16
+        """
+        if self.sinks is not None:
+            raise ValueError(f"capacity must stay S={self.capacity} where tokens are evicted, got {capacity}")
+        if capacity < self.capacity:
+            raise ValueError(f"capacity must be at least S={self.capacity}, got {capacity}")
+        axis, room = self.length.ndim, capacity - self.capacity
+
+        def padded(leaf):
+            return jnp.pad(leaf, [(0, room if i == axis else 0) for i in range(leaf.ndim)])
+
+        key, value = jax.tree.map(padded, (self.key, self.value))
+        # What was dropped does not come back.
+        length = jnp.where(self.overflowed, jnp.int32(capacity + 1), self.length)
+        return dataclasses.replace(self, key=key, value=value, length=length)
+
+
+def init_cache(
+    *,
+    batch: int,
+    capacity: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype=jnp.float32,
+    sinks: int | None = None,
+    rotated: bool = True,
+    rope: Hashable = None,
+) -> KVCache:
     """An empty cache.
 
     Args:
@@ -100,14 +259,22 @@ def init_cache(*, batch: int, capacity: int, num_kv_heads: int, head_dim: int, d
       capacity: S, the most tokens a row can hold, prompt and answer together.
       num_kv_heads: K.
       head_dim: H.
-      dtype: floating; what keys and values are stored in.
+      dtype: what keys and values are stored in: floating, or int8 with a scale for each head and token; see
+        :func:`quantize` for the error of eight bits.
+      sinks: a full row evicts its oldest token, but for this many at its start; None for a row that overflows. With 0
+        it is a ring: a sliding window of S tokens. More are attention sinks (Xiao et al. 2023): positions are then
+        those inside the cache, so that keys must be stored unrotated.
+      rotated: whether keys are stored rotated, as suits a rope whose frequencies are the same at every length: a key
+        is rotated once. Else they are rotated whenever they are read, at the frequencies and the position of the
+        moment.
+      rope: the recipe of the keys: layers of another one refuse the cache.
 
     Returns:
       :class:`KVCache` of zeros ``[B, S, K, H]``, and length 0.
 
     Raises:
-      ValueError: if a size is below 1.
-      TypeError: if the dtype is not floating.
+      ValueError: if a size is below 1, the sinks leave no room, or keys are rotated beside sinks.
+      TypeError: if the dtype is neither floating nor int8.
 
     Example:
       >>> import rope_jax
@@ -118,8 +285,17 @@ def init_cache(*, batch: int, capacity: int, num_kv_heads: int, head_dim: int, d
     for name, size in sizes.items():
         if isinstance(size, int) and size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
+    if sinks is not None and not (isinstance(sinks, int) and 0 <= sinks < capacity):
+        raise ValueError(f"sinks must be None or an integer in [0, S={capacity}), got {sinks!r}")
+    if sinks and rotated:
+        raise ValueError(f"rotated must be False with sinks, which move with the window, got True with {sinks}")
     shape = (batch, capacity, num_kv_heads, head_dim)
-    key = jnp.zeros(shape, dtype)
-    check_dtype("dtype", key, jnp.floating, "floating")
-    # Two buffers, not one twice: a donated buffer must not be donated again.
-    return KVCache(key, jnp.zeros(shape, dtype), jnp.zeros((batch,), jnp.int32))
+
+    def empty():  # a buffer each: a donated buffer must not be donated again
+        if is_narrow(dtype):
+            return Quantized(jnp.zeros(shape, dtype), jnp.zeros(shape[:-1], jnp.float32))
+        zeros = jnp.zeros(shape, dtype)
+        check_dtype("dtype", zeros, jnp.floating, "floating or int8")
+        return zeros
+
+    return KVCache(empty(), empty(), jnp.zeros((batch,), jnp.int32), sinks, rotated, rope)

@@ -1,0 +1,82 @@
+"""How are keys and values kept in eight bits?"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from rope_jax._checks import check_dtype
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """``values * scale``: eight bits a feature, and one float32 for the H features of a head at a token.
+
+    Attributes:
+      values: int8 or an eight-bit float, ``[..., H]``.
+      scale: float32 ``[...]``.
+    """
+
+    values: jax.Array
+    scale: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.values.ndim
+
+    @property
+    def dtype(self):
+        return self.values.dtype
+
+    def astype(self, dtype) -> jax.Array:
+        """The array that it stands for, multiplied in float32 and rounded once."""
+        return (self.values.astype(jnp.float32) * self.scale[..., None]).astype(dtype)
+
+
+def is_narrow(dtype) -> bool:
+    """Whether arrays of this dtype need a scale: int8, and floats of eight bits."""
+    dtype = jnp.dtype(dtype)
+    return dtype == jnp.int8 or (jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 1)
+
+
+def quantize(x, dtype=jnp.int8) -> Quantized:
+    """``x [..., H]`` in eight bits, scaled so that the largest of the H features is the largest number there is.
+
+    ``scale = max|x| / q``, ``values = round(x / scale)``; q is 127 for int8 and 448 for ``float8_e4m3fn``. Off by at
+    most ``max|x| / 254`` for int8: half a step. For ``float8_e4m3fn`` by ``|x| / 16`` of each feature, or by
+    ``max|x| / 448 / 1024`` where that is more.
+
+    Args:
+      x: floating ``[..., H]``.
+      dtype: int8, or a float of eight bits.
+
+    Returns:
+      :class:`Quantized`. NaN or infinity in x makes its H features NaN.
+
+    Raises:
+      TypeError: if x is not floating, or the dtype is another.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> kept = quantize(jnp.array([1.0, -0.5, 0.1]))
+      >>> kept.values.tolist(), [round(x, 3) for x in kept.astype(jnp.float32).tolist()]
+      ([127, -64, 13], [1.0, -0.504, 0.102])
+    """
+    x = jnp.asarray(x)
+    check_dtype("x", x, jnp.floating, "floating")
+    if not is_narrow(dtype):
+        raise TypeError(f"dtype must be int8 or a float of eight bits, got {jnp.dtype(dtype)}")
+    is_integer = jnp.dtype(dtype) == jnp.int8
+    largest = jnp.float32(127.0 if is_integer else float(jnp.finfo(dtype).max))
+    wide = x.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(wide), axis=-1) / largest
+    scale = jnp.where(jnp.isfinite(scale), scale, jnp.float32(jnp.nan))
+    steps = wide / jnp.where(scale == 0, jnp.float32(1), scale)[..., None]
+    # NaN is no integer: the scale alone carries it.
+    steps = jnp.where(jnp.isnan(steps), jnp.float32(0), jnp.round(steps) if is_integer else steps)
+    return Quantized(jnp.clip(steps, -largest, largest).astype(dtype), scale)
