@@ -102,6 +102,33 @@ def rotation(
     return _float_path(positions, frequencies)
 
 
+def rotation_change(positions, old, new) -> Rotation:
+    """What turns a pair from where ``old`` frequencies put it at its position to where ``new`` ones do.
+
+    ``(a'/a) (cos, sin)(m (theta'_i - theta_i))``, exact as :func:`rotation` is: the difference is formed of 64-bit
+    fixed-point turns, so that it holds at every int32 position.
+
+    Args:
+      positions: integers ``[..., T]``.
+      old: host frequencies, or a choice among them.
+      new: likewise, of as many pairs.
+
+    Returns:
+      :class:`Rotation` of float32 ``[..., T, R/2]``.
+    """
+    (old_hi, old_lo), (new_hi, new_lo) = (
+        jnp.moveaxis(_lookup(frequencies, _words), -2, 0) for frequencies in (old, new)
+    )
+    words = jnp.stack([new_hi - old_hi - (new_lo < old_lo).astype(jnp.uint32), new_lo - old_lo], axis=-2)
+    new_factor, old_factor = (
+        _lookup(frequencies, lambda f: np.array(f.attention_factor, np.float32)) for frequencies in (new, old)
+    )
+    factor = (new_factor / old_factor)[..., None, None]
+    one = Frequencies(np.ones(1))
+    turn = _polynomials(_phases(positions[..., None], words), jnp.asarray(_coefficients(one)))
+    return Rotation(factor * turn.cos, factor * turn.sin)
+
+
 def _read_axes(positions, axes: Sequence[int], num_pairs: int) -> jax.Array:
     """``[..., T, A] -> [..., T, R/2]``: the position that each pair reads."""
     num_axes = positions.shape[-1]

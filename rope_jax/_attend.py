@@ -13,7 +13,9 @@ from rope_jax._positions import distances
 Implementation = Literal["xla", "cudnn"]
 
 
-def visible(query_order, key_order, *, causal: bool, window: int | jax.Array | None = None) -> jax.Array:
+def visible(
+    query_order, key_order, *, causal: bool, window: int | jax.Array | None = None, sinks: int = 0
+) -> jax.Array:
     """Which keys each query may read, by their order in the row: bool ``[B, 1, T, S]``.
 
     Order counts real tokens, so that padding and the slots of a cache neither widen a window nor narrow it.
@@ -23,6 +25,7 @@ def visible(query_order, key_order, *, causal: bool, window: int | jax.Array | N
       key_order: integers ``[B, S]``.
       causal: whether a key must not be later than the query.
       window: how many tokens away a key must be less than, if it must; the number may be traced.
+      sinks: so many tokens at the start of a row are inside every window.
 
     Example:
       >>> import jax.numpy as jnp
@@ -35,7 +38,7 @@ def visible(query_order, key_order, *, causal: bool, window: int | jax.Array | N
     if causal:
         seen &= distance >= 0
     if window is not None:
-        seen &= abs(distance) < window
+        seen &= (abs(distance) < window) | (key_order < sinks)[:, None, None, :]
     return seen
 
 

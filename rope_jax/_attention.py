@@ -1,5 +1,6 @@
 """The Flax linen room: which parameters does rotary attention have, and in which order do things happen?"""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,8 @@ class RotaryAttention(nn.Module, kw_only=True):
     """Self-attention whose queries and keys are rotated to their positions (RoFormer, section 3.2).
 
     ``x -> q, k, v -> QK-norm -> rotate q and k -> cache -> attend -> y``. Keys are rotated before they
-    enter the cache, so a cached key never moves again. Encodings that bias the scores have their place too
+    enter the cache, or whenever they are read, as the cache says (:func:`init_cache`). Encodings that bias the
+    scores have their place too
     (``position_bias``), beside the rotation or with ``rope=None``. With ``num_kv_heads`` between 1 and
     ``num_heads`` it is multi-head, grouped-query or multi-query attention. RoPE has no parameter here unless
     ``learn_frequencies``; then ``inv_freq [R/2]`` is one, in float32.
@@ -106,6 +108,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         positions=None,
         *,
         rotation: Rotation | None = None,
+        key_rotation: Rotation | None = None,
         bias=None,
         mask=None,
         segment_ids=None,
@@ -121,12 +124,16 @@ class RotaryAttention(nn.Module, kw_only=True):
             the count of real tokens so far, within each segment, after those in the cache. Unused where the
             rope is None.
           rotation: cos and sin at the positions, in their place: compute them once for all layers.
+          key_rotation: beside a rotation, that of the slots of a cache whose keys are unrotated: at
+            ``cache.positions(length)`` with the row's length after these tokens.
           bias: floating ``[B or 1, N or 1, T, S]``, what is added to the scores in place of ``position_bias``:
             compute it once for all layers. S is the capacity of the cache if there is one.
           mask: bool or integer ``[B, T]``, nonzero at real tokens, on either side of the padding. Padding is
             never read and never cached; what comes out at it means nothing.
           segment_ids: integers ``[B, T]`` of packed sequences: runs of equal ids, which read only themselves.
-          cache: keys and values of the tokens before x.
+          cache: keys and values of the tokens before x. With one, a rope whose frequencies depend on the length
+            takes those for the tokens of each row so far, these included: unrotated keys are rotated so when they
+            are read, and rotated ones are turned from one list of :class:`LongRope` to the other where it switches.
           window: an integer in place of the field, which may be traced: for scanned layers that differ.
           deterministic: whether dropout is off.
 
@@ -138,7 +145,9 @@ class RotaryAttention(nn.Module, kw_only=True):
         check_axes("x", x, "B T D")
         batch, length, width = x.shape
         check_dtype("x", x, jnp.floating, "floating")
-        mask, segment_ids = self._check_call(batch, length, positions, rotation, bias, mask, segment_ids, cache)
+        mask, segment_ids = self._check_call(
+            batch, length, positions, rotation, key_rotation, bias, mask, segment_ids, cache
+        )
         if window is not None and self.window is not None:
             raise ValueError(f"window must be left out where the field window={self.window} is set")
         window = window_size(self.window if window is None else window)
@@ -161,25 +170,24 @@ class RotaryAttention(nn.Module, kw_only=True):
         # Each row's place in line among its real tokens: what causality and windows go by.
         seen = None if cache is None else cache.length  # read before it advances
         order = next_positions((batch, length), mask, seen=seen)
+        after = None if cache is None else cache.length_after(length, mask)
         if self.rope is not None:
             if rotation is None:
                 if positions is None:
                     positions = self.rope.next_positions((batch, length), mask, segment_ids, seen)
-                if self.learn_frequencies:
-                    rotation = self._learned_rotation(self.rope, positions)
-                elif getattr(self.rope.schedule, "length", 0) is None:
-                    raise ValueError(
-                        "rotation must be given, as rope.rotation(positions, length=...), with a rope whose "
-                        f"{type(self.rope.schedule).__name__} has no length, got None"
-                    )
-                else:
-                    rotation = self.rope.rotation(positions)
-            q, k = self.rope.rotate_each(
-                [q, k], rotation, implementation="xla" if self.implementation == "xla" else None
+                elif cache is not None:
+                    positions = cache.stored_positions(device_array("positions", positions), self.rope)
+                rotation, key_rotation, cache = self._rotations(self.rope, positions, cache, after)
+            turn = functools.partial(
+                self.rope.rotate_each, implementation="xla" if self.implementation == "xla" else None
             )
+            if key_rotation is None:
+                q, k = turn([q, k], rotation)
+            else:
+                (q,) = turn([q], rotation)
 
         if self.position_bias is not None:
-            slots = order if cache is None else jnp.arange(cache.capacity, dtype=jnp.int32)[None]
+            slots = order if cache is None else cache.order(after)
             bias = bias_of_order(self.position_bias, order, slots, self.num_heads, self.causal)
 
         # Rows without gaps are in order of their index: then `attend` needs flags, not a mask of T x S.
@@ -188,10 +196,11 @@ class RotaryAttention(nn.Module, kw_only=True):
         if segment_ids is not None:
             readable = same_segment(segment_ids)
         if cache is not None:
-            cache = cache.write(k, v, mask)
+            cache = cache.write(k, v, mask, reach=window if isinstance(window, int) else None)
             k, v = cache.key.astype(k.dtype), cache.value.astype(v.dtype)
-            slots = jnp.arange(cache.capacity, dtype=jnp.int32)[None]
-            readable = visible(order, slots, causal=True, window=window)
+            if key_rotation is not None:
+                (k,) = turn([k], key_rotation)
+            readable = visible(order, cache.order(after), causal=True, window=window, sinks=cache.sinks or 0)
         elif mask is not None:
             in_reach = visible(order, order, causal=self.causal, window=window) & mask[:, None, None, :]
             readable = in_reach if readable is None else readable & in_reach
@@ -240,13 +249,30 @@ class RotaryAttention(nn.Module, kw_only=True):
             name=name,
         )
 
-    def _learned_rotation(self, rope: Rope, positions) -> Rotation:
+    def _rotations(self, rope: Rope, positions, cache: KVCache | None, after):
+        """The rotation of the queries, that of keys held unrotated, and the cache as these need it."""
+        at: Callable[..., Rotation]
+        if self.learn_frequencies:
+            at = functools.partial(rotation_at, frequencies=self._learned_frequencies(rope), axes=rope.axes)
+        elif not rope.needs_length:
+            at = rope.rotation
+        elif cache is None:
+            raise ValueError(
+                "rotation must be given, as rope.rotation(positions, length=...), with a rope whose "
+                f"{type(rope.schedule).__name__} has no length, got None"
+            )
+        else:
+            at = functools.partial(rope.rotation, length=jnp.maximum(after, 1))
+            cache = cache.rerotate(rope, jnp.maximum(after, 1)) if cache.rotated else cache
+        held = None if cache is None or cache.rotated else at(cache.positions(after))
+        return at(positions), held, cache
+
+    def _learned_frequencies(self, rope: Rope) -> Frequencies:
         start = rope.frequencies()
         if not isinstance(start, Frequencies):
             raise ValueError(f"learn_frequencies needs a schedule of one Frequencies, got {rope.schedule}")
         inv_freq = self.param("inv_freq", lambda _: jnp.asarray(start.inv_freq, jnp.float32))
-        learned = Frequencies(inv_freq, start.attention_factor)
-        return rotation_at(positions, learned, axes=rope.axes)
+        return Frequencies(inv_freq, start.attention_factor)
 
     def _check_fields(self):
         if self.num_heads < 1:
@@ -262,7 +288,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         check_encoding("position_bias", self.position_bias, "distance", "num_heads", "causal")
         check_options(self.logit_cap, self.dropout_rate)
 
-    def _check_call(self, batch, length, positions, rotation, bias, mask, segment_ids, cache):
+    def _check_call(self, batch, length, positions, rotation, key_rotation, bias, mask, segment_ids, cache):
         """The mask as bool and the segment ids as an array, if the arguments go together."""
         if positions is not None and rotation is not None:
             raise ValueError("positions and rotation must not both be given: a rotation stands for its positions")
@@ -288,4 +314,17 @@ class RotaryAttention(nn.Module, kw_only=True):
                 raise ValueError("causal must be True with a cache: earlier tokens cannot read later ones")
             kv_heads = self.num_kv_heads or self.num_heads
             check_axes("cache.key", cache.key, "B S K H", B=batch, K=kv_heads, H=self.head_dim)
+            if cache.rope is not None and cache.rope != self.rope:
+                raise ValueError(
+                    f"cache must hold keys of this layer's rope {self.rope}, got those of {cache.rope}"
+                )
+        unrotated = cache is not None and not cache.rotated and self.rope is not None
+        if unrotated and positions is not None:
+            raise ValueError(
+                "positions must be left out with a cache of unrotated keys: they are turned to their place in line"
+            )
+        if (key_rotation is not None) != (unrotated and rotation is not None):
+            raise ValueError(
+                "key_rotation must be given beside a rotation with a cache of unrotated keys, and only then"
+            )
         return mask, segment_ids

@@ -1,10 +1,11 @@
 """Which keys and values were seen?
 
-Token number s of a row lies in slot s. Where a cache has ``sinks``, a row that is full evicts: its first tokens stay, and
-the rest is a ring in which each new token takes the place of the oldest.
+Token number s of a row lies in slot s. Where a cache has ``sinks``, a row that is full evicts: its first tokens
+stay, and the rest is a ring in which each new token takes the place of the oldest.
 """
 
 import dataclasses
+import functools
 from collections.abc import Hashable
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 
 from rope_jax._checks import check_axes, check_dtype, check_mask, device_array
 from rope_jax._quantized import Quantized, is_narrow, quantize
+from rope_jax._rope import Rope
 
 LATER = np.iinfo(np.int32).max  # the order of a token that has not come yet
 LOST = -1  # the length of a row that evicted what it still had to read
@@ -32,6 +34,7 @@ class KVCache:
       value: ``[B, S, K, H]``, or :class:`Quantized`.
       length: int32 ``[B]``, the tokens each row has been given; see ``overflowed``. A row that overflowed may hold
         NaN from the layers below it: begin anew with :func:`init_cache`.
+      shifted: int32 ``[B]``, by how many positions :meth:`shift` moved each row.
       sinks: where it is not None, a full row evicts its oldest token but for the first ``sinks`` (Xiao et al. 2023,
         section 3.2); 0 is a sliding window.
       rotated: whether keys are stored rotated; else as they are, and rotated whenever they are read.
@@ -41,6 +44,7 @@ class KVCache:
     key: jax.Array | Quantized
     value: jax.Array | Quantized
     length: jax.Array
+    shifted: jax.Array
     sinks: int | None = dataclasses.field(default=None, metadata=dict(static=True))
     rotated: bool = dataclasses.field(default=True, metadata=dict(static=True))
     rope: Hashable = dataclasses.field(default=None, metadata=dict(static=True))
@@ -83,6 +87,15 @@ class KVCache:
         evicted = jnp.maximum(length[:, None] - self.capacity, 0)
         return order + jnp.where(order < self.sinks, evicted, 0)
 
+    def length_after(self, tokens: int, mask=None) -> jax.Array:
+        """int32 ``[B]``: how many tokens a row will have been given, after T more or those of the mask."""
+        return self.length + (tokens if mask is None else jnp.sum(mask, axis=-1, dtype=jnp.int32))
+
+    def stored_positions(self, positions, rope: Rope) -> jax.Array:
+        """Positions ``[..., T]``, or ``[..., T, A]``, that somebody gave, as a row that was shifted stores them."""
+        shifted = self.shifted[:, None] if rope.axes is None else self.shifted[:, None, None]
+        return positions - shifted.astype(positions.dtype)
+
     def write(self, key, value, mask=None, *, reach: int | None = None) -> "KVCache":
         """The cache after each row's real tokens, in order, were put behind those it has.
 
@@ -121,7 +134,7 @@ class KVCache:
         else:
             real = check_mask("mask", mask, "B T", B=batch, T=tokens)
         count = jnp.cumsum(real, axis=1, dtype=jnp.int32)
-        length = self.length + jnp.sum(real, axis=1, dtype=jnp.int32)
+        length = self.length_after(tokens, real)
 
         slots = self.length[:, None] + count - 1
         if self.sinks is not None:
@@ -150,6 +163,46 @@ class KVCache:
             raise ValueError(
                 f"key must fit in the cache: T={tokens} tokens were given, capacity S={self.capacity}{have}"
             )
+
+    def rerotate(self, rope: Rope, length) -> "KVCache":
+        """Rotated keys, as if turned at the frequencies for ``length [B]`` tokens, where those switch.
+
+        It is :meth:`Rope.rerotate` of every key, from the frequencies for the tokens that the row was given so far.
+        A step at which no row switches costs nothing. Leaves may have a leading axis of layers, all of this rope.
+        """
+        if isinstance(self.key, Quantized):
+            raise ValueError(
+                "rotated must be False where eight bits are stored and frequencies switch: see init_cache"
+            )
+        many = self.length.ndim == 2
+        old = self.length[0] if many else self.length
+        turn = functools.partial(
+            rope.rerotate, positions=self.order(old), old_length=jnp.maximum(old, 1), new_length=length
+        )
+        switched = rope.switches(jnp.maximum(old, 1), length)
+        key = jax.lax.cond(jnp.any(switched), jax.vmap(turn) if many else turn, lambda key: key, self.key)
+        return dataclasses.replace(self, key=key)
+
+    def shift(self, by) -> "KVCache":
+        """Every token of a row, ``by`` positions later (on every axis): for those who give positions of their own.
+
+        Nothing is turned: only ``m - n`` counts, and ``(m - by) - n = m - (n + by)``, so that queries stand ``by``
+        earlier instead. However many shifts, the keys are what they were, to the bit. Where positions are counted,
+        what comes next moves along, and a shift changes nothing.
+
+        Args:
+          by: integers, ``[]`` or ``[B]``; negative is earlier.
+
+        Example:
+          >>> import jax.numpy as jnp, rope_jax
+          >>> cache = rope_jax.init_cache(batch=2, capacity=8, num_kv_heads=1, head_dim=4)
+          >>> cache.shift(-3).shift(jnp.array([0, 1])).shifted.tolist()
+          [-3, -2]
+        """
+        by = device_array("by", by)
+        check_dtype("by", by, jnp.integer, "integer")
+        check_axes("by", by, "B" if by.ndim else "", B=self.length.shape[-1])
+        return dataclasses.replace(self, shifted=self.shifted + by.astype(jnp.int32))
 
     def truncate(self, length) -> "KVCache":
         """Each row without the tokens from number ``length`` on: what a draft wrote and the model rejected.
@@ -261,12 +314,12 @@ def init_cache(
       head_dim: H.
       dtype: what keys and values are stored in: floating, or int8 with a scale for each head and token; see
         :func:`quantize` for the error of eight bits.
-      sinks: a full row evicts its oldest token, but for this many at its start; None for a row that overflows. With 0
-        it is a ring: a sliding window of S tokens. More are attention sinks (Xiao et al. 2023): positions are then
-        those inside the cache, so that keys must be stored unrotated.
-      rotated: whether keys are stored rotated, as suits a rope whose frequencies are the same at every length: a key
-        is rotated once. Else they are rotated whenever they are read, at the frequencies and the position of the
-        moment.
+      sinks: a full row evicts its oldest token, but for this many at its start; None for a row that overflows.
+        With 0 it is a ring: a sliding window of S tokens. More are attention sinks (Xiao et al. 2023): positions
+        are then those inside the cache, so that keys must be stored unrotated.
+      rotated: whether keys are stored rotated, as suits a rope whose frequencies do not depend on the length: a
+        key is rotated once. Else they are rotated whenever they are read, at the frequencies and the position of
+        the moment.
       rope: the recipe of the keys: layers of another one refuse the cache.
 
     Returns:
@@ -298,4 +351,5 @@ def init_cache(
         check_dtype("dtype", zeros, jnp.floating, "floating or int8")
         return zeros
 
-    return KVCache(empty(), empty(), jnp.zeros((batch,), jnp.int32), sinks, rotated, rope)
+    lengths = (jnp.zeros((batch,), jnp.int32) for _ in range(2))
+    return KVCache(empty(), empty(), *lengths, sinks, rotated, rope)

@@ -118,10 +118,10 @@ class Decoder(nn.Module, kw_only=True):
     implementation: Any = None
 
     def setup(self):
-        ropes, windows = self._ropes(), self._windows()
+        windows = self._windows()
         check_encoding("position_embedding", self.position_embedding, "positions", "width")
         check_encoding("position_bias", self.position_bias, "distance", "num_heads", "causal")
-        some = next(filter(None, ropes), None) if isinstance(ropes, tuple) else ropes
+        some = self._some_rope()
         if self.position_embedding is not None and some is not None and some.axes is not None:
             raise ValueError(
                 f"position_embedding must be left out with a rope that has axes {some.axes}: it reads one position"
@@ -168,7 +168,7 @@ class Decoder(nn.Module, kw_only=True):
             block,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
             length=self.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
@@ -199,7 +199,9 @@ class Decoder(nn.Module, kw_only=True):
           mask: nonzero at real tokens ``[B, T]``; see :class:`RotaryAttention`.
           segment_ids: of packed sequences ``[B, T]``; see :class:`RotaryAttention`.
           cache: of :meth:`init_cache`, with the tokens before these.
-          length: for schedules that depend on it; see :meth:`Rope.rotation`.
+          length: for schedules that depend on it; see :meth:`Rope.rotation`. With a cache and no length they take
+            the tokens of each row so far. What deeper layers stored of earlier tokens was computed at the length of
+            its time, as in every decoder with a cache.
 
         Returns:
           float32 ``[B, T, V]``, or ``(logits, cache)`` if a cache was given.
@@ -227,13 +229,25 @@ class Decoder(nn.Module, kw_only=True):
                 "cache must be one of all layers, from model.init_cache: key [layers, B, S, K, H], "
                 f"got {cache.key.shape}"
             )
+        if cache is not None and cache.rope is not None and cache.rope != self._ropes():
+            raise ValueError(
+                f"cache must hold keys of this model's rope {self._ropes()}, got those of {cache.rope}"
+            )
         seen = None if cache is None else cache.length[0]
         if positions is None:
             self._check_length(tokens.shape[1], mask, segment_ids)
-            positions = self._positions(tokens.shape, mask, segment_ids, seen)
+            positions = stored = self._positions(tokens.shape, mask, segment_ids, seen)
         else:
             positions = self._checked_positions(positions, tokens.shape)
-        rotation, own_rotation = self._rotations(positions, length)
+            stored = self._stored_positions(positions, cache)
+        after, key_rotation = None, None
+        if cache is not None:
+            after = cache.length_after(tokens.shape[1], mask)[0]
+            if length is None:
+                cache = self._switched(cache, jnp.maximum(after, 1))
+        rotation, own_rotation = self._rotations(stored, length, after)
+        if cache is not None and not cache.rotated and rotation is not None:
+            key_rotation, _ = self._rotations(cache.positions(after), length, after)
         x = self.embed(tokens)
         if self.embedding_scale is not None:
             x *= jnp.asarray(self.embedding_scale, self.dtype)
@@ -257,11 +271,15 @@ class Decoder(nn.Module, kw_only=True):
         bias = None
         if self.position_bias is not None:
             order = next_positions(tokens.shape, mask, seen=seen)
-            keys = order if cache is None else jnp.arange(cache.capacity, dtype=jnp.int32)[None]
+            keys = order if cache is None else cache.order(after)
             bias = bias_of_order(self.position_bias, order, keys, self.num_heads, True)
-        x, cache = self.layers(x, rotation, bias, mask, segment_ids, cache, _Own(own_rotation, windows))
+        recipe = None if cache is None else cache.rope
+        if cache is not None:  # of this model, it is of each layer
+            cache = dataclasses.replace(cache, rope=None)
+        own = _Own(own_rotation, windows)
+        x, cache = self.layers(x, rotation, key_rotation, bias, mask, segment_ids, cache, own)
         x = self.final_norm(x)
-        return x if cache is None else (x, cache)
+        return x if cache is None else (x, dataclasses.replace(cache, rope=recipe))
 
     def unembed(self, hidden) -> jax.Array:
         """``[..., D] -> float32 [..., V]``."""
@@ -272,14 +290,26 @@ class Decoder(nn.Module, kw_only=True):
             logits = self.unembed_kernel(hidden)
         return logits if self.output_cap is None else self.output_cap * jnp.tanh(logits / self.output_cap)
 
-    def init_cache(self, *, batch: int, capacity: int, dtype=None) -> KVCache:
-        """An empty cache for all layers: every leaf has a leading axis of ``num_layers``."""
+    def init_cache(
+        self, *, batch: int, capacity: int, dtype=None, sinks: int | None = None, rotated: bool | None = None
+    ) -> KVCache:
+        """An empty cache for all layers: every leaf has a leading axis of ``num_layers``; see :func:`init_cache`.
+
+        Where ``rotated`` is None, it is False beside sinks and where a rope's frequencies depend on the length
+        (:class:`DynamicNTK`, :class:`LongRope` without one): unrotated keys are right at every length and take no
+        second rounding. Elsewhere it is True: a key is rotated once.
+        """
+        if rotated is None:
+            rotated = not sinks and not any(rope is not None and rope.needs_length for rope in self._distinct())
         one = init_cache(
             batch=batch,
             capacity=capacity,
             num_kv_heads=self.num_kv_heads or self.num_heads,
             head_dim=self.head_dim,
             dtype=dtype or self.dtype,
+            sinks=sinks,
+            rotated=rotated,
+            rope=self._ropes(),
         )
         return jax.tree.map(lambda leaf: jnp.zeros((self.num_layers, *leaf.shape), leaf.dtype), one)
 
@@ -298,6 +328,11 @@ class Decoder(nn.Module, kw_only=True):
                     )
         return ropes
 
+    def _some_rope(self) -> Rope | None:
+        """Of unlike layers, the first that has one: pairs and layout are those of all."""
+        ropes = self._ropes()
+        return next(filter(None, ropes), None) if isinstance(ropes, tuple) else ropes
+
     def _windows(self):
         """The one window of all layers, or a tuple of unlike ones."""
         windows = _alike("window", self.window, self.num_layers)
@@ -314,8 +349,7 @@ class Decoder(nn.Module, kw_only=True):
 
     def _checked_positions(self, positions, shape):
         """Positions that somebody gave, if there is somebody to read them."""
-        ropes = self._ropes()
-        first = next(filter(None, ropes if isinstance(ropes, tuple) else (ropes,)), None)
+        first = self._some_rope()
         if first is None and self.position_embedding is None:
             raise ValueError("positions must be left out without rope and position_embedding: nothing reads them")
         positions = device_array("positions", positions)
@@ -326,25 +360,59 @@ class Decoder(nn.Module, kw_only=True):
             check_axes("positions", positions, axes, T=shape[1])
         return positions
 
+    def _stored_positions(self, positions, cache: KVCache | None):
+        """Positions that somebody gave, as the cache counts them."""
+        rope = self._some_rope()
+        if cache is None or rope is None:
+            return positions
+        if not cache.rotated:
+            raise ValueError(
+                "positions must be left out with a cache of unrotated keys: they are turned to their place in line"
+            )
+        return jax.tree.map(lambda leaf: leaf[0], cache).stored_positions(positions, rope)
+
     def _positions(self, shape, mask, segment_ids, seen):
         """Positions of tokens that nobody gave positions; a rope with axes refuses to guess them."""
-        ropes = self._ropes()
-        first = next(filter(None, ropes if isinstance(ropes, tuple) else (ropes,)), None)
+        first = self._some_rope()
         count = next_positions if first is None else first.next_positions
         return count(shape, mask, segment_ids, seen)
 
-    def _rotations(self, positions, length):
-        """The rotation of all layers, and None; or each distinct one, stacked, and which one each layer reads."""
+    def _distinct(self) -> tuple[Rope | None, ...]:
         ropes = self._ropes()
-        distinct = tuple(dict.fromkeys(ropes)) if isinstance(ropes, tuple) else (ropes,)
+        return tuple(dict.fromkeys(ropes)) if isinstance(ropes, tuple) else (ropes,)
+
+    def _switched(self, cache: KVCache, length) -> KVCache:
+        """The cache with rotated keys at the frequencies for this length."""
+        if not cache.rotated or not any(rope is not None and rope.needs_length for rope in self._distinct()):
+            return cache
+        rope, *others = self._distinct()
+        if rope is None or others:
+            raise ValueError(
+                "cache must hold unrotated keys, init_cache(rotated=False), where layers differ in rope and the "
+                "frequencies of some depend on the length"
+            )
+        return cache.rerotate(rope, length)
+
+    def _rotations(self, positions, length, counted=None):
+        """The rotation of all layers, and None; or each distinct one, stacked, and which one each layer reads.
+
+        The length is for the schedules that depend on it; where it is None, those that have none take what was
+        ``counted [B]`` in a cache.
+        """
+        ropes, distinct = self._ropes(), self._distinct()
         real = [rope for rope in distinct if rope is not None]
         if not real:
             if length is not None:
                 raise ValueError(f"length must be left out without a rope that depends on it, got {length}")
             return None, None
-        # The length is for the schedules that depend on it; where none does, each says so itself.
+        # Where none depends on the length, each says so itself.
         takers = [rope for rope in real if hasattr(rope.schedule, "length")] or real
-        turns = {rope: rope.rotation(positions, length=length if rope in takers else None) for rope in real}
+        turns: dict[Rope | None, Rotation] = {}
+        for rope in real:
+            own = length if rope in takers else None
+            if own is None and counted is not None and rope.needs_length:
+                own = jnp.maximum(counted, 1)
+            turns[rope] = rope.rotation(positions, length=own)
         if len(distinct) == 1:
             return turns[distinct[0]], None
         some = turns[real[0]]
@@ -382,17 +450,28 @@ class _Block(nn.Module):
     post_norms: bool
 
     @nn.compact
-    def __call__(self, x, rotation: Rotation | None, bias, mask, segment_ids, cache: KVCache | None, own: _Own):
+    def __call__(
+        self,
+        x,
+        rotation: Rotation | None,
+        key_rotation: Rotation | None,
+        bias,
+        mask,
+        segment_ids,
+        cache: KVCache | None,
+        own: _Own,
+    ):
         def dense(name, features, *axes):
             init = nn.with_logical_partitioning(self.kernel_init, axes)
             bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:])
             return self.dense(features, kernel_init=init, bias_init=bias_init, name=name)
 
         if own.rotation is not None:
-            rotation = jax.tree.map(lambda each: each[own.rotation], rotation)
+            rotation, key_rotation = jax.tree.map(lambda each: each[own.rotation], (rotation, key_rotation))
         y = self.attention(name="self_attention")(
             self.norm(name="attention_norm")(x),
             rotation=rotation,
+            key_rotation=key_rotation,
             bias=bias,
             mask=mask,
             segment_ids=segment_ids,

@@ -47,8 +47,8 @@ def is_narrow(dtype) -> bool:
 def quantize(x, dtype=jnp.int8) -> Quantized:
     """``x [..., H]`` in eight bits, scaled so that the largest of the H features is the largest number there is.
 
-    ``scale = max|x| / q``, ``values = round(x / scale)``; q is 127 for int8 and 448 for ``float8_e4m3fn``. Off by at
-    most ``max|x| / 254`` for int8: half a step. For ``float8_e4m3fn`` by ``|x| / 16`` of each feature, or by
+    ``scale = max|x| / q``, ``values = round(x / scale)``; q is 127 for int8, 448 for ``float8_e4m3fn``. With int8 a
+    feature is off by at most ``max|x| / 254``, half a step; with ``float8_e4m3fn`` by at most ``|x| / 16``, or
     ``max|x| / 448 / 1024`` where that is more.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any, cast, get_args
 
 import jax
 
-from rope_jax._angles import Rotation, rotation
+from rope_jax._angles import Rotation, rotation, rotation_change
 from rope_jax._checks import check_axes, device_array
 from rope_jax._frequencies import Frequencies, FrequencyChoice, Schedule
 from rope_jax._positions import next_positions
@@ -75,6 +75,11 @@ class Rope:
         """R/2."""
         return (self.rotary_dim or self.head_dim) // 2
 
+    @property
+    def needs_length(self) -> bool:
+        """Whether its frequencies depend on the length of the sequence, and the schedule has none of its own."""
+        return getattr(self.schedule, "length", 0) is None
+
     def frequencies(self, length: int | jax.Array | None = None) -> Frequencies | FrequencyChoice:
         """The schedule's frequencies; ``length`` is for the schedules that depend on it, and only for them."""
         if length is None:
@@ -139,6 +144,54 @@ class Rope:
         turn = self._checked_rotation(q, k, positions, length)
         q, k = self.rotate_each([q, k], turn, implementation=implementation)
         return q, k
+
+    def switches(self, old_length, new_length) -> jax.Array:
+        """bool ``[]`` or ``[B]``: whether the frequencies for one length are others than those for another."""
+        old, new = self.frequencies(old_length), self.frequencies(new_length)
+        if isinstance(old, FrequencyChoice) and isinstance(new, FrequencyChoice):
+            return old.index != new.index
+        raise ValueError(
+            "keys must be stored unrotated, init_cache(rotated=False), with a schedule that is not a choice among "
+            f"fixed frequencies, got {type(self.schedule).__name__}"
+        )
+
+    def rerotate(self, k, positions, *, old_length, new_length) -> jax.Array:
+        """Keys that were turned by the frequencies for one length, as if turned by those for another.
+
+        For a schedule that chooses among fixed frequencies, :class:`LongRope`. The change of angle is exact at
+        every int32 position; k is rounded once more, to its dtype.
+
+        Args:
+          k: ``[B, S, K, H]``, turned to ``positions`` for ``old_length``.
+          positions: integers ``[B or 1, S]``.
+          old_length: integers, ``[]`` or ``[B]``; may be traced.
+          new_length: likewise.
+
+        Raises:
+          ValueError: if the schedule's frequencies change with every length: keep such keys unrotated.
+
+        Example:
+          >>> import jax.numpy as jnp, rope_jax
+          >>> schedule = rope_jax.LongRope(
+          ...     short_factor=(1.0, 1.0), long_factor=(2.0, 4.0), factor=4.0, original_length=16
+          ... )
+          >>> rope = rope_jax.Rope(head_dim=4, schedule=schedule)
+          >>> k, positions = jnp.ones((1, 3, 1, 4)), jnp.arange(14, 17)[None]
+          >>> short, long = (rope.rotate(k, rope.rotation(positions, length=length)) for length in (16, 17))
+          >>> moved = rope.rerotate(short, positions, old_length=16, new_length=17)
+          >>> bool(jnp.allclose(moved, long, atol=1e-6))
+          True
+        """
+        old, new = self.frequencies(old_length), self.frequencies(new_length)
+        if not (old.on_host and new.on_host):
+            raise ValueError(
+                f"schedule must choose among fixed frequencies, got {type(self.schedule).__name__}: store its keys "
+                "unrotated, init_cache(rotated=False)"
+            )
+        if self.axes is not None:
+            raise ValueError(f"axes must be None: keys of several position axes do not move, got {self.axes}")
+        positions = device_array("positions", positions)
+        return self.rotate(k, rotation_change(positions, old, new))
 
     def inverse(
         self,

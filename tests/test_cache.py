@@ -72,7 +72,7 @@ def test_keeps_its_own_dtype():
     [
         (lambda: empty(capacity=0), ValueError, "capacity must be at least 1, got 0"),
         (lambda: empty(batch=-1), ValueError, "batch must be at least 1, got -1"),
-        (lambda: empty(dtype=jnp.int8), TypeError, "dtype must be floating, got dtype int8"),
+        (lambda: empty(dtype=jnp.int32), TypeError, "dtype must be floating or int8, got dtype int32"),
         (lambda: empty().write(*tokens(S + 1)), ValueError, "T=7 tokens were given, capacity S=6"),
         (
             lambda: jax.jit(lambda c: c.write(*tokens(S + 1)))(empty()),

@@ -25,6 +25,7 @@ ROOMS = [
     "plot",
     "encodings",
     "layout",
+    "quantized",
     "cache",
     "attend",
     "norm",
