@@ -45,6 +45,7 @@ class KVCache:
     value: jax.Array | Quantized
     length: jax.Array
     shifted: jax.Array
+    shifted: jax.Array
     sinks: int | None = dataclasses.field(default=None, metadata=dict(static=True))
     rotated: bool = dataclasses.field(default=True, metadata=dict(static=True))
     rope: Hashable = dataclasses.field(default=None, metadata=dict(static=True))
@@ -351,5 +352,5 @@ def init_cache(
         check_dtype("dtype", zeros, jnp.floating, "floating or int8")
         return zeros
 
-    lengths = (jnp.zeros((batch,), jnp.int32) for _ in range(2))
-    return KVCache(empty(), empty(), *lengths, sinks, rotated, rope)
+    length, shifted = (jnp.zeros((batch,), jnp.int32) for _ in range(2))
+    return KVCache(empty(), empty(), length, shifted, sinks, rotated, rope)
