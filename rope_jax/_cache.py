@@ -45,7 +45,6 @@ class KVCache:
     value: jax.Array | Quantized
     length: jax.Array
     shifted: jax.Array
-    shifted: jax.Array
     sinks: int | None = dataclasses.field(default=None, metadata=dict(static=True))
     rotated: bool = dataclasses.field(default=True, metadata=dict(static=True))
     rope: Hashable = dataclasses.field(default=None, metadata=dict(static=True))
