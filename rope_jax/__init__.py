@@ -56,7 +56,10 @@ from rope_jax._attend import attend, attention_weights
 from rope_jax._attention import RotaryAttention
 from rope_jax._adapter import rotary_attention_fn
 from rope_jax._decoder import Decoder
+from rope_jax._prompts import pad_prompts
 from rope_jax._generate import Generation, generate, sample
+from rope_jax._speculative import Speculation, speculate
+from rope_jax._beam import Beams, beam_search
 from rope_jax._recipe import LayerRecipe, QueryTemperature, Recipe
 from rope_jax._huggingface import from_hf_config
 from rope_jax._to_huggingface import to_hf_config
@@ -68,6 +71,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ALiBi",
     "Axial",
+    "Beams",
     "Checkpoint",
     "Decoder",
     "DynamicNTK",
@@ -93,11 +97,13 @@ __all__ = [
     "Rotation",
     "Schedule",
     "Sinusoidal",
+    "Speculation",
     "Standard",
     "T5Bias",
     "Yarn",
     "attend",
     "attention_weights",
+    "beam_search",
     "convert_layout",
     "from_hf_config",
     "generate",
@@ -105,6 +111,7 @@ __all__ = [
     "grid_positions",
     "init_cache",
     "load_hf",
+    "pad_prompts",
     "positions_from_mask",
     "positions_from_segments",
     "relative_buckets",
@@ -112,5 +119,6 @@ __all__ = [
     "rotate",
     "rotation",
     "sample",
+    "speculate",
     "to_hf_config",
 ]

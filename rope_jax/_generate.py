@@ -1,6 +1,8 @@
 """Which token comes next, and the one after that?"""
 
+import dataclasses
 import functools
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import jax
@@ -8,15 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rope_jax._checks import check_axes, check_dtype, check_mask, device_array
+from rope_jax._cache import KVCache
+from rope_jax._checks import check_axes, check_integer
 from rope_jax._decoder import Decoder
+from rope_jax._prompts import check_prompt, check_room, check_stop, is_known
+from rope_jax._reader import Reader
 
 
 class Generation(NamedTuple):
     """What :func:`generate` wrote.
 
     Attributes:
-      tokens: int32 ``[B, max_new_tokens]``; after a row's stop token, the stop token again.
+      tokens: int32 ``[B, max_new_tokens]``; after a row's stop token, that token again.
       length: int32 ``[B]``, the tokens of each row that count, the stop token among them.
     """
 
@@ -53,7 +58,7 @@ def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None
     logits = jnp.asarray(logits)
     broken = jnp.isnan(logits).any(axis=-1)
     likeliest = jnp.where(broken, -1, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
-    if _is_known(temperature) and temperature == 0:
+    if is_known(temperature) and temperature == 0:
         return likeliest
     scaled = logits.astype(jnp.float32)
     scaled -= jnp.max(scaled, axis=-1, keepdims=True)  # the largest stays finite at any temperature
@@ -79,185 +84,221 @@ def generate(
     max_new_tokens: int,
     rng=None,
     mask=None,
+    cache: KVCache | None = None,
     temperature=1.0,
     top_k: int | None = None,
     top_p=None,
-    stop_token: int | None = None,
+    stop_token: int | Collection[int] | None = None,
+    on_token: Callable[[int, int], None] | None = None,
     cache_dtype=None,
     length: int | jax.Array | None = None,
 ) -> Generation:
-    """Continues each prompt: one jitted prefill of all prompts, then one jitted loop of single tokens.
+    """Continues each prompt: one pass over all prompts, then one token at a time, until every row has stopped.
 
-    Compiled once per padded shape of the prompt, ``max_new_tokens``, ``top_k``, stop token, cache dtype, and
-    whether it is greedy and masked; other real lengths, temperatures and seeds re-use the program. So does another
-    ``length`` that is an array; as an int it is compiled in.
+    Compiled once per padded shape of the prompt (see :func:`pad_prompts`), ``max_new_tokens``, ``top_k``, number of
+    stop tokens, shape and dtype of the cache, and whether it is greedy, masked and streamed; other real lengths,
+    temperatures, seeds and stop tokens re-use the program. So does another ``length`` that is an array; as an int
+    it is compiled in.
+
+    Row b draws its token number i with the key ``fold_in(fold_in(rng, b), i)``. What it writes does not depend on
+    the padding, the other rows, streaming, or whether a cache held its beginning: except where two tokens are as
+    close as sums of another shape may round.
 
     Args:
       model: a :class:`Decoder`.
       params: its variables, as ``model.init`` returned them.
       prompt: integers ``[B, T]``.
       max_new_tokens: how many tokens to write at most, at least 1.
-      rng: a key; needed unless the temperature is 0.
+      rng: a key, or one for each row ``[B]`` in place of ``fold_in(rng, b)``, so that its answer does not depend on
+        its place in the batch either; needed unless the temperature is 0.
       mask: nonzero at the real tokens of prompts of unequal length ``[B, T]``, padded on either side. Every
         row needs one.
+      cache: of :meth:`Decoder.init_cache`, with what stands before the prompt: for each row, or for one row that
+        all have in common, as a system prompt. It needs no room of its own for the prompt and the answer. One that
+        evicts (``sinks``) keeps its size, and answers may be as long as you like; a prompt that is too long for it
+        makes its row -1, see :meth:`KVCache.write`.
       temperature: see :func:`sample`; 0 is greedy.
       top_k: see :func:`sample`.
       top_p: see :func:`sample`.
-      stop_token: a row that writes it writes nothing more.
+      stop_token: one or several tokens: a row that writes one of them writes nothing more.
+      on_token: called with ``(row, token)`` for each token that counts, as soon as it is there: token by token, in
+        each of them row by row. What it raises ends the generation. The loop is then one of the host, which starts
+        the device on the next token before it waits for this one; so it cannot be had inside ``jax.jit``.
       cache_dtype: of the stored keys and values; the model's dtype where it is None.
       length: for schedules that depend on it (:class:`DynamicNTK`, :class:`LongRope`), the tokens that the
         frequencies are for, see :meth:`Rope.rotation`: prompt and answer together, or the longest context that
-        is expected. One choice for the whole generation, since cached keys were turned by it and new queries
-        must agree with them. Without it such a schedule says that it needs one.
+        is expected. Without it they take each row's tokens so far, see :meth:`Decoder.__call__`.
 
     Returns:
-      :class:`Generation`.
+      :class:`Generation`. A row whose logits are NaN, for the weights are, is -1 from there on.
 
     Raises:
-      ValueError: if an argument is out of its range, a shape is wrong, a prompt is empty, or the key is
-        missing.
+      ValueError: if an argument is out of its range, a shape is wrong, a prompt is empty, the key is missing, or a
+        cache is not of this model, not of this batch or one row, or has overflowed.
+      TypeError: if prompt, mask or stop token are not integers, or the key is one.
 
     Example:
       >>> import jax, jax.numpy as jnp, rope_jax
       >>> rope = rope_jax.Rope(head_dim=8, schedule=rope_jax.Standard())
       >>> sizes = dict(vocab_size=11, num_layers=1, width=16, num_heads=2, head_dim=8, hidden_dim=32)
       >>> model = rope_jax.Decoder(**sizes, rope=rope)
-      >>> prompt, mask = jnp.array([[1, 2, 3], [4, 0, 0]]), jnp.array([[1, 1, 1], [1, 0, 0]])
+      >>> prompt, mask = rope_jax.pad_prompts([[1, 2, 3], [4]], buckets=4)
       >>> params = model.init(jax.random.key(0), prompt)
       >>> rope_jax.generate(model, params, prompt, mask=mask, max_new_tokens=5, temperature=0).tokens.shape
       (2, 5)
+      >>> system = jnp.array([[7, 8, 9]])  # read once, for both prompts and all that come later
+      >>> _, cache = model.apply(params, system, cache=model.init_cache(batch=1, capacity=3))
+      >>> answer = rope_jax.generate(
+      ...     model, params, prompt, mask=mask, cache=cache, max_new_tokens=5, temperature=0,
+      ...     on_token=lambda row, token: None,  # print, send, count
+      ... )
+      >>> answer.tokens.shape
+      (2, 5)
     """
-    prompt = device_array("prompt", prompt)
-    check_axes("prompt", prompt, "B T")
-    check_dtype("prompt", prompt, jnp.integer, "integer")
-    if prompt.size == 0:
-        raise ValueError(f"prompt must hold at least one row and one token, got shape {prompt.shape}")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if stop_token is not None and not (isinstance(stop_token, int) and 0 <= stop_token < model.vocab_size):
-        raise ValueError(f"stop_token must be an integer in [0, V={model.vocab_size}), got {stop_token}")
-    if mask is not None:
-        mask = check_mask("mask", mask, "B T", B=prompt.shape[0], T=prompt.shape[1])
-        if _is_known(mask) and not bool(jnp.all(jnp.any(mask, axis=1))):
-            raise ValueError("mask must have a real token in every row, got a row of padding alone")
-        prompt = jnp.where(mask, prompt, jnp.zeros_like(prompt))  # what stands at padding is nobody's token
-    if _is_known(prompt):
-        low, high = int(prompt.min()), int(prompt.max())
-        if low < 0 or high >= model.vocab_size:
-            raise ValueError(f"prompt must hold tokens in [0, V={model.vocab_size}), got {low} to {high}")
-    prompt = jnp.clip(prompt, -1, model.vocab_size).astype(jnp.int32)  # one that is traced and too large stays so
-    _check_room(model, prompt, mask, max_new_tokens)
+    prompt, mask = check_prompt(model, prompt, mask)
+    stops = check_stop(model, stop_token)
+    check_integer("max_new_tokens", max_new_tokens, least=1)
+    if cache is not None:
+        _check_cache(model, cache, prompt.shape[0], cache_dtype)
+    check_room("max_new_tokens", model, prompt, mask, max_new_tokens, cache)
     _check_sampling(temperature, top_k, top_p)
-    greedy = bool(_is_known(temperature) and temperature == 0)
-    if rng is None:
-        if not greedy:
-            raise ValueError(f"rng must be given with temperature {temperature}, got None")
-        rng = jax.random.key(0)  # never read
-    if isinstance(rng, int):
-        raise TypeError(f"rng must be a key, as jax.random.key({rng}), got the integer {rng}")
-    fixed = None
-    if isinstance(length, int | np.integer):
-        fixed, length = int(length), None
-    return _generate(
-        model,
-        params,
-        prompt,
-        rng,
-        mask,
-        length,
+    greedy = is_known(temperature) and bool(temperature == 0)
+    if rng is None and not greedy:
+        raise ValueError(f"rng must be given with temperature {temperature}, got None")
+    if rng is not None:
+        rng = _checked_key(rng, prompt.shape[0])
+    draw = _Draw(
+        None if greedy else rng,
         jnp.asarray(temperature, jnp.float32),
         None if top_p is None else jnp.asarray(top_p, jnp.float32),
-        greedy=greedy,
-        max_new_tokens=max_new_tokens,
-        top_k=top_k,
-        stop_token=stop_token,
-        cache_dtype=cache_dtype,
-        fixed_length=fixed,
+        top_k,
     )
+    given = Reader.of(model, params, length), draw, prompt, mask, cache
+    if on_token is None:
+        return _generate(*given, stops, max_new_tokens=max_new_tokens, cache_dtype=cache_dtype)
+    if not is_known(given):
+        raise ValueError("on_token must be left out inside jax.jit: there, no token is there before the end")
+    first, cache = _first(*given, room=max_new_tokens, cache_dtype=cache_dtype)
+    return _streamed(*given[:2], first, cache, np.asarray(stops), max_new_tokens, on_token)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "greedy", "max_new_tokens", "top_k", "stop_token", "cache_dtype", "fixed_length"),
-)
-def _generate(
-    model,
-    params,
-    prompt,
-    rng,
-    mask,
-    length,
-    temperature,
-    top_p,
-    *,
-    greedy,
-    max_new_tokens,
-    top_k,
-    stop_token,
-    cache_dtype,
-    fixed_length,
-) -> Generation:
-    batch, width = prompt.shape
-    forward = functools.partial(
-        model.apply, params, length=length if fixed_length is None else fixed_length, method="hidden"
-    )
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+    """How the tokens of all rows are drawn, as one argument of a jitted function."""
 
-    def next_token(hidden, step, done):
-        logits = model.apply(params, hidden, method="unembed")
-        token = sample(
-            jax.random.fold_in(rng, step),
-            logits,
-            temperature=0 if greedy else temperature,
-            top_k=top_k,
-            top_p=top_p,
-        )
-        if stop_token is not None:
-            token = jnp.where(done, stop_token, token)
-        return token
+    rng: jax.Array | None  # [] or [B]; none is greedy
+    temperature: jax.Array
+    top_p: jax.Array | None
+    top_k: int | None = dataclasses.field(metadata=dict(static=True))
 
-    cache = model.init_cache(batch=batch, capacity=width + max_new_tokens, dtype=cache_dtype)
-    hidden, cache = forward(prompt, mask=mask, cache=cache)
-    last = jnp.full((batch,), width - 1)
-    if mask is not None:
-        last -= jnp.argmax(mask[:, ::-1], axis=1).astype(last.dtype)
-    going = jnp.zeros((batch,), bool)
-    first = next_token(hidden[jnp.arange(batch), last], 0, going)
-
-    def step(carry, index):
-        cache, token, done = carry
-        if stop_token is not None:
-            done |= token == stop_token
-        hidden, cache = forward(token[:, None], cache=cache)
-        following = next_token(hidden[:, 0], index, done)
-        return (cache, following, done), (token, done)
-
-    (_, final, _), (tokens, stopped) = lax.scan(step, (cache, first, going), jnp.arange(1, max_new_tokens))
-    tokens = jnp.concatenate([tokens.T, final[:, None]], axis=1)
-    # `stopped[i]` says that token i or one before it was the stop token: those up to it count.
-    return Generation(tokens, jnp.sum(~stopped, axis=0, dtype=jnp.int32) + 1)
+    def __call__(self, logits, index) -> jax.Array:
+        """Token number ``index`` of each answer, from logits ``[B, V]``: int32 ``[B]``."""
+        if self.rng is None:
+            return sample(None, logits, temperature=0)
+        how = functools.partial(sample, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        rows = jnp.arange(len(logits))
+        keys = self.rng if self.rng.ndim else jax.vmap(functools.partial(jax.random.fold_in, self.rng))(rows)
+        return jax.vmap(lambda key, row: how(jax.random.fold_in(key, index), row))(keys, logits)
 
 
-def _check_room(model, prompt, mask, max_new_tokens) -> None:
-    """Raises where it is known that the answer outgrows the positions of the model's embedding."""
-    longest = getattr(model.position_embedding, "length", None)
-    if longest is None or not (mask is None or _is_known(mask)):
-        return
-    real = prompt.shape[1] if mask is None else int(jnp.sum(mask, axis=1).max())
-    if real + max_new_tokens - 1 > longest:  # the last token is written and not read
-        raise ValueError(
-            f"max_new_tokens must be at most {longest + 1 - real} after a prompt of {real} tokens: "
-            f"position_embedding has {longest} positions, got {max_new_tokens}"
-        )
+class _Written(NamedTuple):
+    """An answer in the middle of being written."""
+
+    count: jax.Array  # []: tokens of each row that are there
+    token: jax.Array  # [B]: the last of them, not read yet
+    cache: KVCache
+    tokens: jax.Array
+    length: jax.Array
+    done: jax.Array
 
 
-def _is_known(value) -> bool:
-    return not isinstance(value, jax.core.Tracer)
+@functools.partial(jax.jit, static_argnames=("max_new_tokens", "cache_dtype"))
+def _generate(reader, draw, prompt, mask, cache, stops, *, max_new_tokens, cache_dtype) -> Generation:
+    token, cache = _first(reader, draw, prompt, mask, cache, room=max_new_tokens, cache_dtype=cache_dtype)
+    tokens = jnp.zeros((len(prompt), max_new_tokens), jnp.int32).at[:, 0].set(token)
+    length = jnp.ones((len(prompt),), jnp.int32)
+
+    def step(state: _Written) -> _Written:
+        token, cache = _next(reader, draw, state.token, state.cache, state.count)
+        tokens = state.tokens.at[:, state.count].set(token)
+        length = state.length + (~state.done).astype(jnp.int32)
+        return _Written(state.count + 1, token, cache, tokens, length, state.done | is_stop(token, stops))
+
+    def going(state: _Written):
+        return (state.count < max_new_tokens) & ~jnp.all(state.done)
+
+    state = _Written(jnp.int32(1), token, cache, tokens, length, is_stop(token, stops))
+    state = lax.while_loop(going, step, state)
+    return Generation(repeat_last(state.tokens, state.length), state.length)
+
+
+@functools.partial(jax.jit, static_argnames=("room", "cache_dtype"))
+def _first(reader, draw, prompt, mask, cache, *, room, cache_dtype):
+    logits, cache = reader.start(prompt, mask, cache, room=room, dtype=cache_dtype)
+    return draw(logits, 0), cache
+
+
+@functools.partial(jax.jit, donate_argnames="cache")
+def _next(reader, draw, token, cache, index):
+    logits, cache = reader.read(token[:, None], cache)
+    return draw(logits[:, 0], index), cache
+
+
+def _streamed(reader, draw, token, cache, stops, max_new_tokens, on_token) -> Generation:
+    """The loop of `_generate` on the host. A callback of the device's loop would be compiled into the program, for
+    each callback anew, could not run on several devices in order, and what it raises would lose its type."""
+    length = np.zeros(token.shape, np.int32)
+    done = np.zeros(token.shape, bool)
+    tokens = []
+    while len(tokens) < max_new_tokens and not done.all():
+        now = token
+        if len(tokens) + 1 < max_new_tokens:  # started, and not waited for
+            token, cache = _next(reader, draw, now, cache, np.int32(len(tokens) + 1))
+        tokens.append(np.asarray(now))
+        for row in np.flatnonzero(~done).tolist():
+            on_token(row, int(tokens[-1][row]))
+        length += ~done
+        done |= np.isin(tokens[-1], stops)
+    unwritten = np.zeros((max_new_tokens - len(tokens), len(done)), np.int32)
+    written, counted = jnp.asarray(np.concatenate([tokens, unwritten]).T), jnp.asarray(length)
+    return Generation(repeat_last(written, counted), counted)
+
+
+def is_stop(tokens, stops) -> jax.Array:
+    """Which tokens ``[...]`` are among those that end a row: bool ``[...]``."""
+    return jnp.any(tokens[..., None] == stops, axis=-1)
+
+
+def repeat_last(tokens, length) -> jax.Array:
+    """Tokens ``[..., T]`` with the last of the first ``length [...]`` in place of what comes after."""
+    last = jnp.take_along_axis(tokens, length[..., None] - 1, axis=-1)
+    return jnp.where(jnp.arange(tokens.shape[-1]) < length[..., None], tokens, last)
+
+
+def _checked_key(rng, batch: int) -> jax.Array:
+    """One key, or one for each row ``[B]``."""
+    if isinstance(rng, int | np.integer):
+        raise TypeError(f"rng must be a key, as jax.random.key({rng}), got the integer {rng}")
+    if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+        rng = jax.random.wrap_key_data(rng)
+    check_axes("rng", rng, "B" if rng.ndim else "", B=batch)
+    return rng
+
+
+def _check_cache(model: Decoder, cache: KVCache, batch: int, cache_dtype) -> None:
+    if cache_dtype is not None:
+        raise ValueError(f"cache_dtype must be left out with a cache, which has its own, got {cache_dtype}")
+    sizes = dict(layers=model.num_layers, B={1, batch}, K=model.num_kv_heads or model.num_heads, H=model.head_dim)
+    check_axes("cache.key", cache.key, "layers B S K H", **sizes)
+    if is_known(cache) and bool(jnp.any(cache.overflowed)):
+        raise ValueError(f"cache must not have overflowed, got S={cache.capacity}, rows {cache.length[0].tolist()}")
 
 
 def _check_sampling(temperature, top_k, top_p) -> None:
-    if _is_known(temperature) and not 0 <= temperature < float("inf"):
+    if is_known(temperature) and not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be 0 or above and finite, got {temperature}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
-    if top_p is not None and _is_known(top_p) and not 0 < top_p <= 1:
+    if top_p is not None and is_known(top_p) and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
