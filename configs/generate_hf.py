@@ -19,6 +19,7 @@ from typing import Literal, NoReturn
 import jax
 import numpy as np
 import tokenizers
+import tqdm
 import tyro
 
 import rope_jax
@@ -77,33 +78,41 @@ def main(config: Config) -> None:
     if length is None and any(rope is not None and hasattr(rope.schedule, "length") for rope in ropes):
         length = prompt.shape[1] + config.max_new_tokens
 
-    def write() -> tuple[list[int], float]:
-        start = time.perf_counter()
-        written = rope_jax.generate(
-            model,
-            params,
-            prompt,
-            max_new_tokens=config.max_new_tokens,
-            rng=jax.random.key(config.seed),
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            length=length,
-        )
-        return np.asarray(written.tokens[0]).tolist(), time.perf_counter() - start
+    times: list[float] = []  # when each token was there
 
+    def written(row: int, token: int) -> None:
+        times.append(time.perf_counter())
+        bar.update()
+
+    start = time.perf_counter()
     try:
-        tokens, first = write()
+        with tqdm.tqdm(total=config.max_new_tokens, unit=" tokens", leave=False, disable=None) as bar:
+            answer = rope_jax.generate(
+                model,
+                params,
+                prompt,
+                max_new_tokens=config.max_new_tokens,
+                rng=jax.random.key(config.seed),
+                temperature=config.temperature,
+                top_k=config.top_k,
+                top_p=config.top_p,
+                stop_token={token for token in stop if token < model.vocab_size},  # those that it can write
+                on_token=written,
+                length=length,
+            )
     except ValueError as error:
         fail(error)
+    tokens = np.asarray(answer.tokens[0]).tolist()
     end = next((i for i, token in enumerate(tokens) if token in stop), len(tokens))
-    print(tokenizer.decode(prompt[0].tolist() + tokens[:end]), flush=True)
+    print(tokenizer.decode(prompt[0].tolist() + tokens[:end]))
 
-    _, again = write()  # the same once more: compiled, and nothing else to wait for
+    # Both programs are compiled, and the prompt is read, before the first token is there.
+    first, rest = times[0] - start, times[-1] - times[0]
+    speed = f", the others at {(len(times) - 1) / rest:,.1f} tokens/s" if len(times) > 1 else ""
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(
-        f"\n{count:,} parameters, computed in {model.dtype}: {len(tokens)} tokens in {again:.2f} s, "
-        f"{len(tokens) / again:,.1f} tokens/s, prompt included; {first - again:.1f} s to compile"
+        f"\n{count:,} parameters, computed in {model.dtype}: {len(times)} tokens, "
+        f"the first after {first:.1f} s with compiling and the prompt{speed}"
     )
 
 

@@ -103,7 +103,7 @@ class _State(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("beams", "max_new_tokens", "cache_dtype"))
 def _beam_search(reader, prompt, mask, stops, *, beams, max_new_tokens, cache_dtype) -> Beams:
-    batch, vocab = len(prompt), reader.model.vocab_size
+    batch, vocab = prompt.shape[0], reader.model.vocab_size
     rows = jnp.arange(batch)[:, None]
 
     def choose(state: _State):

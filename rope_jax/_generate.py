@@ -130,7 +130,7 @@ def generate(
         is expected. Without it they take each row's tokens so far, see :meth:`Decoder.__call__`.
 
     Returns:
-      :class:`Generation`. A row whose logits are NaN, for the weights are, is -1 from there on.
+      :class:`Generation`. A row whose logits are NaN, as those of broken weights, is -1 from there on.
 
     Raises:
       ValueError: if an argument is out of its range, a shape is wrong, a prompt is empty, the key is missing, or a
@@ -197,7 +197,7 @@ class _Draw:
         if self.rng is None:
             return sample(None, logits, temperature=0)
         how = functools.partial(sample, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
-        rows = jnp.arange(len(logits))
+        rows = jnp.arange(logits.shape[0])
         keys = self.rng if self.rng.ndim else jax.vmap(functools.partial(jax.random.fold_in, self.rng))(rows)
         return jax.vmap(lambda key, row: how(jax.random.fold_in(key, index), row))(keys, logits)
 
@@ -216,8 +216,8 @@ class _Written(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("max_new_tokens", "cache_dtype"))
 def _generate(reader, draw, prompt, mask, cache, stops, *, max_new_tokens, cache_dtype) -> Generation:
     token, cache = _first(reader, draw, prompt, mask, cache, room=max_new_tokens, cache_dtype=cache_dtype)
-    tokens = jnp.zeros((len(prompt), max_new_tokens), jnp.int32).at[:, 0].set(token)
-    length = jnp.ones((len(prompt),), jnp.int32)
+    tokens = jnp.zeros((prompt.shape[0], max_new_tokens), jnp.int32).at[:, 0].set(token)
+    length = jnp.ones_like(token)
 
     def step(state: _Written) -> _Written:
         token, cache = _next(reader, draw, state.token, state.cache, state.count)
@@ -246,8 +246,11 @@ def _next(reader, draw, token, cache, index):
 
 
 def _streamed(reader, draw, token, cache, stops, max_new_tokens, on_token) -> Generation:
-    """The loop of `_generate` on the host. A callback of the device's loop would be compiled into the program, for
-    each callback anew, could not run on several devices in order, and what it raises would lose its type."""
+    """The loop of `_generate` on the host.
+
+    In the device's own loop, the callback would be compiled into the program, for each callback anew, would not be
+    called in order where there are several devices, and what it raises would lose its type.
+    """
     length = np.zeros(token.shape, np.int32)
     done = np.zeros(token.shape, bool)
     tokens = []

@@ -133,7 +133,7 @@ class _State(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("max_new_tokens", "draft_tokens", "cache_dtype"))
 def _speculate(target, draft, prompt, mask, stops, *, max_new_tokens, draft_tokens, cache_dtype) -> Speculation:
-    batch = len(prompt)
+    batch = prompt.shape[0]
     rows = jnp.arange(batch)[:, None]
     ahead = jnp.arange(draft_tokens + 1, dtype=jnp.int32)[None]
 

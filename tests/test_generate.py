@@ -235,7 +235,7 @@ class TestPrefix:
         with pytest.raises(ValueError, match=r"cache must not have overflowed, got S=4, rows \[5\]"):
             self.written(self.PROMPTS, cache=full)
         with pytest.raises(ValueError, match="key must fit in the cache: T=8 tokens were given, capacity S=6"):
-            self.written(self.PROMPTS, cache=MODEL.init_cache(batch=3, capacity=6, sinks=2))
+            greedy(tokens(3, 8), cache=MODEL.init_cache(batch=3, capacity=6, sinks=2), max_new_tokens=2)
 
     def test_a_prompt_that_a_full_ring_cannot_take_is_no_answer(self):
         """Only run time knows how full it is."""
