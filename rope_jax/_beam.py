@@ -94,7 +94,7 @@ def beam_search(
 class _State(NamedTuple):
     """Answers in the middle of being written: of B rows and beams."""
 
-    count: jax.Array  # []: tokens of each that are there
+    steps: jax.Array  # []: tokens of each that are there
     logits: jax.Array  # [B, beams, V]: after the last of them
     cache: KVCache  # of B * beams rows
     beams: Beams
@@ -115,10 +115,10 @@ def _beam_search(reader, prompt, mask, stops, *, beams, max_new_tokens, cache_dt
         parent, token = best // vocab, best % vocab
         tokens, length = state.beams.tokens[rows, parent], state.beams.length[rows, parent]
         done = state.done[rows, parent]
-        tokens = tokens.at[:, :, state.count].set(token)
+        tokens = tokens.at[:, :, state.steps].set(token)
         length += (~done).astype(jnp.int32)
         new = Beams(tokens, length, score)
-        state = state._replace(count=state.count + 1, beams=new, done=done | is_stop(token, stops))
+        state = state._replace(steps=state.steps + 1, beams=new, done=done | is_stop(token, stops))
         return state, parent, token
 
     def step(state: _State) -> _State:
@@ -129,7 +129,7 @@ def _beam_search(reader, prompt, mask, stops, *, beams, max_new_tokens, cache_dt
 
     logits, cache = reader.start(prompt, mask, None, room=max_new_tokens, dtype=cache_dtype)
     state = _State(
-        count=jnp.int32(0),
+        steps=jnp.int32(0),
         logits=jnp.broadcast_to(logits[:, None], (batch, beams, vocab)),
         cache=cache.take(jnp.repeat(jnp.arange(batch), beams)),
         beams=Beams(
@@ -142,7 +142,7 @@ def _beam_search(reader, prompt, mask, stops, *, beams, max_new_tokens, cache_dt
     )
 
     def going(state: _State):
-        return (state.count < max_new_tokens - 1) & ~jnp.all(state.done)
+        return (state.steps < max_new_tokens - 1) & ~jnp.all(state.done)
 
     state, *_ = choose(lax.while_loop(going, step, state))
     tokens, length, score = state.beams

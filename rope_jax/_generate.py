@@ -205,7 +205,7 @@ class _Draw:
 class _Written(NamedTuple):
     """An answer in the middle of being written."""
 
-    count: jax.Array  # []: tokens of each row that are there
+    steps: jax.Array  # []: tokens of each row that are there
     token: jax.Array  # [B]: the last of them, not read yet
     cache: KVCache
     tokens: jax.Array
@@ -220,13 +220,13 @@ def _generate(reader, draw, prompt, mask, cache, stops, *, max_new_tokens, cache
     length = jnp.ones_like(token)
 
     def step(state: _Written) -> _Written:
-        token, cache = _next(reader, draw, state.token, state.cache, state.count)
-        tokens = state.tokens.at[:, state.count].set(token)
+        token, cache = _next(reader, draw, state.token, state.cache, state.steps)
+        tokens = state.tokens.at[:, state.steps].set(token)
         length = state.length + (~state.done).astype(jnp.int32)
-        return _Written(state.count + 1, token, cache, tokens, length, state.done | is_stop(token, stops))
+        return _Written(state.steps + 1, token, cache, tokens, length, state.done | is_stop(token, stops))
 
     def going(state: _Written):
-        return (state.count < max_new_tokens) & ~jnp.all(state.done)
+        return (state.steps < max_new_tokens) & ~jnp.all(state.done)
 
     state = _Written(jnp.int32(1), token, cache, tokens, length, is_stop(token, stops))
     state = lax.while_loop(going, step, state)
@@ -253,7 +253,7 @@ def _streamed(reader, draw, token, cache, stops, max_new_tokens, on_token) -> Ge
     """
     length = np.zeros(token.shape, np.int32)
     done = np.zeros(token.shape, bool)
-    tokens = []
+    tokens: list[np.ndarray] = []
     while len(tokens) < max_new_tokens and not done.all():
         now = token
         if len(tokens) + 1 < max_new_tokens:  # started, and not waited for

@@ -31,8 +31,9 @@ class Reader:
     @classmethod
     def of(cls, model: Decoder, params, length: int | jax.Array | None = None) -> "Reader":
         """The length compiled in where it is an integer of the host."""
-        known = isinstance(length, int | np.integer)
-        return cls(params, None if known else length, model, int(length) if known else None)
+        if isinstance(length, int | np.integer):
+            return cls(params, None, model, int(length))
+        return cls(params, length, model, None)
 
     def start(self, prompt, mask, cache: KVCache | None, *, room: int, dtype=None) -> tuple[jax.Array, KVCache]:
         """Reads whole prompts ``[B, T]``, after those in a cache if there is one.
