@@ -8,8 +8,9 @@ from test_decoder import SLOW, V, build, init, tokens
 
 import rope_jax
 
-MODEL = build()
-PARAMS = init(MODEL)
+UNTIED = dict(tie_embeddings=False)  # tied to random embeddings, it would write one token again and again
+MODEL = build(**UNTIED)
+PARAMS = init(MODEL, seed=1)
 FORWARD = jax.jit(MODEL.apply)
 
 
@@ -189,7 +190,7 @@ class TestPrefix:
 
     def test_a_ring_keeps_its_size_and_is_there_afterwards(self):
         """Six slots and a window of 4: no answer outgrows it, and streaming does not consume it."""
-        model = build(window=4)
+        model = build(window=4, **UNTIED)
         prefix, prompt = [[5, 6], [9, 2]], jnp.array([[1, 2, 3], [7, 8, 9]])
         whole = jnp.concatenate([jnp.array(prefix), prompt], axis=1)
         want = rope_jax.generate(model, PARAMS, whole, max_new_tokens=12, temperature=0).tokens.tolist()
@@ -266,7 +267,7 @@ class TestLength:
     SCHEDULE = rope_jax.LongRope(
         short_factor=[1.0] * 4, long_factor=[4.0, 3.0, 2.0, 5.0], original_length=8, factor=4.0, base=100.0
     )
-    MODEL = build(rope=rope_jax.Rope(8, SCHEDULE))
+    MODEL = build(rope=rope_jax.Rope(8, SCHEDULE), **UNTIED)
 
     def written(self, model=MODEL, **kwargs):
         out = rope_jax.generate(model, PARAMS, tokens(2, 4), max_new_tokens=20, temperature=0, **kwargs)
@@ -277,7 +278,7 @@ class TestLength:
         """The answer goes past the original length of 8; the frequencies are those of the length that was given."""
         divisors = self.SCHEDULE.short_factor if length == 8 else self.SCHEDULE.long_factor
         fixed = dataclasses.replace(self.SCHEDULE, short_factor=divisors, long_factor=divisors, length=1)
-        forward = jax.jit(build(rope=rope_jax.Rope(8, fixed)).apply)
+        forward = jax.jit(build(rope=rope_jax.Rope(8, fixed), **UNTIED).apply)
         ids = tokens(2, 4)
         for _ in range(20):  # by the plain forward pass over everything written so far
             padded = jnp.pad(ids, ((0, 0), (0, 24 - ids.shape[1])))
