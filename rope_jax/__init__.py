@@ -51,6 +51,7 @@ from rope_jax._encodings import (
     relative_buckets,
 )
 from rope_jax._layout import convert_layout
+from rope_jax._quantized import Quantized, quantize
 from rope_jax._cache import KVCache, init_cache
 from rope_jax._attend import attend, attention_weights
 from rope_jax._attention import RotaryAttention
@@ -89,6 +90,7 @@ __all__ = [
     "PositionBias",
     "PositionEmbedding",
     "Proportional",
+    "Quantized",
     "QueryTemperature",
     "Recipe",
     "Reversed",
@@ -114,6 +116,7 @@ __all__ = [
     "pad_prompts",
     "positions_from_mask",
     "positions_from_segments",
+    "quantize",
     "relative_buckets",
     "rotary_attention_fn",
     "rotate",

@@ -84,7 +84,7 @@ def test_public_names_are_documented_by_example():
         # values and protocols, whose functions carry the examples
         if (
             name
-            in "Layout PositionBias PositionEmbedding Schedule Rotation KVCache FrequencyChoice Generation Speculation Beams LayerRecipe Checkpoint".split()
+            in "Layout PositionBias PositionEmbedding Schedule Rotation KVCache FrequencyChoice Generation Speculation Beams LayerRecipe Checkpoint Quantized".split()
         ):
             continue
         assert ">>>" in thing.__doc__, name

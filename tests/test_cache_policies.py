@@ -1,0 +1,365 @@
+"""Caches that evict, forget, gather and grow, and keys that are turned when they are read or when the schedule switches:
+each against attention from scratch over the tokens that are left."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+import rope_jax
+
+B, N, K, H, D = 2, 4, 2, 8, 16
+ROPE = rope_jax.Rope(H, rope_jax.Standard())
+LONG = rope_jax.LongRope(
+    short_factor=(1.0, 1.0, 1.1, 1.3), long_factor=(1.0, 2.0, 5.0, 8.0), factor=4.0, original_length=8
+)
+# Sums of at most 64 float32 products of numbers near 1, in another order.
+CLOSE = dict(atol=64 * oracles.EPS32 * 4)
+
+
+def layer(rope=ROPE, **change):
+    module = rope_jax.RotaryAttention(num_heads=N, num_kv_heads=K, head_dim=H, rope=rope, **change)
+    params = module.init(
+        jax.random.key(0), jnp.ones((1, 2, D)), rotation=rope.rotation(jnp.arange(2), **known(rope))
+    )
+    return module, params
+
+
+def known(rope):
+    return {"length": 2} if rope.needs_length else {}
+
+
+def tokens(length, seed=1):
+    return jax.random.normal(jax.random.key(seed), (B, length, D))
+
+
+def empty(capacity, **change):
+    return rope_jax.init_cache(**dict(batch=B, capacity=capacity, num_kv_heads=K, head_dim=H) | change)
+
+
+def stepper(module, params):
+    """One jitted step, and how often it was traced."""
+    traces = []
+
+    @jax.jit
+    def step(x, cache, mask=None):
+        traces.append(x.shape)
+        return module.apply(params, x, cache=cache, mask=mask)
+
+    return step, traces
+
+
+@pytest.mark.parametrize("rotated", [True, False])
+@pytest.mark.parametrize("cuts", [[1] * 20, [3, 1, 3, 2, 3, 3, 3, 2]])
+def test_a_ring_is_a_sliding_window(rotated, cuts):
+    """In pieces of up to 3 tokens a window of 5 needs 7 slots, and 5 where tokens come one by one."""
+    module, params = layer(window=5)
+    x = tokens(20)
+    want = module.apply(params, x)
+    cache = empty(4 + max(cuts), sinks=0, rotated=rotated)
+    step, traces = stepper(module, params)
+    got, start = [], 0
+    for cut in cuts:
+        y, cache = step(x[:, start : start + cut], cache)
+        got.append(y)
+        start += cut
+    np.testing.assert_allclose(jnp.concatenate(got, axis=1), want, **CLOSE)
+    assert len(traces) == len(set(cuts)) and not cache.overflowed.any()
+
+
+def test_a_ring_of_rows_with_padding():
+    module, params = layer(window=4)
+    x = tokens(12)
+    mask = np.ones((B, 12), bool)
+    mask[0, [1, 2, 7]] = False
+    cache = empty(7, sinks=0)
+    for start in range(0, 12, 4):
+        part = slice(start, start + 4)
+        y, cache = module.apply(params, x[:, part], mask=mask[:, part], cache=cache)
+        for b in range(B):
+            seen = np.flatnonzero(mask[b, : start + 4])
+            alone = module.apply(params, x[b : b + 1, seen])
+            here = mask[b, part].sum()
+            np.testing.assert_allclose(y[b][mask[b, part]], alone[0, len(seen) - here :], **CLOSE)
+
+
+@pytest.mark.parametrize("sinks", [1, 3])
+def test_sinks_stand_right_before_the_window(sinks):
+    """StreamingLLM: each query reads the first tokens and the last, at their positions inside the cache."""
+    capacity = 8
+    module, params = layer()
+    x = tokens(30)
+    cache = empty(capacity, sinks=sinks, rotated=False)
+    step, traces = stepper(module, params)
+    y, cache = step(x[:, :6], cache)
+    np.testing.assert_allclose(y, module.apply(params, x[:, :6]), **CLOSE)
+    for t in range(6, 30):
+        y, cache = step(x[:, t : t + 1], cache)
+        kept = np.r_[:sinks, max(sinks, t + 1 - capacity + sinks) : t + 1]
+        want = module.apply(params, x[:, kept])[:, -1:]
+        np.testing.assert_allclose(y, want, **CLOSE)
+    assert len(traces) == 2
+
+
+def test_ten_thousand_evictions_drift_by_nothing():
+    """Keys are stored as they are and turned once, when they are read: only where they stand changes."""
+    capacity, sinks, count = 6, 2, 10_000
+    module, params = layer()
+    x = tokens(count)
+    cache = empty(capacity, sinks=sinks, rotated=False)
+
+    def step(cache, x):
+        y, cache = module.apply(params, x[:, None], cache=cache)
+        return cache, y[:, 0]
+
+    cache, ys = jax.jit(lambda cache, x: jax.lax.scan(step, cache, x.swapaxes(0, 1)))(cache, x)
+    kept = np.r_[:sinks, count - capacity + sinks : count]
+    np.testing.assert_allclose(ys[-1], module.apply(params, x[:, kept])[:, -1], **CLOSE)
+    assert cache.length.tolist() == [count] * B
+
+
+def test_ten_thousand_shifts_leave_the_keys_to_the_bit():
+    module, params = layer()
+    x = tokens(9)
+    where = jnp.arange(9)[None] + 500
+    want = module.apply(params, x, where)
+    _, cache = module.apply(params, x[:, :8], where[:, :8], cache=empty(9))
+    moved = jax.lax.fori_loop(0, 10_000, lambda _, cache: cache.shift(jnp.array([7, -3])), cache)
+    np.testing.assert_array_equal(moved.key, cache.key)
+    # The next token stands where it stood before, seen from tokens that moved by that much.
+    last = where[:, 8:] + jnp.array([[70_000], [-30_000]])
+    y, _ = module.apply(params, x[:, 8:], last, cache=moved)
+    np.testing.assert_allclose(y, want[:, 8:], **CLOSE)
+    stayed, _ = module.apply(params, x[:, 8:], where[:, 8:], cache=moved)
+    assert np.abs(stayed - want[:, 8:]).max() > 1e-3
+
+
+@pytest.mark.parametrize("rotated", [True, False])
+def test_truncated_rows_go_on_as_if_the_rest_had_not_been(rotated):
+    module, params = layer()
+    x, other = tokens(7), tokens(3, seed=2)
+    _, cache = module.apply(params, x, cache=empty(12, rotated=rotated))
+    kept = [4, 9]  # more than there are: all
+    y, cache = module.apply(params, other, cache=cache.truncate(jnp.array(kept)))
+    assert cache.length.tolist() == [7, 10]
+    for b, length in enumerate([4, 7]):
+        both = jnp.concatenate([x[b : b + 1, :length], other[b : b + 1]], axis=1)
+        np.testing.assert_allclose(y[b], module.apply(params, both)[0, length:], **CLOSE)
+
+
+def test_rows_that_are_taken_and_room_that_grows():
+    module, params = layer()
+    x, next_x = tokens(6), tokens(1, seed=3)
+    _, cache = module.apply(params, x, cache=empty(6))
+    rows = jnp.array([1, 0, 1])
+    taken = cache.take(rows).grow(9)
+    y, after = module.apply(params, next_x[jnp.array([0, 0, 1])], cache=taken)
+    both = jnp.concatenate([x[rows], next_x[jnp.array([0, 0, 1])]], axis=1)
+    np.testing.assert_allclose(y, module.apply(params, both)[:, -1:], **CLOSE)
+    assert after.length.tolist() == [7] * 3 and after.capacity == 9
+    # What overflowed does not come back with the room.
+    full = jax.jit(rope_jax.KVCache.write)(cache, jnp.ones((B, 1, K, H)), jnp.ones((B, 1, K, H)))
+    assert full.overflowed.all() and full.grow(20).overflowed.all()
+    outside = jax.jit(rope_jax.KVCache.take)(cache, jnp.array([0, 2, -1]))
+    assert outside.overflowed.tolist() == [False, True, True]
+
+
+# ---------------------------------------------------------------------------- frequencies that depend on the length
+
+SCHEDULES = {"long": LONG, "dynamic": rope_jax.DynamicNTK(factor=4.0, original_length=8)}
+
+
+@pytest.mark.parametrize(("name", "rotated"), [("long", True), ("long", False), ("dynamic", False)])
+def test_decoding_across_the_switch_is_the_full_forward_at_the_new_length(name, rotated):
+    """Rows of unequal length, so that one switches before the other; one program for all steps."""
+    rope = rope_jax.Rope(H, SCHEDULES[name])
+    module, params = layer(rope)
+    x = tokens(14)
+    mask = np.ones((B, 5), bool)
+    mask[1, 3:] = False  # row 1 is 2 tokens behind
+    cache = empty(16, rotated=rotated, rope=rope)
+    step, traces = stepper(module, params)
+    _, cache = step(x[:, :5], cache, mask)
+    rows = [list(range(5)), list(range(3))]
+    for t in range(5, 14):
+        y, cache = step(x[:, t : t + 1], cache)
+        for b, row in enumerate(rows):
+            row.append(t)
+            length = len(row)
+            want = module.apply(
+                params, x[b : b + 1, row], rotation=rope.rotation(jnp.arange(length)[None], length=length)
+            )
+            # dynamic: traced frequencies are float32, their angles off by position * 2^-23; long: one more rounding
+            np.testing.assert_allclose(y[b, 0], want[0, -1], **CLOSE)
+    assert len(traces) == 2 and [len(row) for row in rows] == [14, 12]
+
+
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_re_rotation_is_exact_at_every_position(layout):
+    rope = rope_jax.Rope(H, LONG, layout=layout)
+    positions = jnp.array([[0, 1, 4096, 1_000_003, 2**31 - 1, -(2**31)]])
+    k = jax.random.normal(jax.random.key(0), (1, 6, K, H))
+    short, long = (rope.rotate(k, rope.rotation(positions, length=n)) for n in (8, 9))
+    for old, new, start, end in ((8, 9, short, long), (9, 8, long, short), (8, 8, short, short)):
+        moved = rope.rerotate(start, positions, old_length=old, new_length=new)
+        # Two exact rotations of pairs up to 4 long, each 1.2e-7 and three roundings off.
+        np.testing.assert_allclose(moved, end, atol=4 * 2 * (1.2e-7 + 3 * oracles.EPS32))
+
+
+def test_a_decoder_switches_all_its_layers():
+    """By a stack of one layer that is what the layer does; deeper ones keep what they computed at its time."""
+    rope = rope_jax.Rope(H, LONG)
+    sizes = dict(vocab_size=11, num_layers=1, width=D, num_heads=N, num_kv_heads=K, head_dim=H, hidden_dim=20)
+    model = rope_jax.Decoder(**sizes, rope=rope)
+    ids = jax.random.randint(jax.random.key(0), (B, 12), 0, 11, jnp.int32)
+    params = model.init(jax.random.key(1), ids, length=12)
+    for rotated in (None, True):
+        cache = model.init_cache(batch=B, capacity=12, rotated=rotated)
+        assert cache.rotated is bool(rotated)
+        for t in range(12):
+            logits, cache = model.apply(params, ids[:, t : t + 1], cache=cache)
+            want = model.apply(params, ids[:, : t + 1], length=t + 1)[:, -1:]
+            np.testing.assert_allclose(logits, want, atol=1e-5)
+
+
+def test_a_decoder_of_unlike_layers_with_unrotated_keys_and_sinks():
+    ropes = (ROPE, None, rope_jax.Rope(H, rope_jax.Standard(base=100.0)))
+    sizes = dict(vocab_size=11, num_layers=3, width=D, num_heads=N, num_kv_heads=K, head_dim=H, hidden_dim=20)
+    model = rope_jax.Decoder(**sizes, rope=ropes)
+    ids = jax.random.randint(jax.random.key(0), (B, 9), 0, 11, jnp.int32)
+    params = model.init(jax.random.key(1), ids)
+    want = model.apply(params, ids)
+    for options in (dict(rotated=False), dict(sinks=2), dict(sinks=0)):
+        logits, cache = model.apply(params, ids[:, :4], cache=model.init_cache(batch=B, capacity=9, **options))
+        more, cache = model.apply(params, ids[:, 4:], cache=cache)
+        np.testing.assert_allclose(jnp.concatenate([logits, more], axis=1), want, atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------------- eight bits
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.float8_e4m3fn])
+def test_eight_bits_are_off_by_what_they_say(dtype):
+    x = (
+        np.asarray(jax.random.normal(jax.random.key(0), (40, H)))
+        * np.logspace(-20, 20, 40, dtype=np.float32)[:, None]
+    )
+    x[7] = 0
+    kept = rope_jax.quantize(jnp.asarray(x), dtype)
+    error = np.abs(np.asarray(kept.astype(jnp.float32), np.float64) - x)
+    largest = np.abs(x).max(axis=1, keepdims=True)
+    rounding = largest * 4 * oracles.EPS32  # of the scale, the quotient and the product
+    if dtype == jnp.int8:
+        assert np.all(error <= largest / 254 + rounding)
+    else:
+        assert np.all(error <= np.maximum(np.abs(x) / 16, largest / 448 / 1024) + rounding)
+    broken = rope_jax.quantize(jnp.array([[1.0, np.nan], [np.inf, 1.0], [1.0, 1.0]]), dtype).astype(jnp.float32)
+    assert np.isnan(broken[:2]).all() and np.isfinite(broken[2]).all()
+
+
+@pytest.mark.parametrize("rotated", [True, False])
+def test_attention_to_eight_bits_is_attention_to_what_they_hold(rotated):
+    module, params = layer()
+    x = tokens(7)
+    step, _ = stepper(module, params)
+    _, cache = step(x[:, :6], empty(7, dtype=jnp.int8, rotated=rotated))
+    y, cache = step(x[:, 6:], cache)
+    plain = dataclasses.replace(
+        cache.truncate(6), key=cache.key.astype(jnp.float32), value=cache.value.astype(jnp.float32)
+    )
+    # The last token's own key and value are rounded too.
+    want = module.apply(params, x[:, 6:], cache=plain)[0]
+    exact = module.apply(params, x)[:, 6:]
+    assert np.abs(y - want).max() <= 2 * np.abs(y - exact).max() < 0.05
+    assert cache.key.values.nbytes * 4 == plain.key.nbytes
+
+
+# --------------------------------------------------------------------------------------------------------- faults
+
+
+def test_broken_rows_stay_alone():
+    module, params = layer()
+    x = tokens(6).at[0, 2].set(jnp.nan)
+    _, cache = module.apply(params, x[:, :4], cache=empty(6))
+    y, _ = module.apply(params, x[:, 4:], cache=cache)
+    assert np.isnan(y[0]).all()
+    np.testing.assert_array_equal(y[1], module.apply(params, x[:, 4:], cache=cache)[0][1])
+    clean = module.apply(params, tokens(6))[1, 4:]
+    np.testing.assert_allclose(y[1], clean, **CLOSE)
+
+
+def test_what_only_run_time_knows_makes_a_row_nan_and_no_other():
+    module, params = layer()
+    x = tokens(9)
+    step, _ = stepper(module, params)
+    mask = np.ones((B, 3), bool)
+    mask[1, 1:] = False
+    # Three at once into a ring of six that holds five: what the first of them reads would be gone.
+    _, cache = step(x[:, :5], empty(6, sinks=0))
+    y, cache = step(x[:, 5:8], cache, mask)
+    assert np.isnan(y[0]).all() and np.isfinite(y[1, 0]).all()
+    assert cache.overflowed.tolist() == [True, False]
+    y, cache = step(x[:, 8:], cache)
+    assert np.isnan(y[0]).all() and np.isfinite(y[1]).all()
+    # A ring that has evicted cannot go back.
+    turned = jax.jit(lambda cache: cache.truncate(2))(cache)
+    assert turned.overflowed.tolist() == [True, True]
+
+
+def test_positions_that_decrease_are_what_they_say():
+    """Only m - n counts: a sequence that runs backwards is the mirror of one that runs forwards at minus positions."""
+    module, params = layer(causal=False)
+    x = tokens(5)
+    where = jnp.array([[9, 4, 4, -3, 0]])
+    got = module.apply(params, x, where)
+    shuffled = jnp.array([3, 4, 1, 2, 0])
+    np.testing.assert_allclose(got[:, shuffled], module.apply(params, x[:, shuffled], where[:, shuffled]), **CLOSE)
+
+
+MODULE, PARAMS = layer()
+OTHER = rope_jax.Rope(H, rope_jax.Standard(base=500.0))
+DYNAMIC = rope_jax.Rope(H, SCHEDULES["dynamic"])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: empty(4, sinks=4), ValueError, r"sinks must be None or an integer in \[0, S=4\), got 4"),
+        (lambda: empty(4, sinks=1), ValueError, "rotated must be False with sinks.* got True with 1"),
+        (
+            lambda: MODULE.apply(PARAMS, tokens(1), cache=empty(4, rope=OTHER)),
+            ValueError,
+            "cache must hold keys of",
+        ),
+        (
+            lambda: MODULE.apply(PARAMS, tokens(1), jnp.arange(1), cache=empty(4, rotated=False)),
+            ValueError,
+            "positions must be left out with a cache of unrotated keys",
+        ),
+        (
+            lambda: MODULE.apply(
+                PARAMS, tokens(1), rotation=ROPE.rotation(jnp.arange(1)), cache=empty(4, rotated=False)
+            ),
+            ValueError,
+            "key_rotation must be given",
+        ),
+        (
+            lambda: layer(DYNAMIC)[0].apply(layer(DYNAMIC)[1], tokens(1), cache=empty(4)),
+            ValueError,
+            "keys must be stored unrotated.*DynamicNTK",
+        ),
+        (lambda: empty(4).truncate(-1), ValueError, "length must be 0 or more, got -1"),
+        (lambda: empty(4).truncate(1.5), TypeError, "length must be integer"),
+        (lambda: empty(4).take(jnp.array([2])), ValueError, r"rows must be in \[0, B=2\), got \[2\]"),
+        (lambda: empty(4).grow(3), ValueError, "capacity must be at least S=4, got 3"),
+        (lambda: empty(4, sinks=0).grow(8), ValueError, "capacity must stay S=4 where tokens are evicted"),
+        (lambda: empty(4).shift(0.5), TypeError, "by must be integer"),
+        (lambda: rope_jax.quantize(jnp.ones(3), jnp.int4), TypeError, "dtype must be int8 or a float of eight"),
+    ],
+)
+def test_refusals(call, error, says):
+    with pytest.raises(error, match=says):
+        call()
