@@ -127,7 +127,7 @@ def _to_xla(cos, sin, *xs, layout, implementation):
 
 
 def _to_kernel(cos, sin, *xs, layout, implementation):
-    from rope_jax.kernels import tpu  # here, since Pallas is slow to import and no other chip needs it
+    from rope_jax.kernels import tpu  # here, since no other chip needs it
 
     return tpu.turn(xs, cos, sin, layout=layout)
 
