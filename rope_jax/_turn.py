@@ -29,8 +29,6 @@ def turn(xs, cos, sin, *, layout: Layout, implementation: Implementation | None 
         lax.pcast(array, tuple(everywhere - own), to="varying") if everywhere - own else array
         for array, own in zip((cos, sin, *xs), varying, strict=True)
     )
-    if implementation == "xla":
-        return [by_xla(x, cos, sin, layout) for x in xs]
     return _turn.bind(cos, sin, *xs, layout=layout, implementation=implementation)
 
 
@@ -62,6 +60,38 @@ def by_xla(x, cos, sin, layout: Layout) -> jax.Array:
     if layout == "half":
         return lax.concatenate([*turned, *rest], axis).reshape(x.shape)
     return lax.concatenate([lax.concatenate(turned, axis), *rest], axis - 1).reshape(x.shape)
+
+
+def by_partner(x, cos, sin, layout: Layout) -> jax.Array:
+    """The same, as ``x (cos, cos) + partner (-sin, sin)`` over whole heads: one loop over x as it lies.
+
+    The partner is put together of the bits of two padded arrays: nothing is rounded, and narrow floats are added
+    nowhere, which a CPU does slowly.
+    """
+    head_dim, num_pairs = x.shape[-1], cos.shape[-1]
+    step, gap = (
+        (num_pairs, 0) if layout == "half" else (1, 1)
+    )  # to a pair's second feature; between two pairs' firsts
+
+    def place(part, low):
+        high = head_dim - low - num_pairs - (num_pairs - 1) * gap
+        zero = jnp.zeros((), part.dtype)
+        return lax.pad(part, zero, [(0, 0, 0)] * (part.ndim - 1) + [(low, high, gap)])
+
+    bits = lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+    first, second = (
+        lax.slice_in_dim(bits, low, low + 1 + (num_pairs - 1) * (gap + 1), gap + 1, axis=-1) for low in (0, step)
+    )
+    partner = lax.bitcast_convert_type(place(second, 0) | place(first, step), x.dtype)
+
+    dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+    cos, sin = cos.astype(dtype), sin.astype(dtype)
+    along = (place(cos, 0) + place(cos, step))[..., None, :]
+    across = (place(-sin, 0) + place(sin, step))[..., None, :]
+    turned = (x.astype(dtype) * along + partner.astype(dtype) * across).astype(x.dtype)
+    if 2 * num_pairs == head_dim:
+        return turned
+    return jnp.where(jnp.arange(head_dim, dtype=jnp.int32) < 2 * num_pairs, turned, x)
 
 
 def _split(x, size: int, axis: int) -> list[jax.Array]:
@@ -126,6 +156,16 @@ def _to_xla(cos, sin, *xs, layout, implementation):
     return [by_xla(x, cos, sin, layout) for x in xs]
 
 
+def _to_cpu(cos, sin, *xs, layout, implementation):
+    """Whole heads of halves in a narrow dtype are faster as a loop over halves (benchmarks/rotate.py)."""
+
+    def turned(x):
+        halves = layout == "half" and 2 * cos.shape[-1] == x.shape[-1] and x.dtype.itemsize < 4
+        return (by_xla if halves else by_partner)(x, cos, sin, layout)
+
+    return [turned(x) for x in xs]
+
+
 def _to_kernel(cos, sin, *xs, layout, implementation):
     from rope_jax.kernels import tpu  # here, since no other chip needs it
 
@@ -136,7 +176,7 @@ def _lower_on_tpu(context, *arguments, layout, implementation):
     from rope_jax.kernels import tpu
 
     _, _, *xs = context.avals_in
-    kernel = tpu.takes(xs) and not _divided_by_xla(context.module_context)
+    kernel = implementation != "xla" and tpu.takes(xs) and not _divided_by_xla(context.module_context)
     if implementation == "pallas" and not kernel:
         shapes = ", ".join(x.str_short() for x in xs)
         raise ValueError(
@@ -156,10 +196,10 @@ def _divided_by_xla(module_context) -> bool:
     return bool(manual) and manual != frozenset(axes.mesh.axis_names)
 
 
-def _lower_elsewhere(context, *arguments, layout, implementation):
+def _lower_elsewhere(form, context, *arguments, layout, implementation):
     if implementation == "pallas":
         raise ValueError("implementation must be None or 'xla' on anything but a TPU, got 'pallas'")
-    lower = mlir.lower_fun(_to_xla, multiple_results=True)
+    lower = mlir.lower_fun(form, multiple_results=True)
     return lower(context, *arguments, layout=layout, implementation=implementation)
 
 
@@ -168,5 +208,6 @@ _turn.def_abstract_eval(lambda cos, sin, *xs, **how: list(xs))
 ad.primitive_jvps[_turn] = _jvp
 ad.primitive_transposes[_turn] = _transpose
 batching.primitive_batchers[_turn] = _batch
-mlir.register_lowering(_turn, _lower_elsewhere)
+mlir.register_lowering(_turn, functools.partial(_lower_elsewhere, _to_xla))
+mlir.register_lowering(_turn, functools.partial(_lower_elsewhere, _to_cpu), platform="cpu")
 mlir.register_lowering(_turn, _lower_on_tpu, platform="tpu")
