@@ -134,8 +134,14 @@ def _exact(positions, words, coefficients) -> Rotation:
 
 def _exact_once(positions, words, coefficients) -> Rotation:
     """As a call that is not inlined: XLA for CPUs would evaluate the angles again for each head that they turn."""
+
+    @jax.jit
+    def table(*args):
+        with set_xla_metadata(inlineable=None):  # what it calls in its turn is inlined
+            return _exact(*args)
+
     with set_xla_metadata(inlineable="false"):
-        return jax.jit(_exact)(positions, words, coefficients)
+        return table(positions, words, coefficients)
 
 
 # floor(2^256 / 2 pi): enough digits for any frequency below 2^64 to be right to 2^-65 of a turn.

@@ -38,6 +38,19 @@ def assert_turned(got, x, cos, sin, layout):
     np.testing.assert_array_equal(got[..., rotary_dim:], x[..., rotary_dim:])
 
 
+@pytest.mark.parametrize("form", [_turn.by_xla, _turn.by_partner])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(128, 128), (64, 20), (12, 10), (7, 4)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_each_form_for_xla_is_the_complex_product_rounded_once(form, layout, head_dim, rotary_dim, dtype):
+    """Whichever a chip takes: a CPU chooses by layout and dtype, the others take the first."""
+    if layout == "interleaved" and head_dim % 2:
+        head_dim += 1
+    xs, cos, sin = inputs(head_dim, rotary_dim, dtype, length=9)
+    for x in xs:
+        assert_turned(jax.jit(form, static_argnums=3)(x, cos, sin, layout), x, cos, sin, layout)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 class TestTheKernelInterpreted:
     @pytest.mark.parametrize(("head_dim", "rotary_dim"), WIDTHS)
