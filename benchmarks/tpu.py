@@ -6,10 +6,10 @@ A cost model's figures, not times: tpu_compiler.py says what they are good for.
 
 Predicted: to rotate is to read and to write q and k, 84 MB here, and about 5 operations an element, which is less
 than the vector units can do while those bytes pass. So rotation alone is at the limit of the memory. Behind the
-projection that makes q and k, 172 GFLOP, it adds what those bytes take beside those products at the published peaks:
-1/8 on v5e, 1/12 on v5p, 1/4 on v6e. What can spoil that is where features lie in registers of 128 lanes: halves of
-64 fill them by half, neighbours in one register must change places, and a form that wants another layout than the
-matrix products around it pays for copies.
+projection that makes q and k, 172 GFLOP, it adds what those bytes take over what those products take, at the
+published peaks: 1/8 on v5e, 1/12 on v5p, 1/4 on v6e. What can spoil that is where features lie in registers of 128
+lanes: halves of 64 fill them by half, neighbours in one register must change places, and a form that wants another
+layout than the matrix products around it pays for copies.
 """
 
 import functools
@@ -114,6 +114,8 @@ def forms(heads: Heads) -> dict[str, Form]:
         rotate = functools.partial(rope_jax.rotate, layout=layout)
         found[f"rope_jax.rotate, {layout}"] = Form(layout, lambda turn: turn, of_both(rotate))
         found[f"rope_jax.Rope, {layout}"] = Form(layout, lambda turn: jnp.arange(turn.cos.shape[-2])[None], rope)
+        forbidden = functools.partial(rope_jax.rotate, layout=layout, implementation="xla")
+        found[f"rope_jax by XLA, {layout}"] = Form(layout, lambda turn: turn, of_both(forbidden))
     others = {
         "split and concatenate": ("half", tuple, split_and_concatenate),
         "rotate_half": ("half", lambda turn: [jnp.concatenate([part, part], -1) for part in turn], rotate_half),
