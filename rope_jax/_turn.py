@@ -63,32 +63,34 @@ def by_xla(x, cos, sin, layout: Layout) -> jax.Array:
 
 
 def by_partner(x, cos, sin, layout: Layout) -> jax.Array:
-    """The same, as ``x (cos, cos) + partner (-sin, sin)`` over whole heads: one loop over x as it lies.
+    """The same, as ``x cos`` plus what each feature gets of its partner: one loop over whole heads as they lie.
 
-    The partner is put together of the bits of two padded arrays: nothing is rounded, and narrow floats are added
-    nowhere, which a CPU does slowly.
+    What goes to the first features of pairs and what goes to the second are padded to whole heads and added up.
+    Halves are long enough to be multiplied before that. Neighbours change places first, as bits: narrow floats would
+    be added by way of wide ones.
     """
     head_dim, num_pairs = x.shape[-1], cos.shape[-1]
-    step, gap = (
-        (num_pairs, 0) if layout == "half" else (1, 1)
-    )  # to a pair's second feature; between two pairs' firsts
+    step, gap = (num_pairs, 0) if layout == "half" else (1, 1)  # to a pair's second feature; between first features
 
-    def place(part, low):
+    def taken(array, low):
+        return lax.slice_in_dim(array, low, low + 1 + (num_pairs - 1) * (gap + 1), gap + 1, axis=-1)
+
+    def placed(part, low):
         high = head_dim - low - num_pairs - (num_pairs - 1) * gap
         zero = jnp.zeros((), part.dtype)
         return lax.pad(part, zero, [(0, 0, 0)] * (part.ndim - 1) + [(low, high, gap)])
 
-    bits = lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-    first, second = (
-        lax.slice_in_dim(bits, low, low + 1 + (num_pairs - 1) * (gap + 1), gap + 1, axis=-1) for low in (0, step)
-    )
-    partner = lax.bitcast_convert_type(place(second, 0) | place(first, step), x.dtype)
-
     dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-    cos, sin = cos.astype(dtype), sin.astype(dtype)
-    along = (place(cos, 0) + place(cos, step))[..., None, :]
-    across = (place(-sin, 0) + place(sin, step))[..., None, :]
-    turned = (x.astype(dtype) * along + partner.astype(dtype) * across).astype(x.dtype)
+    cos, sin = (part.astype(dtype)[..., None, :] for part in (cos, sin))
+    if layout == "half":
+        first, second = (taken(x, low).astype(dtype) for low in (0, step))
+        across = placed(-sin * second, 0) + placed(sin * first, step)
+    else:
+        bits = lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+        partner = lax.bitcast_convert_type(placed(taken(bits, step), 0) | placed(taken(bits, 0), step), x.dtype)
+        across = (placed(-sin, 0) + placed(sin, step)) * partner.astype(dtype)
+    along = placed(cos, 0) + placed(cos, step)
+    turned = (x.astype(dtype) * along + across).astype(x.dtype)
     if 2 * num_pairs == head_dim:
         return turned
     return jnp.where(jnp.arange(head_dim, dtype=jnp.int32) < 2 * num_pairs, turned, x)
@@ -157,10 +159,10 @@ def _to_xla(cos, sin, *xs, layout, implementation):
 
 
 def _to_cpu(cos, sin, *xs, layout, implementation):
-    """Whole heads of halves in a narrow dtype are faster as a loop over halves (benchmarks/rotate.py)."""
+    """Long halves of whole heads in a narrow dtype are faster as a loop over halves (benchmarks/rotate.py)."""
 
     def turned(x):
-        halves = layout == "half" and 2 * cos.shape[-1] == x.shape[-1] and x.dtype.itemsize < 4
+        halves = layout == "half" and x.shape[-1] == 2 * cos.shape[-1] >= 128 and x.dtype.itemsize < 4
         return (by_xla if halves else by_partner)(x, cos, sin, layout)
 
     return [turned(x) for x in xs]
