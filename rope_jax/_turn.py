@@ -66,8 +66,8 @@ def by_partner(x, cos, sin, layout: Layout) -> jax.Array:
     """The same, as ``x cos`` plus what each feature gets of its partner: one loop over whole heads as they lie.
 
     What goes to the first features of pairs and what goes to the second are padded to whole heads and added up.
-    Halves are long enough to be multiplied before that. Neighbours change places first, as bits: narrow floats would
-    be added by way of wide ones.
+    Halves are long enough to be multiplied before that. Neighbours change places first, as bits: narrow floats
+    would be added by way of wide ones.
     """
     head_dim, num_pairs = x.shape[-1], cos.shape[-1]
     step, gap = (num_pairs, 0) if layout == "half" else (1, 1)  # to a pair's second feature; between first features
