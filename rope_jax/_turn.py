@@ -131,21 +131,26 @@ def _abstractly(cos, sin, *xs, layout, implementation):
 
 def _jvp(primals, tangents, **how):
     (cos, sin, *xs), (dcos, dsin, *dxs) = primals, tangents
-    turned, moved = rotate_p.bind(cos, sin, *xs, **how), list(dxs)
+    turned = rotate_p.bind(cos, sin, *xs, **how)
+    moving = [i for i, dx in enumerate(dxs) if type(dx) is not ad.Zero]
     if type(dcos) is type(dsin) is ad.Zero:
-        moving = [i for i, dx in enumerate(dxs) if type(dx) is not ad.Zero]
-        for i, each in zip(moving, _some(cos, sin, dxs, moving, how), strict=True):
-            moved[i] = each
-        return turned, moved
+        return turned, _instead(dxs, moving, _some(cos, sin, dxs, moving, how))
+
     # Learned frequencies: x is kept, and both parts of its tangent are rounded once, together.
     dcos, dsin = ad.instantiate_zeros(dcos), ad.instantiate_zeros(dsin)
-    for i, (x, dx) in enumerate(zip(xs, dxs, strict=True)):
-        dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-        moved[i] = by_xla(_pairs_of(x.astype(dtype), cos), dcos, dsin, how["layout"])
-        if type(dx) is not ad.Zero:
-            moved[i] += rotate_p.bind(cos, sin, dx.astype(dtype), **how)[0]
-        moved[i] = moved[i].astype(x.dtype)
-    return turned, moved
+    wide = [jnp.float64 if x.dtype == jnp.float64 else jnp.float32 for x in xs]
+    by_turn = [
+        by_xla(_pairs_of(x.astype(w), cos), dcos, dsin, how["layout"]) for x, w in zip(xs, wide, strict=True)
+    ]
+    by_x = _some(cos, sin, _instead(dxs, moving, [dxs[i].astype(wide[i]) for i in moving]), moving, how)
+    both = _instead(by_turn, moving, [by_turn[i] + each for i, each in zip(moving, by_x, strict=True)])
+    return turned, [each.astype(x.dtype) for each, x in zip(both, xs, strict=True)]
+
+
+def _instead(these, places, others) -> list:
+    """The list with others at these places."""
+    changed = dict(zip(places, others, strict=True))
+    return [changed.get(i, each) for i, each in enumerate(these)]
 
 
 def _some(cos, sin, xs, chosen, how):
@@ -161,12 +166,15 @@ def _pairs_of(x, cos) -> jax.Array:
 def _transpose(cotangents, cos, sin, *xs, **how):
     if ad.is_undefined_primal(cos) or ad.is_undefined_primal(sin):
         raise NotImplementedError("rotate is transposed in x alone, not in the rotation: take jax.vjp")
-    back: list = [None] * len(xs)
     moving = [i for i, x in enumerate(xs) if ad.is_undefined_primal(x) and type(cotangents[i]) is not ad.Zero]
-    for i, each in zip(moving, _some(cos, -sin, cotangents, moving, how), strict=True):
-        placed = xs[i].aval.sharding  # a rotation that was divided where x was not has divided the cotangent
-        back[i] = each if jax.typeof(each).sharding == placed else jax.reshard(each, placed)
-    return [None, None, *back]
+    back = _some(cos, -sin, cotangents, moving, how)
+    # A rotation that was divided among devices where x was not has divided the cotangent.
+    placed = [xs[i].aval.sharding for i in moving]
+    back = [
+        x if jax.typeof(x).sharding == place else jax.reshard(x, place)
+        for x, place in zip(back, placed, strict=True)
+    ]
+    return [None, None, *_instead([None] * len(xs), moving, back)]
 
 
 def _batch(arguments, axes, **how):
