@@ -55,6 +55,25 @@ def test_a_layer_saves_cos_and_sin_and_nothing_else_for_its_rope(layout, rotary_
     assert set(more) == {T * rotary_dim // 2} and len(more) <= 4
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("change", [{}, {"logit_cap": 30.0}, {"window": 5}, {"position_bias": rope_jax.ALiBi()}])
+def test_a_layer_saves_no_table_of_scores(change, dtype):
+    """N x T x T is what a plain softmax keeps, two or three times: nothing with T twice, but what lies over it."""
+    x = jax.random.normal(jax.random.key(1), (B, T, D), dtype)
+    square = [shape for shape, _ in saved(layer(ROPE, dtype=dtype, **change), x) if shape.count(T) > 1]
+    assert all(shape[0] == 1 for shape in square)  # a mask or a bias: of no row, so of no scores
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_block_saves_each_of_its_wide_features_once(dtype):
+    """Of SwiGLU gate, up and their product; of a norm its input and its output, which the next product reads."""
+    tokens = decoder(ROPE, num_layers=1, dtype=dtype)
+    kept = saved(tokens, TOKENS)
+    wide, narrow = ((1, B, T, size) for size in (40, D))
+    assert sum(count for (shape, _), count in kept.items() if shape == wide) == 3
+    assert sum(count for (shape, _), count in kept.items() if shape == narrow) <= 4
+
+
 def test_learned_frequencies_save_queries_and_keys_too():
     """The count sees what is as large as x: here it must be there, for the derivative in the frequencies."""
     x = jax.random.normal(jax.random.key(1), (B, T, D))
