@@ -5,7 +5,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Targets share one .venv.
 .NOTPARALLEL:
-.PHONY: demo test oracle lint format picture notebooks clean
+.PHONY: demo test oracle tpu lint format picture notebooks clean
 
 demo: .venv/train
 	$(BIN)/python configs/toy_lm.py
@@ -15,6 +15,9 @@ test: .venv/test
 
 oracle: .venv/oracle
 	$(BIN)/python -m pytest -m oracle -s tests/oracle
+
+tpu: .venv/test,tpu
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/test_tpu.py tests/test_benchmarks_tpu.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from rope_jax._checks import check_axes, device_array
 from rope_jax._frequencies import Frequencies, FrequencyChoice
@@ -97,8 +98,7 @@ def rotation(
     # From here on positions are [..., T, R/2], or [..., T, 1] where all pairs read the same one.
     positions = positions[..., None] if axes is None else _read_axes(positions, axes, frequencies.num_pairs)
     if is_integer and frequencies.on_host:
-        phases = _phases(positions, _lookup(frequencies, _words))
-        return _polynomials(phases, _lookup(frequencies, _coefficients))
+        return _by_chip(positions, _lookup(frequencies, _words), _lookup(frequencies, _coefficients))
     return _float_path(positions, frequencies)
 
 
@@ -152,6 +152,28 @@ def _lookup(
 
 
 # --------------------------------------------------------------------------------------- the exact path
+
+
+def _exact(positions, words, coefficients) -> Rotation:
+    return _polynomials(_phases(positions, words), coefficients)
+
+
+@jax.jit
+def _table(positions, words, coefficients) -> Rotation:
+    with set_xla_metadata(inlineable=None):  # what it calls in its turn is inlined
+        return _exact(positions, words, coefficients)
+
+
+def _exact_once(positions, words, coefficients) -> Rotation:
+    """As a call that is not inlined: XLA for CPUs would evaluate the angles again for each head that they turn."""
+    with set_xla_metadata(inlineable="false"):
+        return _table(positions, words, coefficients)
+
+
+@jax.jit
+def _by_chip(positions, words, coefficients) -> Rotation:
+    return lax.platform_dependent(positions, words, coefficients, cpu=_exact_once, default=_exact)
+
 
 # floor(2^256 / 2 pi): enough digits for any frequency below 2^64 to be right to 2^-65 of a turn.
 _TURN_PER_RADIAN = 0x28BE60DB9391054A7F09D5F47D4D377036D8A5664F10E4107F9458EAF7AEF158

@@ -1,5 +1,6 @@
 """Which keys does each query read, and what does it get from them?"""
 
+import functools
 import math
 from typing import Literal, get_args
 
@@ -63,6 +64,9 @@ def attend(
     bfloat16 under strict promotion and float16, which that breaks. Then the weights are formed here, in float32:
     see :func:`attention_weights`.
 
+    The backward pass keeps q, k, v and what is laid over the scores, but no table of N times T times S: it forms
+    the weights again (Chen et al. 2016, section 4; Dao et al. 2022, section 3.1).
+
     Args:
       q: ``[B, T, N, H]``.
       k: ``[B, S, K, H]``; N is a multiple of K, and query head n reads key head ``n // (N/K)``.
@@ -120,31 +124,36 @@ def attend(
             mask = near if mask is None else near & mask
         if bias is not None:  # it is added to scores of this dtype
             bias = bias.astype(q.dtype if implementation == "cudnn" else jnp.promote_types(q.dtype, jnp.float32))
-        return jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            bias=bias,
-            mask=mask,
+        attention = functools.partial(
+            jax.nn.dot_product_attention,
             scale=scale,
             is_causal=causal,
             # How many keys before and after the query; cuDNN takes none after it in a causal window.
             local_window_size=None if window is None else (window - 1, 0 if causal else window - 1),
             implementation=implementation,
         )
+        if implementation == "cudnn":  # it keeps no table either, and its forward pass is dear to run again
+            return attention(q, k, v, bias=bias, mask=mask)
+        return jax.checkpoint(lambda q, k, v, bias, mask: attention(q, k, v, bias=bias, mask=mask))(
+            q, k, v, bias, mask
+        )
     if implementation == "cudnn":
         raise ValueError("implementation must be None or 'xla' with a logit_cap or dropout, got 'cudnn'")
     if dropout_rate > 0.0 and dropout_rng is None:
         raise ValueError(f"dropout_rng must be given with dropout_rate {dropout_rate}, got None")
 
-    weights = attention_weights(
-        q, k, bias=bias, mask=mask, causal=causal, window=window, scale=scale, logit_cap=logit_cap
-    )
-    if dropout_rate > 0.0:
-        kept = jax.random.bernoulli(dropout_rng, 1.0 - dropout_rate, weights.shape)
-        weights = jnp.where(kept, weights / (1.0 - dropout_rate), 0.0)
-    weights = weights.astype(v.dtype).reshape(batch, kv_heads, heads // kv_heads, length, k.shape[1])
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape).astype(q.dtype)
+    @jax.checkpoint
+    def attended(q, k, v, bias, mask, dropout_rng):
+        weights = attention_weights(
+            q, k, bias=bias, mask=mask, causal=causal, window=window, scale=scale, logit_cap=logit_cap
+        )
+        if dropout_rate > 0.0:
+            kept = jax.random.bernoulli(dropout_rng, 1.0 - dropout_rate, weights.shape)
+            weights = jnp.where(kept, weights / (1.0 - dropout_rate), 0.0)
+        weights = weights.astype(v.dtype).reshape(batch, kv_heads, heads // kv_heads, length, k.shape[1])
+        return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape).astype(q.dtype)
+
+    return attended(q, k, v, bias, mask, dropout_rng)
 
 
 def attention_weights(

@@ -484,8 +484,10 @@ class _Block(nn.Module):
             y = self.norm(name="post_attention_norm")(y)
         x += y
         n = self.norm(name="mlp_norm")(x)
-        inside = self.activation(dense("gate", self.hidden_dim, "embed", "mlp")(n))
-        inside *= dense("up", self.hidden_dim, "embed", "mlp")(n)
+        gate = dense("gate", self.hidden_dim, "embed", "mlp")(n)
+        up = dense("up", self.hidden_dim, "embed", "mlp")(n)
+        # Formed again in the backward pass, which keeps gate, up and their product, and not three more as large.
+        inside = jax.checkpoint(lambda gate, up: self.activation(gate) * up)(gate, up)
         y = dense("down", x.shape[-1], "mlp", "embed")(inside)
         if self.post_norms:
             y = self.norm(name="post_mlp_norm")(y)

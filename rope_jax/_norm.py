@@ -34,9 +34,14 @@ class RMSNorm(nn.Module, kw_only=True):
         init = nn.with_logical_partitioning(start, (self.axis,))
         scale: Any = self.param("scale", init, (x.shape[-1],), self.param_dtype)
         wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-        scale = scale.astype(wide)
-        if self.unit_offset:
-            scale = 1 + scale
-        y = x.astype(wide)
-        y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-        return (y * scale).astype(x.dtype)
+
+        @jax.checkpoint  # the backward pass keeps x alone, and forms again what stands between
+        def normed(x, scale):
+            scale = scale.astype(wide)
+            if self.unit_offset:
+                scale = 1 + scale
+            y = x.astype(wide)
+            y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+            return (y * scale).astype(x.dtype)
+
+        return normed(x, scale)

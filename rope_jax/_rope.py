@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, cast, get_args
 
 import jax
+import jax.numpy as jnp
 
 from rope_jax._angles import Rotation, rotation, rotation_change
 from rope_jax._checks import check_axes, device_array
@@ -126,9 +127,11 @@ class Rope:
         self, xs: Sequence, rotation: Rotation, *, implementation: Implementation | None = None
     ) -> list[jax.Array]:
         """Turns queries and keys, and whatever else has their T, together: one launch where there is a kernel."""
+        xs = [jnp.asarray(x) for x in xs]
         for x in xs:
             check_axes("x", x, "... T N H", H=self.head_dim)
-        check_axes("rotation.cos", rotation.cos, "... T R/2", **{"R/2": self.num_pairs})
+        if isinstance(rotation, Rotation):
+            check_axes("rotation.cos", rotation.cos, "... T R/2", **{"R/2": self.num_pairs})
         return rotate_each(xs, rotation, layout=self.layout, implementation=implementation)
 
     def __call__(

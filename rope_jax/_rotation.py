@@ -27,14 +27,14 @@ def rotate(
       rotation: cos and sin ``[..., T, R/2]``; the axes before T broadcast against those of x.
       layout: which two features make a pair.
       implementation: ``"xla"`` for XLA's own program, ``"pallas"`` for the TPU kernel. None takes the kernel where
-        it is made for the case: on a TPU, bfloat16 or float32, 128 tokens or more, heads of a multiple of 128
-        features (or of a divisor, where they fill 128 side by side), for one device or inside ``shard_map``.
+        it is made for the case: on a TPU, bfloat16 or float32, 128 tokens or more, heads of a multiple of 16
+        features up to 1,024, whose smallest block fits on the chip, for one device or inside ``shard_map``.
 
     Returns:
       ``[..., T, N, H]`` in x's dtype.
 
     Raises:
-      TypeError: if x is not floating.
+      TypeError: if x or the rotation is not floating, or the latter no :class:`Rotation`.
       ValueError: if the shapes do not go together (T above all: x as ``[B, N, T, H]`` shows here), R is over
         H, the layout or implementation is unknown, H is odd with interleaved pairs, or the kernel is asked for
         where it cannot be (while lowering, since only then the chip is known).
@@ -52,9 +52,16 @@ def rotate(
 def rotate_each(
     xs: Sequence, rotation: Rotation, *, layout: Layout = "half", implementation: Implementation | None = None
 ) -> list[jax.Array]:
-    """:func:`rotate` of several arrays, queries and keys, by one rotation: one launch where there is a kernel."""
+    """:func:`rotate` of several arrays, queries and keys, by one rotation.
+
+    Where there is a kernel and they share all axes but N, it is one launch, whether all are needed or not.
+    """
     xs = [jnp.asarray(x) for x in xs]
+    if not isinstance(rotation, Rotation):
+        raise TypeError(f"rotation must be a Rotation, as rope.rotation(positions), got {type(rotation).__name__}")
     cos, sin = (jnp.asarray(part) for part in rotation)
+    for name, part in (("rotation.cos", cos), ("rotation.sin", sin)):
+        check_dtype(name, part, jnp.floating, "floating")
     if layout not in get_args(Layout):
         raise ValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}")
     if implementation not in (None, *get_args(Implementation)):

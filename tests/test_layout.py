@@ -158,11 +158,16 @@ def test_scores_are_those_of_the_other_layout(to):
     converted = {name: convert(weight) for name, weight in weights.items()}
     want, *want_qk = scores(weights, other(to))
     got, *got_qk = scores(converted, to)
-    for got_features, want_features in zip(got_qk, want_qk, strict=True):
-        np.testing.assert_array_equal(got_features, moved(want_features, to, H, R))
-    # The H products are the same ones, added in another order: H - 1 roundings on either side.
+    # Each layout is turned by a program of its own: three roundings of a pair on either side.
+    largest = [np.abs(features).max() * np.sqrt(2) for features in want_qk]
+    for got_features, want_features, size in zip(got_qk, want_qk, largest, strict=True):
+        np.testing.assert_allclose(
+            got_features, moved(want_features, to, H, R), rtol=0, atol=6 * oracles.EPS32 * size
+        )
+    # The H products, of features that are that far off, added in another order: H - 1 roundings on either side.
     products = np.einsum("tnh,snh->nts", *(np.abs(f).repeat(N // f.shape[1], axis=1) for f in want_qk))
-    assert np.all(np.abs(got - want) <= 2 * (H - 1) * oracles.EPS32 * products)
+    far = 2 * (H - 1) * products + 2 * 6 * H * largest[0] * largest[1]
+    assert np.all(np.abs(got - want) <= oracles.EPS32 * far)
 
     # Each part counts: with one of them left as it was, or the layout, the scores are others.
     for name, weight in weights.items():

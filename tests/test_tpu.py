@@ -102,6 +102,12 @@ def test_nothing_is_copied_between_a_projection_and_the_kernel(layout, head_dim)
     assert max(copied(hlo, 2048), default=0) <= 2048 * head_dim  # cos and sin may be, q and k are not
 
 
+@pytest.mark.parametrize("head_dim", [128, 64])
+def test_with_x64(head_dim):
+    with jax.enable_x64(True):
+        assert kernels(compiled("v5e", turned("half"), *shapes(head_dim, head_dim, batch=1))) == 1
+
+
 def test_backward_and_batched():
     q, k, cos, sin = shapes(128, 128)
 

@@ -18,6 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 LANES, SUBLANES = 128, 16  # of a register of bfloat16
 BLOCK_BYTES = 3 << 20  # of input; with the output, and the next block on its way, a block takes four times as much
+MAX_HEAD_DIM = 1024  # wider ones have not been tried
 MAX_TOKENS = 512  # past it a block is no faster, only later to begin
 
 
@@ -27,7 +28,11 @@ def takes(xs) -> bool:
     if not static or len({(*x.shape[:-2], x.shape[-1]) for x in xs}) != 1:
         return False
     *_, length, _, head_dim = xs[0].shape
-    if head_dim % SUBLANES or any(x.dtype not in (jnp.bfloat16, jnp.float32) for x in xs):
+    if (
+        head_dim % SUBLANES
+        or head_dim > MAX_HEAD_DIM
+        or any(x.dtype not in (jnp.bfloat16, jnp.float32) for x in xs)
+    ):
         return False
     return length >= LANES and _tokens(xs) > 0  # a decode step is all launch: XLA fuses it with its neighbours
 
@@ -35,7 +40,8 @@ def takes(xs) -> bool:
 def _tokens(xs) -> int:
     """How many tokens of all heads make one block: whole registers of them, or none where none fit."""
     *_, length, _, head_dim = xs[0].shape
-    token_bytes = sum(x.shape[-2] * head_dim * x.dtype.itemsize for x in xs)
+    table_bytes = 2 * 4 * head_dim  # float32, twice: it is not written, but taken apart
+    token_bytes = table_bytes + sum(x.shape[-2] * head_dim * x.dtype.itemsize for x in xs)
     register = LANES if head_dim % LANES else SUBLANES
     return min(BLOCK_BYTES // token_bytes // register * register, length, MAX_TOKENS)
 
@@ -55,7 +61,12 @@ def turn(xs, cos, sin, *, layout: str, interpret: bool = False) -> list[jax.Arra
 
     def block(array):
         batch, heads, *_ = array.shape
-        place = (lambda b, t: (b % batch, 0, t, 0)) if feature_axis else (lambda b, t: (b % batch, 0, 0, t))
+
+        def place(b, t):
+            zero = jnp.int32(0)  # indices are of 32 bits, with x64 on too
+            row = b if batch > 1 else zero
+            return (row, zero, t, zero) if feature_axis else (row, zero, zero, t)
+
         return pl.BlockSpec((1, heads, rows, columns), place)
 
     table, *heads_first = arrays
@@ -99,8 +110,10 @@ def _body(table_ref, *refs, num_pairs: int, layout: str, feature_axis: int):
     is_first = feature < step if layout == "half" else (feature & 1) == 0
 
     def partner(x):
-        after = pltpu.roll(x, head_dim - step, feature_axis)
-        return after if 2 * step == head_dim else jnp.where(is_first, after, pltpu.roll(x, step, feature_axis))
+        after = pltpu.roll(x, jnp.int32(head_dim - step), feature_axis)
+        if 2 * step == head_dim:
+            return after
+        return jnp.where(is_first, after, pltpu.roll(x, jnp.int32(step), feature_axis))
 
     other = partner(table)
     cos, sin = jnp.where(is_first, table, other), jnp.where(is_first, -other, table)
