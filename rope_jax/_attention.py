@@ -1,5 +1,6 @@
 """The Flax linen room: which parameters does rotary attention have, and in which order do things happen?"""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,10 @@ from rope_jax._ring import ring_attention
 from rope_jax._rope import Rope
 
 Initializer = Callable[..., Any]
+
+# DenseGeneral makes a kernel as a matrix and shapes it then. Rules in use (flax.linen.logical_axis_rules) would be
+# applied to the matrix, which has not these axes: the names are for those who place the parameters.
+_named = functools.partial(nn.with_logical_partitioning, rules=())
 
 
 class RotaryAttention(nn.Module, kw_only=True):
@@ -248,8 +253,8 @@ class RotaryAttention(nn.Module, kw_only=True):
             use_bias=self.use_bias if self.use_out_bias is None else self.use_out_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=nn.with_logical_partitioning(self.kernel_init, ("heads", "head_dim", "embed")),
-            bias_init=nn.with_logical_partitioning(self.bias_init, ("embed",)),
+            kernel_init=_named(self.kernel_init, ("heads", "head_dim", "embed")),
+            bias_init=_named(self.bias_init, ("embed",)),
             name="out",
         )(y)
         if cache is None:
@@ -262,8 +267,8 @@ class RotaryAttention(nn.Module, kw_only=True):
             use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=nn.with_logical_partitioning(self.kernel_init, ("embed", heads_axis, "head_dim")),
-            bias_init=nn.with_logical_partitioning(self.bias_init, (heads_axis, "head_dim")),
+            kernel_init=_named(self.kernel_init, ("embed", heads_axis, "head_dim")),
+            bias_init=_named(self.bias_init, (heads_axis, "head_dim")),
             name=name,
         )
 
