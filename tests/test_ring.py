@@ -243,6 +243,7 @@ def test_refusals_of_the_modules():
             r"order must be given with ring_axis='sequence', as zigzag_order\(T, n\)\[None\]",
         ),
         (ring, dict(order=order), ValueError, r"axis_name must be an axis of the mesh in use .* got 'sequence'"),
+        (ring, dict(cache=cache), ValueError, "cache must be left out with ring_axis, got KVCache"),
         (ring, dict(order=order, mask=mask), ValueError, "mask must be left out with ring_axis"),
         (ring, dict(order=order, bias=jnp.zeros((1, 1, T, T))), ValueError, "bias must be left out with ring_axis"),
         (
@@ -256,6 +257,18 @@ def test_refusals_of_the_modules():
             dict(order=order) | dropped,
             ValueError,
             "dropout_rate must be left out with",
+        ),
+        (
+            ring,
+            dict(order=order, mutable="intermediates"),
+            ValueError,
+            "mutable intermediates must be left out with",
+        ),
+        (
+            ring.clone(implementation="cudnn"),
+            dict(),
+            ValueError,
+            "implementation must be None or 'xla' with ring_axis",
         ),
         (attention, dict(order=order, segment_ids=segments), ValueError, "segment_ids must be left out with order"),
         (attention, dict(order=order, cache=cache), ValueError, "cache must be left out with order, got KVCache"),
