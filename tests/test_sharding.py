@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -42,12 +43,12 @@ def test_names_of_a_cache():
 def test_under_the_rules_of_flax():
     """Kernels of attention are made as matrices, which have not the axes that their names are of."""
     tokens = jnp.arange(8)[None]
-    params = MODEL.init(jax.random.key(0), tokens)
-    want = MODEL.apply(params, tokens)
+    init_and_apply = lambda: MODEL.init_with_output(jax.random.key(0), tokens)[0]
+    want = jax.jit(init_and_apply)()
     mesh = eight_devices.mesh(data=1, model=1)
     with jax.set_mesh(mesh), nn.logical_axis_rules([("embed", "data"), ("heads", "model"), ("mlp", "model")]):
-        np.testing.assert_array_equal(jax.jit(MODEL.apply)(params, tokens), want)
-        np.testing.assert_array_equal(MODEL.apply(MODEL.init(jax.random.key(0), tokens), tokens), want)
+        got = jax.jit(lambda: init_and_apply())()
+    np.testing.assert_allclose(got, want, atol=eight_devices.terms_of(MODEL, 1, 8) * oracles.EPS32)
 
 
 def rules(shape, *more):
