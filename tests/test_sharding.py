@@ -25,6 +25,8 @@ SHAPES = [shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.pro
 SMALLER = [(1, 1, 1), (2, 2, 1), (2, 1, 2), (1, 2, 2)]
 AXES = ("data", "model", "sequence")
 
+by_name = lambda shape: "x".join(map(str, shape))
+
 
 def test_on_eight_devices():
     eight_devices.run(__file__)
@@ -47,7 +49,7 @@ def test_under_the_rules_of_flax():
     want = jax.jit(init_and_apply)()
     mesh = eight_devices.mesh(data=1, model=1)
     with jax.set_mesh(mesh), nn.logical_axis_rules([("embed", "data"), ("heads", "model"), ("mlp", "model")]):
-        got = jax.jit(lambda: init_and_apply())()
+        got = jax.jit(init_and_apply)()
     np.testing.assert_allclose(got, want, atol=eight_devices.terms_of(MODEL, 1, 8) * oracles.EPS32)
 
 
@@ -136,7 +138,7 @@ def assert_same(got):
 
 
 class EightDevices:
-    @pytest.mark.parametrize("shape", SHAPES + SMALLER, ids=str)
+    @pytest.mark.parametrize("shape", SHAPES + SMALLER, ids=by_name)
     def test_loss_gradients_and_tokens(self, shape):
         program, arguments = compiled(shape)
         got = program(*arguments)
@@ -146,7 +148,7 @@ class EightDevices:
         cache = got[2].key
         assert cache.sharding.shard_shape(cache.shape) == (2, B // data_, S // sequence, kv_heads, H)
 
-    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    @pytest.mark.parametrize("shape", SHAPES, ids=by_name)
     def test_the_rotation_sends_nothing(self, shape):
         mesh = eight_devices.mesh(**dict(zip(AXES, shape, strict=True)))
         heads = NamedSharding(mesh, PartitionSpec("data", "sequence", "model"))
@@ -163,7 +165,7 @@ class EightDevices:
             for place in jax.tree.leaves(program.output_shardings):
                 assert place.is_equivalent_to(heads, 4)
 
-    @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)], ids=str)
+    @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)], ids=by_name)
     def test_the_decoder_sends_as_much_without_rotation(self, shape):
         assert collectives(compiled(shape)[0]) == collectives(compiled(shape, None)[0]) != {}
 
