@@ -398,8 +398,8 @@ class EightDevices:
         assert eight < 0.55 * four  # half of its own share; a block of scores is as large as before
         assert eight < 2 * alone / 8  # beside its keys and their gradients, those that are on their way
         assert abs(twice / four - 1) < 0.01  # the same share of more: nothing depends on all of T
-        # Forward k, v and order; backward these and dk, dv in the loop, and dk, dv once more to their home.
-        assert collectives(programs[-1]) == {"collective-permute": 3 + 5 + 2}
+        # Forward k, v and order; backward these and dk, dv in the loop, and dk, dv once to the last and once home.
+        assert collectives(programs[-1]) == {"collective-permute": 3 + 5 + 2 + 2}
 
     def test_inside_a_model_of_ones_own(self):
         """shard_map around all of it: positions travel with the tokens, and rotation needs nothing else."""
