@@ -53,7 +53,9 @@ from rope_jax._encodings import (
 from rope_jax._layout import convert_layout
 from rope_jax._quantized import Quantized, quantize
 from rope_jax._cache import KVCache, init_cache
+from rope_jax._sharding import cache_spec
 from rope_jax._attend import attend, attention_weights
+from rope_jax._ring import ring_attention, zigzag_order, zigzag_slots
 from rope_jax._attention import RotaryAttention
 from rope_jax._adapter import rotary_attention_fn
 from rope_jax._decoder import Decoder
@@ -106,6 +108,7 @@ __all__ = [
     "attend",
     "attention_weights",
     "beam_search",
+    "cache_spec",
     "convert_layout",
     "from_hf_config",
     "generate",
@@ -118,10 +121,13 @@ __all__ = [
     "positions_from_segments",
     "quantize",
     "relative_buckets",
+    "ring_attention",
     "rotary_attention_fn",
     "rotate",
     "rotation",
     "sample",
     "speculate",
     "to_hf_config",
+    "zigzag_order",
+    "zigzag_slots",
 ]

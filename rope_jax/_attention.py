@@ -17,9 +17,14 @@ from rope_jax._encodings import PositionBias, bias_of_order, check_encoding
 from rope_jax._frequencies import Frequencies
 from rope_jax._norm import RMSNorm
 from rope_jax._positions import next_positions, same_segment
+from rope_jax._ring import ring_attention
 from rope_jax._rope import Rope
 
 Initializer = Callable[..., Any]
+
+# DenseGeneral makes a kernel as a matrix and shapes it then. Rules in use (flax.linen.logical_axis_rules) would be
+# applied to the matrix, which has not these axes: the names are for those who place the parameters.
+_named = functools.partial(nn.with_logical_partitioning, rules=())
 
 
 class RotaryAttention(nn.Module, kw_only=True):
@@ -61,6 +66,8 @@ class RotaryAttention(nn.Module, kw_only=True):
       bias_init: of the biases.
       implementation: ``"xla"`` for XLA's own programs throughout, ``"cudnn"`` for that library's attention on a
         GPU; where it is None, :func:`jax.nn.dot_product_attention` and :func:`rotate` choose.
+      ring_axis: the mesh axis along which T is divided, where no device is to hold all keys: attention is then
+        :func:`ring_attention`, by the ``order`` of the call. Parameters do not depend on it.
 
     Raises:
       ValueError: if the fields, or the arguments of a call, do not go together; the message says which.
@@ -100,6 +107,7 @@ class RotaryAttention(nn.Module, kw_only=True):
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
     implementation: Implementation | None = None
+    ring_axis: str | None = None
 
     @nn.compact
     def __call__(
@@ -107,6 +115,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         x,
         positions=None,
         *,
+        order=None,
         rotation: Rotation | None = None,
         key_rotation: Rotation | None = None,
         bias=None,
@@ -123,6 +132,8 @@ class RotaryAttention(nn.Module, kw_only=True):
           positions: int32 ``[B, T]`` (or ``[1, T]``; ``[..., T, A]`` if the rope has axes). Where it is None:
             the count of real tokens so far, within each segment, after those in the cache. Unused where the
             rope is None.
+          order: integers ``[B or 1, T]``, each token's place in line, where they do not stand in line: tokens in
+            :func:`zigzag_order`, say. Causality and windows go by it, and positions are it where they are None.
           rotation: cos and sin at the positions, in their place: compute them once for all layers.
           key_rotation: beside a rotation, that of the slots of a cache whose keys are unrotated: at
             ``cache.positions(length)`` with the row's length after these tokens.
@@ -148,6 +159,8 @@ class RotaryAttention(nn.Module, kw_only=True):
         mask, segment_ids = self._check_call(
             batch, length, positions, rotation, key_rotation, bias, mask, segment_ids, cache
         )
+        if order is not None or self.ring_axis is not None:
+            order = self._checked_order(order, batch, length, bias, mask, segment_ids, cache, deterministic)
         if window is not None and self.window is not None:
             raise ValueError(f"window must be left out where the field window={self.window} is set")
         window = window_size(self.window if window is None else window)
@@ -169,12 +182,15 @@ class RotaryAttention(nn.Module, kw_only=True):
 
         # Each row's place in line among its real tokens: what causality and windows go by.
         seen = None if cache is None else cache.length  # read before it advances
-        order = next_positions((batch, length), mask, seen=seen)
+        by_index = order is None
+        if order is None:
+            order = next_positions((batch, length), mask, seen=seen)
         after = None if cache is None else cache.length_after(length, mask)
         if self.rope is not None:
             if rotation is None:
                 if positions is None:
-                    positions = self.rope.next_positions((batch, length), mask, segment_ids, seen)
+                    counted = self.rope.next_positions((batch, length), mask, segment_ids, seen)
+                    positions = counted if by_index else order
                 elif cache is not None:
                     positions = cache.stored_positions(device_array("positions", positions), self.rope)
                 rotation, key_rotation, cache = self._rotations(self.rope, positions, cache, after)
@@ -191,7 +207,7 @@ class RotaryAttention(nn.Module, kw_only=True):
             bias = bias_of_order(self.position_bias, order, slots, self.num_heads, self.causal)
 
         # Rows without gaps are in order of their index: then `attend` needs flags, not a mask of T x S.
-        in_line = mask is None and cache is None
+        in_line = by_index and mask is None and cache is None
         readable = None
         if segment_ids is not None:
             readable = same_segment(segment_ids)
@@ -201,8 +217,10 @@ class RotaryAttention(nn.Module, kw_only=True):
             if key_rotation is not None:
                 (k,) = turn([k], key_rotation)
             readable = visible(order, cache.order(after), causal=True, window=window, sinks=cache.sinks or 0)
-        elif mask is not None:
-            in_reach = visible(order, order, causal=self.causal, window=window) & mask[:, None, None, :]
+        elif not in_line:
+            in_reach = visible(order, order, causal=self.causal, window=window)
+            if mask is not None:
+                in_reach &= mask[:, None, None, :]
             readable = in_reach if readable is None else readable & in_reach
 
         scores = dict(
@@ -215,23 +233,36 @@ class RotaryAttention(nn.Module, kw_only=True):
         )
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "weights", attention_weights(q, k, **scores))
-        y = attend(
-            q,
-            k,
-            v,
-            **scores,
-            dropout_rate=0.0 if deterministic else self.dropout_rate,
-            dropout_rng=None if deterministic or not self.dropout_rate else self.make_rng("dropout"),
-            implementation=self.implementation,
-        )
+        if self.ring_axis is not None:
+            y = ring_attention(
+                q,
+                k,
+                v,
+                order,
+                axis_name=self.ring_axis,
+                causal=self.causal,
+                window=window,
+                scale=self.logit_scale,
+                logit_cap=self.logit_cap,
+            )
+        else:
+            y = attend(
+                q,
+                k,
+                v,
+                **scores,
+                dropout_rate=0.0 if deterministic else self.dropout_rate,
+                dropout_rng=None if deterministic or not self.dropout_rate else self.make_rng("dropout"),
+                implementation=self.implementation,
+            )
         y = nn.DenseGeneral(
             width,
             axis=(-2, -1),
             use_bias=self.use_bias if self.use_out_bias is None else self.use_out_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=nn.with_logical_partitioning(self.kernel_init, ("heads", "head_dim", "embed")),
-            bias_init=nn.with_logical_partitioning(self.bias_init, ("embed",)),
+            kernel_init=_named(self.kernel_init, ("heads", "head_dim", "embed")),
+            bias_init=_named(self.bias_init, ("embed",)),
             name="out",
         )(y)
         if cache is None:
@@ -244,8 +275,8 @@ class RotaryAttention(nn.Module, kw_only=True):
             use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=nn.with_logical_partitioning(self.kernel_init, ("embed", heads_axis, "head_dim")),
-            bias_init=nn.with_logical_partitioning(self.bias_init, (heads_axis, "head_dim")),
+            kernel_init=_named(self.kernel_init, ("embed", heads_axis, "head_dim")),
+            bias_init=_named(self.bias_init, (heads_axis, "head_dim")),
             name=name,
         )
 
@@ -287,6 +318,27 @@ class RotaryAttention(nn.Module, kw_only=True):
             raise ValueError("rope must be given with learn_frequencies, got None")
         check_encoding("position_bias", self.position_bias, "distance", "num_heads", "causal")
         check_options(self.logit_cap, self.dropout_rate)
+        if self.ring_axis is not None and self.implementation == "cudnn":
+            raise ValueError("implementation must be None or 'xla' with ring_axis, got 'cudnn'")
+
+    def _checked_order(self, order, batch, length, bias, mask, segment_ids, cache, deterministic):
+        """The order as int32, if it goes together with the other arguments and, on a ring, they with that."""
+        barred = {"cache": cache, "segment_ids": segment_ids}  # these count tokens by their index
+        if self.ring_axis is not None:
+            barred |= {"bias": bias, "position_bias": self.position_bias, "mask": mask}
+            barred |= {"dropout_rate": None if deterministic else self.dropout_rate or None}
+            # A row of weights is on no device.
+            barred |= {"mutable intermediates": self.is_mutable_collection("intermediates") or None}
+        for name, value in barred.items():
+            if value is not None:
+                beside = "order" if self.ring_axis is None else "ring_axis"
+                raise ValueError(f"{name} must be left out with {beside}, got {type(value).__name__}")
+        if order is None:
+            raise ValueError(f"order must be given with ring_axis={self.ring_axis!r}, as zigzag_order(T, n)[None]")
+        order = device_array("order", order)
+        check_axes("order", order, "B T", B={1, batch}, T=length)
+        check_dtype("order", order, jnp.integer, "integer")
+        return order.astype(jnp.int32)
 
     def _check_call(self, batch, length, positions, rotation, key_rotation, bias, mask, segment_ids, cache):
         """The mask as bool and the segment ids as an array, if the arguments go together."""
