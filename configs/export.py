@@ -135,7 +135,7 @@ def write(folder: Path, model: rope_jax.Decoder, params, sizes: str, platforms, 
         files[f"{name}.bin"] = exported.serialize()
         functions[name] = {
             "file": f"{name}.bin",
-            "arguments": said(step.arguments),
+            "arguments": {argument: said(tree) for argument, tree in step.arguments.items()},  # in this order
             "results": said(jax.tree.unflatten(exported.out_tree, exported.out_avals)),
         }
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,172 @@
+"""Compiles a training step and a decode step for TPU chips that are not there: will they fit?
+
+    python configs/ahead_of_time.py                                          # four chips of a v5e, data=2,model=2
+    python configs/ahead_of_time.py --topology v5p:2x2x2 --mesh data=4,model=2
+    python configs/ahead_of_time.py --num-layers 32 --width 4096 --hidden-dim 14336 --batch 4 --length 4096
+
+The TPU's own compiler does it, on any Linux machine (pip install libtpu); a topology is a generation and its chips,
+v5e:4x4 or v5p:2x2x4, whole hosts of four. Parameters and what the optimiser keeps for them are divided over both
+axes of the mesh, the batch over data, heads and the MLP over model. What it prints is compiled, not run. Needs the
+extra train: pip install -e ".[train]".
+"""
+
+import dataclasses
+import math
+import os
+import re
+import sys
+from typing import NoReturn
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import rope_jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Compiles a small Llama-shaped decoder for a TPU topology, and says what memory each chip needs."""
+
+    topology: str = "v5e:2x2"
+    mesh: str = "data=2,model=2"
+
+    vocab_size: int = 32_000
+    num_layers: int = 4
+    width: int = 1024
+    num_heads: int = 8
+    num_kv_heads: int = 4
+    head_dim: int = 128
+    hidden_dim: int = 2816
+    batch: int = 8
+    length: int = 1024
+    """Tokens of a training sequence, and capacity of the cache."""
+
+
+RULES = (("embed", "data"), ("vocab", "model"), ("heads", "model"), ("kv_heads", "model"), ("mlp", "model"))
+MIB = 2**20
+
+
+def fail(message) -> NoReturn:
+    """One line for what the user can mend, exit status 2."""
+    print(f"ahead_of_time: {' '.join(str(message).split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def chips(topology: str):
+    """The devices of a topology that this machine does not have."""
+    # Else libtpu asks the network which machine this is, and refuses a second process.
+    here = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    for name, value in here.items():
+        os.environ.setdefault(name, value)
+    return topologies.get_topology_desc(topology, "tpu").devices
+
+
+def build_mesh(config: Config) -> Mesh:
+    devices = chips(config.topology)
+    sizes = [int(size) for size in re.findall(r"\d+", config.mesh)]
+    if not re.fullmatch(r"data=\d+,model=\d+", config.mesh) or math.prod(sizes) != len(devices):
+        raise ValueError(f"--mesh must be data=I,model=J of {len(devices)} chips together, got {config.mesh}")
+    return Mesh(np.array(devices).reshape(sizes), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def build_model(config: Config) -> rope_jax.Decoder:
+    names = ("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "hidden_dim")
+    rope = rope_jax.Rope(config.head_dim, rope_jax.Standard(base=500_000.0))
+    sizes = {name: getattr(config, name) for name in names}
+    return rope_jax.Decoder(**sizes, rope=rope, remat=True, dtype=jnp.bfloat16)
+
+
+def placed(tree, shardings):
+    """Shapes without arrays, each where it will lie."""
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings)
+
+
+def lower_training(model: rope_jax.Decoder, mesh: Mesh, batch: int, length: int) -> jax.stages.Lowered:
+    """One step of AdamW; the state goes out as it came in, in its place."""
+    optimizer = optax.adamw(1e-3)
+
+    def init():
+        params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+        return {"params": params, "optimizer": optimizer.init(params)}
+
+    def step(state, tokens):
+        def loss(params):
+            logits = model.apply(params, tokens[:, :-1])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+        value, grads = jax.value_and_grad(loss)(state["params"])
+        updates, kept = optimizer.update(grads, state["optimizer"], state["params"])
+        return {"params": optax.apply_updates(state["params"], updates), "optimizer": kept}, value
+
+    boxed = jax.eval_shape(init)
+    places = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+    rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    tokens = jax.ShapeDtypeStruct((batch, length + 1), jnp.int32, sharding=rows)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, whole))
+    return jitted.lower(placed(nn.unbox(boxed), places), tokens)
+
+
+def lower_decoding(model: rope_jax.Decoder, mesh: Mesh, batch: int, capacity: int) -> jax.stages.Lowered:
+    """One token for each row, greedily; the cache goes out in its place."""
+    boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
+    places = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+    cache = jax.eval_shape(lambda: model.init_cache(batch=batch, capacity=capacity))
+    axes = (None, "data", None, "model")  # [layers, B, S, K, H], and [layers, B]
+    lies = jax.tree.map(lambda leaf: NamedSharding(mesh, PartitionSpec(*axes[: leaf.ndim])), cache)
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+
+    def step(params, cache, tokens):
+        logits, cache = model.apply(params, tokens[:, None], cache=cache)
+        return jnp.argmax(logits[:, 0], axis=-1).astype(jnp.int32), cache
+
+    tokens = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=rows)
+    jitted = jax.jit(step, donate_argnums=1, out_shardings=(rows, lies))
+    return jitted.lower(placed(nn.unbox(boxed), places), placed(cache, lies), tokens)
+
+
+def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Bytes of one chip: what comes in, what goes out and takes no argument's place, and what is in between."""
+    said = compiled.memory_analysis()
+    parts = {
+        "arguments": said.argument_size_in_bytes,
+        "results beside them": said.output_size_in_bytes - said.alias_size_in_bytes,
+        "in between": said.temp_size_in_bytes,
+        "program": said.generated_code_size_in_bytes,
+    }
+    return parts | {"together": sum(parts.values())}
+
+
+def main(config: Config) -> None:
+    jax.config.update("jax_platforms", "cpu")  # a TPU that is here stays untouched
+    # What was compiled for a chip cannot be read back where there is none.
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        mesh, model = build_mesh(config), build_model(config)
+        lowered = {
+            "training step": lower_training(model, mesh, config.batch, config.length),
+            "decode step": lower_decoding(model, mesh, config.batch, config.length),
+        }
+    except (ValueError, TypeError, ImportError, jax.errors.JaxRuntimeError) as error:
+        fail(error)
+    print(f"{config.topology}, {config.mesh}: compiled, not run. MiB of each chip's memory:")
+    for name, each in lowered.items():
+        try:
+            parts = [f"{part} {size / MIB:,.1f}" for part, size in memory(each.compile()).items()]
+            print(f"  {name}: {', '.join(parts)}")
+        except jax.errors.JaxRuntimeError as error:  # it does not fit, and the compiler says by how much
+            print(f"  {name}: {' '.join(str(error).split())}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
