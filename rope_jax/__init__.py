@@ -52,7 +52,9 @@ from rope_jax._encodings import (
 )
 from rope_jax._layout import convert_layout
 from rope_jax._cache import KVCache, init_cache
+from rope_jax._sharding import cache_spec
 from rope_jax._attend import attend, attention_weights
+from rope_jax._ring import ring_attention, zigzag_order, zigzag_slots
 from rope_jax._attention import RotaryAttention
 from rope_jax._adapter import rotary_attention_fn
 from rope_jax._decoder import Decoder
@@ -98,6 +100,7 @@ __all__ = [
     "Yarn",
     "attend",
     "attention_weights",
+    "cache_spec",
     "convert_layout",
     "from_hf_config",
     "generate",
@@ -108,9 +111,12 @@ __all__ = [
     "positions_from_mask",
     "positions_from_segments",
     "relative_buckets",
+    "ring_attention",
     "rotary_attention_fn",
     "rotate",
     "rotation",
     "sample",
     "to_hf_config",
+    "zigzag_order",
+    "zigzag_slots",
 ]

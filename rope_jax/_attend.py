@@ -89,7 +89,7 @@ def attend(
       >>> rope_jax.attend(q, kv, kv, causal=True).shape
       (1, 3, 4, 8)
     """
-    q, k, bias, mask = _checked_scores(q, k, bias, mask)
+    q, k, bias, mask = checked_scores(q, k, bias, mask)
     batch, length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
     v = device_array("v", v)
@@ -183,7 +183,7 @@ def attention_weights(
       >>> rope_jax.attention_weights(ones, ones, causal=True)[0, 0, 1].tolist()
       [0.5, 0.5, 0.0]
     """
-    q, k, bias, mask = _checked_scores(q, k, bias, mask)
+    q, k, bias, mask = checked_scores(q, k, bias, mask)
     window = window_size(window)
     check_options(logit_cap, 0.0)
     scale = _real("scale", scale)
@@ -205,7 +205,7 @@ def attention_weights(
     return jax.nn.softmax(logits, axis=-1)
 
 
-def _checked_scores(q, k, bias, mask):
+def checked_scores(q, k, bias, mask):
     """Queries, keys and what is laid over their scores, as arrays that go together."""
     q, k = device_array("q", q), device_array("k", k)
     check_axes("q", q, "B T N H")

@@ -16,6 +16,7 @@ from rope_jax._encodings import PositionBias, bias_of_order, check_encoding
 from rope_jax._frequencies import Frequencies
 from rope_jax._norm import RMSNorm
 from rope_jax._positions import next_positions, same_segment
+from rope_jax._ring import ring_attention
 from rope_jax._rope import Rope
 
 Initializer = Callable[..., Any]
@@ -59,6 +60,8 @@ class RotaryAttention(nn.Module, kw_only=True):
       bias_init: of the biases.
       implementation: ``"xla"`` for XLA's own programs throughout, ``"cudnn"`` for that library's attention on a
         GPU; where it is None, :func:`jax.nn.dot_product_attention` and :func:`rotate` choose.
+      ring_axis: the mesh axis along which T is divided, where no device is to hold all keys: attention is then
+        :func:`ring_attention`, by the ``order`` of the call. Parameters do not depend on it.
 
     Raises:
       ValueError: if the fields, or the arguments of a call, do not go together; the message says which.
@@ -98,6 +101,7 @@ class RotaryAttention(nn.Module, kw_only=True):
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
     implementation: Implementation | None = None
+    ring_axis: str | None = None
 
     @nn.compact
     def __call__(
@@ -105,6 +109,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         x,
         positions=None,
         *,
+        order=None,
         rotation: Rotation | None = None,
         bias=None,
         mask=None,
@@ -120,6 +125,8 @@ class RotaryAttention(nn.Module, kw_only=True):
           positions: int32 ``[B, T]`` (or ``[1, T]``; ``[..., T, A]`` if the rope has axes). Where it is None:
             the count of real tokens so far, within each segment, after those in the cache. Unused where the
             rope is None.
+          order: integers ``[B or 1, T]``, each token's place in line, where they do not stand in line: tokens in
+            :func:`zigzag_order`, say. Causality and windows go by it, and positions are it where they are None.
           rotation: cos and sin at the positions, in their place: compute them once for all layers.
           bias: floating ``[B or 1, N or 1, T, S]``, what is added to the scores in place of ``position_bias``:
             compute it once for all layers. S is the capacity of the cache if there is one.
@@ -139,6 +146,8 @@ class RotaryAttention(nn.Module, kw_only=True):
         batch, length, width = x.shape
         check_dtype("x", x, jnp.floating, "floating")
         mask, segment_ids = self._check_call(batch, length, positions, rotation, bias, mask, segment_ids, cache)
+        if order is not None or self.ring_axis is not None:
+            order = self._checked_order(order, batch, length, bias, mask, segment_ids, cache, deterministic)
         if window is not None and self.window is not None:
             raise ValueError(f"window must be left out where the field window={self.window} is set")
         window = window_size(self.window if window is None else window)
@@ -160,11 +169,14 @@ class RotaryAttention(nn.Module, kw_only=True):
 
         # Each row's place in line among its real tokens: what causality and windows go by.
         seen = None if cache is None else cache.length  # read before it advances
-        order = next_positions((batch, length), mask, seen=seen)
+        by_index = order is None
+        if order is None:
+            order = next_positions((batch, length), mask, seen=seen)
         if self.rope is not None:
             if rotation is None:
                 if positions is None:
-                    positions = self.rope.next_positions((batch, length), mask, segment_ids, seen)
+                    counted = self.rope.next_positions((batch, length), mask, segment_ids, seen)
+                    positions = counted if by_index else order
                 if self.learn_frequencies:
                     rotation = self._learned_rotation(self.rope, positions)
                 elif getattr(self.rope.schedule, "length", 0) is None:
@@ -183,7 +195,7 @@ class RotaryAttention(nn.Module, kw_only=True):
             bias = bias_of_order(self.position_bias, order, slots, self.num_heads, self.causal)
 
         # Rows without gaps are in order of their index: then `attend` needs flags, not a mask of T x S.
-        in_line = mask is None and cache is None
+        in_line = by_index and mask is None and cache is None
         readable = None
         if segment_ids is not None:
             readable = same_segment(segment_ids)
@@ -192,8 +204,10 @@ class RotaryAttention(nn.Module, kw_only=True):
             k, v = cache.key.astype(k.dtype), cache.value.astype(v.dtype)
             slots = jnp.arange(cache.capacity, dtype=jnp.int32)[None]
             readable = visible(order, slots, causal=True, window=window)
-        elif mask is not None:
-            in_reach = visible(order, order, causal=self.causal, window=window) & mask[:, None, None, :]
+        elif not in_line:
+            in_reach = visible(order, order, causal=self.causal, window=window)
+            if mask is not None:
+                in_reach &= mask[:, None, None, :]
             readable = in_reach if readable is None else readable & in_reach
 
         scores = dict(
@@ -206,15 +220,28 @@ class RotaryAttention(nn.Module, kw_only=True):
         )
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "weights", attention_weights(q, k, **scores))
-        y = attend(
-            q,
-            k,
-            v,
-            **scores,
-            dropout_rate=0.0 if deterministic else self.dropout_rate,
-            dropout_rng=None if deterministic or not self.dropout_rate else self.make_rng("dropout"),
-            implementation=self.implementation,
-        )
+        if self.ring_axis is not None:
+            y = ring_attention(
+                q,
+                k,
+                v,
+                order,
+                axis_name=self.ring_axis,
+                causal=self.causal,
+                window=window,
+                scale=self.logit_scale,
+                logit_cap=self.logit_cap,
+            )
+        else:
+            y = attend(
+                q,
+                k,
+                v,
+                **scores,
+                dropout_rate=0.0 if deterministic else self.dropout_rate,
+                dropout_rng=None if deterministic or not self.dropout_rate else self.make_rng("dropout"),
+                implementation=self.implementation,
+            )
         y = nn.DenseGeneral(
             width,
             axis=(-2, -1),
@@ -261,6 +288,23 @@ class RotaryAttention(nn.Module, kw_only=True):
             raise ValueError("rope must be given with learn_frequencies, got None")
         check_encoding("position_bias", self.position_bias, "distance", "num_heads", "causal")
         check_options(self.logit_cap, self.dropout_rate)
+
+    def _checked_order(self, order, batch, length, bias, mask, segment_ids, cache, deterministic):
+        """The order as int32, if it goes together with the other arguments and, on a ring, they with that."""
+        if order is None:
+            raise ValueError(f"order must be given with ring_axis={self.ring_axis!r}, as zigzag_order(T, n)[None]")
+        order = device_array("order", order)
+        check_axes("order", order, "B T", B={1, batch}, T=length)
+        check_dtype("order", order, jnp.integer, "integer")
+        barred = {"cache": cache, "segment_ids": segment_ids}  # these count tokens by their index
+        if self.ring_axis is not None:
+            barred |= {"bias": bias, "position_bias": self.position_bias, "mask": mask}
+            barred |= {"dropout_rate": None if deterministic else self.dropout_rate or None}
+        for name, value in barred.items():
+            if value is not None:
+                beside = "order" if self.ring_axis is None else "ring_axis"
+                raise ValueError(f"{name} must be left out with {beside}, got {type(value).__name__}")
+        return order.astype(jnp.int32)
 
     def _check_call(self, batch, length, positions, rotation, bias, mask, segment_ids, cache):
         """The mask as bool and the segment ids as an array, if the arguments go together."""

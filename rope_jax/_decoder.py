@@ -70,6 +70,10 @@ class Decoder(nn.Module, kw_only=True):
       kernel_init: of the kernels.
       embedding_init: of the embedding.
       implementation: as in :class:`RotaryAttention`.
+      ring_axis: see :class:`RotaryAttention`.
+      activation_sharding: where the residual stream ``[B, T, D]`` lies on a mesh, batch and tokens; its features
+        undivided. To be given where parameters are divided along ``embed`` (fully sharded): XLA would divide the
+        stream so too, and have every device compute a part of every row.
 
     Example:
       >>> import jax, jax.numpy as jnp, rope_jax
@@ -116,6 +120,8 @@ class Decoder(nn.Module, kw_only=True):
     kernel_init: Initializer = nn.initializers.lecun_normal()
     embedding_init: Initializer = nn.initializers.normal(0.02)
     implementation: Any = None
+    ring_axis: str | None = None
+    activation_sharding: jax.sharding.Sharding | None = None
 
     def setup(self):
         ropes, windows = self._ropes(), self._windows()
@@ -162,13 +168,14 @@ class Decoder(nn.Module, kw_only=True):
             param_dtype=self.param_dtype,
             kernel_init=self.kernel_init,
             implementation=self.implementation,
+            ring_axis=self.ring_axis,
         )
         block = nn.remat(_Block, prevent_cse=False) if self.remat else _Block
         stack = nn.scan(
             block,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
             length=self.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
@@ -180,6 +187,7 @@ class Decoder(nn.Module, kw_only=True):
             kernel_init=self.kernel_init,
             activation=self.activation,
             post_norms=self.post_norms,
+            sharding=self.activation_sharding,
         )
         self.final_norm = norm()
         if not self.tie_embeddings:
@@ -188,7 +196,15 @@ class Decoder(nn.Module, kw_only=True):
             self.unembed_kernel = dense(self.vocab_size, use_bias=False, kernel_init=init, dot_general=dot)
 
     def __call__(
-        self, tokens, positions=None, *, mask=None, segment_ids=None, cache: KVCache | None = None, length=None
+        self,
+        tokens,
+        positions=None,
+        *,
+        order=None,
+        mask=None,
+        segment_ids=None,
+        cache: KVCache | None = None,
+        length=None,
     ):
         """Logits of the next token after each one.
 
@@ -196,6 +212,7 @@ class Decoder(nn.Module, kw_only=True):
           tokens: integers ``[B, T]`` in ``[0, V)``; one outside makes its row NaN.
           positions: see :class:`RotaryAttention`; of rope and ``position_embedding`` alike. To be left out where
             neither is there: a ``position_bias`` goes by each token's place in line.
+          order: each token's place in line ``[B or 1, T]``, if not its index; see :class:`RotaryAttention`.
           mask: nonzero at real tokens ``[B, T]``; see :class:`RotaryAttention`.
           segment_ids: of packed sequences ``[B, T]``; see :class:`RotaryAttention`.
           cache: of :meth:`init_cache`, with the tokens before these.
@@ -204,14 +221,23 @@ class Decoder(nn.Module, kw_only=True):
         Returns:
           float32 ``[B, T, V]``, or ``(logits, cache)`` if a cache was given.
         """
-        hidden = self.hidden(tokens, positions, mask=mask, segment_ids=segment_ids, cache=cache, length=length)
+        rows = dict(order=order, mask=mask, segment_ids=segment_ids, cache=cache)
+        hidden = self.hidden(tokens, positions, **rows, length=length)
         if cache is None:
             return self.unembed(hidden)
         hidden, cache = hidden
         return self.unembed(hidden), cache
 
     def hidden(
-        self, tokens, positions=None, *, mask=None, segment_ids=None, cache: KVCache | None = None, length=None
+        self,
+        tokens,
+        positions=None,
+        *,
+        order=None,
+        mask=None,
+        segment_ids=None,
+        cache: KVCache | None = None,
+        length=None,
     ):
         """As the call, but ``[B, T, D]`` before the unembedding: for those who need the logits of few tokens."""
         tokens = device_array("tokens", tokens)
@@ -227,10 +253,14 @@ class Decoder(nn.Module, kw_only=True):
                 "cache must be one of all layers, from model.init_cache: key [layers, B, S, K, H], "
                 f"got {cache.key.shape}"
             )
+        if order is not None:
+            order = device_array("order", order)
+            check_axes("order", order, "B T", B={1, tokens.shape[0]}, T=tokens.shape[1])
         seen = None if cache is None else cache.length[0]
         if positions is None:
             self._check_length(tokens.shape[1], mask, segment_ids)
-            positions = self._positions(tokens.shape, mask, segment_ids, seen)
+            counted = self._positions(tokens.shape, mask, segment_ids, seen)
+            positions = counted if order is None else order
         else:
             positions = self._checked_positions(positions, tokens.shape)
         rotation, own_rotation = self._rotations(positions, length)
@@ -247,7 +277,7 @@ class Decoder(nn.Module, kw_only=True):
             sizes = dict(B={1, x.shape[0]}, T=x.shape[1], D=self.width)
             check_axes("position_embedding(positions)", added, "B T D", **sizes)
             x += added.astype(self.dtype)
-        x = jnp.where(known[..., None], x, jnp.asarray(jnp.nan, self.dtype))
+        x = _placed(jnp.where(known[..., None], x, jnp.asarray(jnp.nan, self.dtype)), self.activation_sharding)
         windows = self._windows()
         if isinstance(windows, tuple):  # no window: one that is longer than any row
             longest = jnp.iinfo(jnp.int32).max
@@ -256,10 +286,11 @@ class Decoder(nn.Module, kw_only=True):
             windows = None
         bias = None
         if self.position_bias is not None:
-            order = next_positions(tokens.shape, mask, seen=seen)
-            keys = order if cache is None else jnp.arange(cache.capacity, dtype=jnp.int32)[None]
-            bias = bias_of_order(self.position_bias, order, keys, self.num_heads, True)
-        x, cache = self.layers(x, rotation, bias, mask, segment_ids, cache, _Own(own_rotation, windows))
+            places = next_positions(tokens.shape, mask, seen=seen) if order is None else order
+            keys = places if cache is None else jnp.arange(cache.capacity, dtype=jnp.int32)[None]
+            bias = bias_of_order(self.position_bias, places, keys, self.num_heads, True)
+        own = _Own(own_rotation, windows)
+        x, cache = self.layers(x, rotation, order, bias, mask, segment_ids, cache, own)
         x = self.final_norm(x)
         return x if cache is None else (x, cache)
 
@@ -380,9 +411,12 @@ class _Block(nn.Module):
     kernel_init: Initializer
     activation: Callable[[jax.Array], jax.Array]
     post_norms: bool
+    sharding: jax.sharding.Sharding | None
 
     @nn.compact
-    def __call__(self, x, rotation: Rotation | None, bias, mask, segment_ids, cache: KVCache | None, own: _Own):
+    def __call__(
+        self, x, rotation: Rotation | None, order, bias, mask, segment_ids, cache: KVCache | None, own: _Own
+    ):
         def dense(name, features, *axes):
             init = nn.with_logical_partitioning(self.kernel_init, axes)
             bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:])
@@ -393,6 +427,7 @@ class _Block(nn.Module):
         y = self.attention(name="self_attention")(
             self.norm(name="attention_norm")(x),
             rotation=rotation,
+            order=order,
             bias=bias,
             mask=mask,
             segment_ids=segment_ids,
@@ -410,4 +445,9 @@ class _Block(nn.Module):
         y = dense("down", x.shape[-1], "mlp", "embed")(inside)
         if self.post_norms:
             y = self.norm(name="post_mlp_norm")(y)
-        return x + y, cache
+        return _placed(x + y, self.sharding), cache
+
+
+def _placed(x, sharding):
+    """The residual stream where it is to lie."""
+    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)

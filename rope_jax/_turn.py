@@ -23,15 +23,20 @@ Layout = Literal["half", "interleaved"]
 def turn(xs, cos, sin, *, layout: Layout, implementation: Implementation | None = None) -> list[jax.Array]:
     """Each x ``[..., T, N, H]`` turned by ``cos, sin [..., T, R/2]``; the shapes are checked already."""
     # Inside shard_map, a rotation that differs by device makes of an x that does not, one that does.
-    varying = [jax.typeof(array).manual_axis_type.varying for array in (cos, sin, *xs)]
-    everywhere = frozenset().union(*varying)
-    cos, sin, *xs = (
-        lax.pcast(array, tuple(everywhere - own), to="varying") if everywhere - own else array
-        for array, own in zip((cos, sin, *xs), varying, strict=True)
-    )
+    cos, sin, *xs = vary_alike(cos, sin, *xs)
     if implementation == "xla":
         return [by_xla(x, cos, sin, layout) for x in xs]
     return _turn.bind(cos, sin, *xs, layout=layout, implementation=implementation)
+
+
+def vary_alike(*arrays) -> list[jax.Array]:
+    """The arrays, each typed to differ along every manual mesh axis along which one of them does (shard_map)."""
+    varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
+    everywhere = frozenset().union(*varying)
+    return [
+        lax.pcast(array, tuple(everywhere - own), to="varying") if everywhere - own else array
+        for array, own in zip(arrays, varying, strict=True)
+    ]
 
 
 def by_xla(x, cos, sin, layout: Layout) -> jax.Array:

@@ -1,0 +1,376 @@
+"""How does attention read a sequence that lies in parts on many devices?
+
+Context parallelism: each device holds some tokens of every row, and reads all keys as they come by on a ring. What
+is past or future is told by each token's place in line, its order, which travels with the keys.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from rope_jax._attend import check_options, checked_scores, visible, window_size
+from rope_jax._checks import check_axes, check_dtype, check_integer, device_array
+from rope_jax._turn import vary_alike
+
+# ------------------------------------------------------------------------------------------ the order of tokens
+
+
+def zigzag_order(length: int, devices: int) -> np.ndarray:
+    """Which token stands in each slot, so that causal attention is the same work for every device.
+
+    The row is cut into ``2n`` chunks for n devices, and device i holds chunks ``i`` and ``2n-1-i``: an early one,
+    whose tokens read little, and a late one (Grattafiori et al. 2024, Llama 3, section 3.3.2). Put tokens, labels
+    and everything else that has T in this order, divide T among the devices, and give the order itself as
+    ``positions`` and as ``order``: rotation and attention need nothing else.
+
+    Args:
+      length: T, a multiple of ``2n``.
+      devices: n, how many share a row.
+
+    Returns:
+      int32 ``[T]``, on the host; :func:`zigzag_slots` is its inverse.
+
+    Raises:
+      TypeError: if an argument is not an integer.
+      ValueError: if one is below 1, or the length is not a multiple of ``2n``.
+
+    Example:
+      >>> import rope_jax
+      >>> rope_jax.zigzag_order(8, 2).tolist()  # device 0 | device 1
+      [0, 1, 6, 7, 2, 3, 4, 5]
+    """
+    length, devices = check_integer("length", length, 1), check_integer("devices", devices, 1)
+    if length % (2 * devices):
+        raise ValueError(f"length must be a multiple of 2 * devices = {2 * devices}, got {length}")
+    chunks = np.arange(length, dtype=np.int32).reshape(2 * devices, -1)
+    early, late = chunks[:devices], chunks[devices:]
+    return np.stack([early, late[::-1]], axis=1).ravel()
+
+
+def zigzag_slots(length: int, devices: int) -> np.ndarray:
+    """In which slot of :func:`zigzag_order` each token stands: what takes an answer back to the order of the text.
+
+    Args:
+      length: T, a multiple of ``2n``.
+      devices: n.
+
+    Returns:
+      int32 ``[T]``, on the host.
+
+    Raises:
+      TypeError: as :func:`zigzag_order`.
+      ValueError: as :func:`zigzag_order`.
+
+    Example:
+      >>> import numpy as np, rope_jax
+      >>> text = np.array(list("ringring"))
+      >>> "".join(text[rope_jax.zigzag_order(8, 2)][rope_jax.zigzag_slots(8, 2)])
+      'ringring'
+    """
+    return np.argsort(zigzag_order(length, devices)).astype(np.int32)
+
+
+# ------------------------------------------------------------------------------------------------ the attention
+
+
+def ring_attention(
+    q,
+    k,
+    v,
+    order,
+    *,
+    axis_name: str,
+    causal: bool = False,
+    window: int | jax.Array | None = None,
+    scale: float | None = None,
+    logit_cap: float | None = None,
+    block_size: int = 512,
+) -> jax.Array:
+    """:func:`attend` over the tokens of all devices along a mesh axis, none of which ever holds all of them.
+
+    Each device keeps its queries, and passes keys, values and their order on to the next one until it has seen all
+    (Liu et al. 2023, "Ring Attention with Blockwise Transformers", section 3). A block of scores is folded into a
+    running maximum, sum and output in float32 (Milakov and Gimelshein 2018, section 3; Rabe and Staats 2021,
+    section 2) and forgotten. The backward pass forms it again from the log of the sum, and lets the gradients of
+    keys and values travel with them, in float32, until they are home. So memory per device is that of its share of
+    q, k, v and their gradients, and of one block of scores, ``[B, N, block, block]``. Blocks in which no query may
+    read any key are skipped: with :func:`zigzag_order`, as many on every device.
+
+    Inside :func:`jax.shard_map` over the axis, the arrays are the device's own share. Outside, they are whole, and
+    it is mapped over that one axis of the mesh in use (:func:`jax.set_mesh`); how batch and heads lie along other
+    axes is left as it is. A device sends each of k, v and order n - 1 times, on the way back once more, beside dk
+    and dv, which it sends n times.
+
+    Args:
+      q: ``[B, T, N, H]``, rotated.
+      k: ``[B, T, K, H]``, rotated; N is a multiple of K.
+      v: ``[B, T, K, H]``.
+      order: integers ``[B or 1, T]``, each token's place in line: what ``causal`` and ``window`` go by, contiguous,
+        zigzag or any other. ``[1, T]`` where all rows are alike: else devices among which a mesh divides the batch
+        must agree on every block.
+      axis_name: the mesh axis along which T is divided.
+      causal: a query reads keys of its own place in line or an earlier one.
+      window: a query reads keys less than this many places away; an integer that may be traced.
+      scale: multiplies q.k; ``1/sqrt(H)`` where it is None.
+      logit_cap: soft bound of the scaled scores; see :func:`attention_weights`.
+      block_size: at most how many tokens' scores are formed at a time. Taken is the largest divisor of half a
+        device's tokens (of all, if they are odd) that is not above it.
+
+    Returns:
+      ``[B, T, N, H]`` in q's dtype. Reverse mode only: forward mode is an error.
+
+    Raises:
+      TypeError: if q, k or v is not floating, order, window or block_size not an integer.
+      ValueError: if shapes do not go together, an option is out of its range, no mesh in use has the axis, or its
+        devices do not divide T.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, rope_jax
+      >>> mesh = jax.make_mesh((1,), ("sequence",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> q, kv = jnp.ones((1, 8, 4, 16)), jnp.ones((1, 8, 2, 16))
+      >>> order = rope_jax.zigzag_order(8, 1)[None]
+      >>> with jax.set_mesh(mesh):
+      ...     rope_jax.ring_attention(q, kv, kv, order, axis_name="sequence", causal=True).shape
+      (1, 8, 4, 16)
+    """
+    q, k, _, _ = checked_scores(q, k, None, None)
+    v, order = device_array("v", v), device_array("order", order)
+    batch, length, _, head_dim = q.shape
+    check_axes("k", k, "B T K H", T=length)
+    check_axes("v", v, "B T K H", B=batch, T=length, K=k.shape[2], H=head_dim)
+    check_dtype("v", v, jnp.floating, "floating")
+    check_axes("order", order, "B T", B={1, batch}, T=length)
+    check_dtype("order", order, jnp.integer, "integer")
+    check_options(logit_cap, 0.0)
+    window = window_size(window)
+    block_size = check_integer("block_size", block_size, 1)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if axis_name not in mesh.axis_names:
+        raise ValueError(
+            f"axis_name must be an axis of the mesh in use (jax.set_mesh), {mesh.axis_names}, got {axis_name!r}"
+        )
+    if axis_name not in mesh.manual_axes:
+        if length % mesh.shape[axis_name]:
+            raise ValueError(
+                f"q must have a T that the {mesh.shape[axis_name]} devices along {axis_name!r} divide, got {length}"
+            )
+        ring = functools.partial(
+            ring_attention,
+            axis_name=axis_name,
+            causal=causal,
+            scale=scale,
+            logit_cap=logit_cap,
+            block_size=block_size,
+        )
+        share, whole = PartitionSpec(None, axis_name), PartitionSpec()
+        return jax.shard_map(
+            lambda q, k, v, order, window: ring(q, k, v, order, window=window),
+            in_specs=(share, share, share, share, whole),
+            out_specs=share,
+            axis_names={axis_name},
+        )(q, k, v, order, window)
+
+    part = length // 2 if length % 2 == 0 else length  # a block must not lie across the two chunks of zigzag
+    block = next(size for size in range(min(block_size, part), 0, -1) if part % size == 0)
+    rule = _Rule(axis_name, causal, head_dim**-0.5 if scale is None else float(scale), logit_cap, block)
+    q, k, v, order = vary_alike(q, k, v, order.astype(jnp.int32))
+    return _ring(q, k, v, order, window, rule)
+
+
+class _Rule(NamedTuple):
+    """What is known of the attention before any array is."""
+
+    axis_name: str
+    causal: bool
+    scale: float
+    logit_cap: float | None
+    block: int
+
+
+class _Queries(NamedTuple):
+    """Some rows of scores; the G = N/K query heads that read one key head are rows too, a head after the other."""
+
+    q: jax.Array  # [B, K, GT, H]
+    order: jax.Array  # [B or 1, GT]
+    dout: Any = None  # [B, K, GT, H]: in the backward pass
+    log_total: Any = None  # float32 [B, K, GT], of the sum of exp(scores)
+    delta: Any = None  # float32 [B, K, GT], dout.out: what the softmax subtracts from the gradient of its weights
+
+
+class _Keys(NamedTuple):
+    """Some columns of scores: what travels."""
+
+    k: jax.Array  # [B, K, S, H]
+    v: jax.Array  # [B, K, S, H]
+    order: jax.Array  # [B or 1, S]
+
+
+class _Seen(NamedTuple):
+    """What some queries have read so far, all float32: the softmax over the keys of the blocks that came by."""
+
+    top: jax.Array  # [B, K, GT], the largest score, or the least number
+    total: jax.Array  # [B, K, GT], sum of exp(score - top)
+    out: jax.Array  # [B, K, GT, H], sum of exp(score - top) v
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _ring(q, k, v, order, window, rule: _Rule):
+    return _forward(q, k, v, order, window, rule)[0]
+
+
+def _forward(q, k, v, order, window, rule: _Rule):
+    queries, keys = _in_blocks(q, k, v, order, rule)
+
+    def visit(seen, keys, _):
+        return _each_pair(_read, queries, keys, seen, None, window, rule)
+
+    like = functools.partial(jnp.full_like, queries.q[..., 0], dtype=jnp.float32)
+    # The maximum starts finite, so that -inf less it is -inf, and not NaN, in rows that read nothing of a block.
+    nothing = _Seen(like(jnp.finfo(jnp.float32).min), like(0.0), jnp.zeros_like(queries.q, jnp.float32))
+    seen, _ = _around(visit, nothing, keys, None, rule.axis_name)
+    out = _tokens(seen.out / seen.total[..., None], q.shape).astype(q.dtype)
+    return out, (q, k, v, order, window, out, seen.top + jnp.log(seen.total))
+
+
+def _backward(rule: _Rule, saved, dout):
+    q, k, v, order, window, out, log_total = saved
+    queries, keys = _in_blocks(q, k, v, order, rule)
+    dout, out = (_blocks(x, k.shape[2], rule.block) for x in (dout, out))
+    delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    queries = queries._replace(dout=dout, log_total=log_total, delta=delta)
+
+    def visit(dq, keys, dkv):
+        return _each_pair(_read_back, queries, keys, dq, dkv, window, rule)
+
+    dq, *dkv = (jnp.zeros_like(x, jnp.float32) for x in (queries.q, keys.k, keys.v))
+    dq, dkv = _around(visit, dq, keys, tuple(dkv), rule.axis_name)
+    dq, dk, dv = (_tokens(dx, x.shape).astype(x.dtype) for dx, x in zip((dq, *dkv), (q, k, v), strict=True))
+    return dq, dk, dv, None, None
+
+
+_ring.defvjp(_forward, _backward)
+
+
+def _around(visit, own, keys: _Keys, carried, axis_name):
+    """``own, carried = visit(own, keys, carried)`` with the keys of every device; what they carried comes home."""
+    devices = lax.axis_size(axis_name)
+    to_next = [(device, (device + 1) % devices) for device in range(devices)]
+    send = functools.partial(lax.ppermute, axis_name=axis_name, perm=to_next)
+
+    def step(state, _):
+        own, keys, carried = state
+        coming = send(keys)  # does not wait for the work, so both go on at once
+        own, carried = visit(own, keys, carried)
+        return (own, coming, send(carried)), None
+
+    (own, keys, carried), _ = lax.scan(step, (own, keys, carried), length=devices - 1)
+    own, carried = visit(own, keys, carried)
+    return own, send(carried)
+
+
+def _each_pair(work, queries: _Queries, keys: _Keys, by_query, by_key, window, rule: _Rule):
+    """``by_query, by_key = work(by_query, by_key, ...)``: each block of queries with each of keys that it may read.
+
+    All four have a leading axis of blocks.
+    """
+
+    def along_keys(by_key, row):
+        queries, of_query = row
+
+        def pair(of_query, column):
+            keys, of_key = column
+            return lax.cond(
+                _may_read(queries.order, keys.order, window, rule.causal),
+                lambda of_query, of_key: work(of_query, of_key, queries, keys, window, rule),
+                lambda of_query, of_key: (of_query, of_key),
+                of_query,
+                of_key,
+            )
+
+        of_query, by_key = lax.scan(pair, of_query, (keys, by_key))
+        return by_key, of_query
+
+    by_key, by_query = lax.scan(along_keys, by_key, (queries, by_query))
+    return by_query, by_key
+
+
+def _may_read(query_order, key_order, window, causal: bool):
+    """Whether a query of a block may read a key of another, by the first and the last of each: bool ``[]``."""
+    most = query_order.max(axis=-1) - key_order.min(axis=-1)
+    least = query_order.min(axis=-1) - key_order.max(axis=-1)
+    reads = jnp.ones_like(most, bool)
+    if causal:
+        reads &= most >= 0
+    if window is not None:
+        reads &= (least < window) & (most > -window)
+    return jnp.any(reads)
+
+
+def _scores(queries: _Queries, keys: _Keys, window, rule: _Rule):
+    """float32 ``[B, K, GT, S]``; -inf where a query may not read, and the slope of the soft cap."""
+    scores = rule.scale * _product("bkth,bksh->bkts", queries.q, keys.k)
+    slope = None
+    if rule.logit_cap is not None:
+        bounded = jnp.tanh(scores / rule.logit_cap)
+        scores, slope = rule.logit_cap * bounded, 1 - bounded**2
+    seen = visible(queries.order, keys.order, causal=rule.causal, window=window)
+    return jnp.where(seen, scores, -jnp.inf), slope
+
+
+def _read(so_far: _Seen, _, queries: _Queries, keys: _Keys, window, rule: _Rule):
+    """One block more of the softmax and of what it reads."""
+    scores, _ = _scores(queries, keys, window, rule)
+    top = jnp.maximum(so_far.top, scores.max(axis=-1))
+    weights = jnp.exp(scores - top[..., None])
+    kept = jnp.exp(so_far.top - top)
+    total = kept * so_far.total + weights.sum(axis=-1)
+    out = kept[..., None] * so_far.out + _product("bkts,bksh->bkth", weights.astype(keys.v.dtype), keys.v)
+    return _Seen(top, total, out), None
+
+
+def _read_back(dq, dkv, queries: _Queries, keys: _Keys, window, rule: _Rule):
+    """One block more of the gradients of q, and of k and v."""
+    dk, dv = dkv
+    scores, slope = _scores(queries, keys, window, rule)
+    weights = jnp.exp(scores - queries.log_total[..., None])
+    dv += _product("bkts,bkth->bksh", weights.astype(queries.dout.dtype), queries.dout)
+    dweights = _product("bkth,bksh->bkts", queries.dout, keys.v)
+    dscores = rule.scale * weights * (dweights - queries.delta[..., None])
+    if slope is not None:
+        dscores *= slope
+    dq += _product("bkts,bksh->bkth", dscores.astype(keys.k.dtype), keys.k)
+    dk += _product("bkts,bkth->bksh", dscores.astype(queries.q.dtype), queries.q)
+    return dq, (dk, dv)
+
+
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+# ------------------------------------------------------------------------------------------------ blocks of tokens
+
+
+def _in_blocks(q, k, v, order, rule: _Rule) -> tuple[_Queries, _Keys]:
+    order = order.reshape(order.shape[0], -1, rule.block).swapaxes(0, 1)
+    rows = jnp.tile(order, q.shape[2] // k.shape[2])
+    q, k, v = (_blocks(x, k.shape[2], rule.block) for x in (q, k, v))
+    return _Queries(q, rows), _Keys(k, v, order)
+
+
+def _blocks(x, kv_heads: int, block: int):
+    """``[B, T, N, H]`` to ``[T/block, B, K, G block, H]``."""
+    batch, length, heads, head_dim = x.shape
+    x = x.reshape(batch, length // block, block, kv_heads, heads // kv_heads, head_dim)
+    return x.transpose(1, 0, 3, 4, 2, 5).reshape(length // block, batch, kv_heads, -1, head_dim)
+
+
+def _tokens(x, shape):
+    """Back to ``[B, T, N, H]``."""
+    blocks, batch, kv_heads, _, head_dim = x.shape
+    x = x.reshape(blocks, batch, kv_heads, shape[2] // kv_heads, -1, head_dim)
+    return x.transpose(1, 0, 4, 2, 3, 5).reshape(shape)
