@@ -1,5 +1,6 @@
 """The Flax linen room: which parameters does rotary attention have, and in which order do things happen?"""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,10 @@ from rope_jax._ring import ring_attention
 from rope_jax._rope import Rope
 
 Initializer = Callable[..., Any]
+
+# DenseGeneral makes a kernel as a matrix and shapes it then. Rules in use (flax.linen.logical_axis_rules) would be
+# applied to the matrix, which has not these axes: the names are for those who place the parameters.
+_named = functools.partial(nn.with_logical_partitioning, rules=())
 
 
 class RotaryAttention(nn.Module, kw_only=True):
@@ -248,8 +253,8 @@ class RotaryAttention(nn.Module, kw_only=True):
             use_bias=self.use_bias if self.use_out_bias is None else self.use_out_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=nn.with_logical_partitioning(self.kernel_init, ("heads", "head_dim", "embed")),
-            bias_init=nn.with_logical_partitioning(self.bias_init, ("embed",)),
+            kernel_init=_named(self.kernel_init, ("heads", "head_dim", "embed")),
+            bias_init=_named(self.bias_init, ("embed",)),
             name="out",
         )(y)
         if cache is None:
@@ -262,8 +267,8 @@ class RotaryAttention(nn.Module, kw_only=True):
             use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=nn.with_logical_partitioning(self.kernel_init, ("embed", heads_axis, "head_dim")),
-            bias_init=nn.with_logical_partitioning(self.bias_init, (heads_axis, "head_dim")),
+            kernel_init=_named(self.kernel_init, ("embed", heads_axis, "head_dim")),
+            bias_init=_named(self.bias_init, (heads_axis, "head_dim")),
             name=name,
         )
 
@@ -288,22 +293,26 @@ class RotaryAttention(nn.Module, kw_only=True):
             raise ValueError("rope must be given with learn_frequencies, got None")
         check_encoding("position_bias", self.position_bias, "distance", "num_heads", "causal")
         check_options(self.logit_cap, self.dropout_rate)
+        if self.ring_axis is not None and self.implementation == "cudnn":
+            raise ValueError("implementation must be None or 'xla' with ring_axis, got 'cudnn'")
 
     def _checked_order(self, order, batch, length, bias, mask, segment_ids, cache, deterministic):
         """The order as int32, if it goes together with the other arguments and, on a ring, they with that."""
+        barred = {"cache": cache, "segment_ids": segment_ids}  # these count tokens by their index
+        if self.ring_axis is not None:
+            barred |= {"bias": bias, "position_bias": self.position_bias, "mask": mask}
+            barred |= {"dropout_rate": None if deterministic else self.dropout_rate or None}
+            # A row of weights is on no device.
+            barred |= {"mutable intermediates": self.is_mutable_collection("intermediates") or None}
+        for name, value in barred.items():
+            if value is not None:
+                beside = "order" if self.ring_axis is None else "ring_axis"
+                raise ValueError(f"{name} must be left out with {beside}, got {type(value).__name__}")
         if order is None:
             raise ValueError(f"order must be given with ring_axis={self.ring_axis!r}, as zigzag_order(T, n)[None]")
         order = device_array("order", order)
         check_axes("order", order, "B T", B={1, batch}, T=length)
         check_dtype("order", order, jnp.integer, "integer")
-        barred = {"cache": cache, "segment_ids": segment_ids}  # these count tokens by their index
-        if self.ring_axis is not None:
-            barred |= {"bias": bias, "position_bias": self.position_bias, "mask": mask}
-            barred |= {"dropout_rate": None if deterministic else self.dropout_rate or None}
-        for name, value in barred.items():
-            if value is not None:
-                beside = "order" if self.ring_axis is None else "ring_axis"
-                raise ValueError(f"{name} must be left out with {beside}, got {type(value).__name__}")
         return order.astype(jnp.int32)
 
     def _check_call(self, batch, length, positions, rotation, bias, mask, segment_ids, cache):

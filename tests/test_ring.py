@@ -1,6 +1,5 @@
 import collections
 import functools
-import math
 import re
 
 import eight_devices
@@ -197,6 +196,95 @@ def test_refusals():
                 call()
 
 
+# ------------------------------------------------------------------------------------------ in the modules, by order
+
+SIZES = dict(vocab_size=13, num_layers=2, width=16, num_heads=N, num_kv_heads=2, head_dim=H, hidden_dim=24)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(rope=ROPE),
+        dict(rope=ROPE, window=(9, None)),
+        dict(rope=None, position_bias=rope_jax.T5Bias()),
+        dict(rope=None, position_embedding=rope_jax.Sinusoidal()),
+    ],
+    ids=str,
+)
+def test_a_model_whose_tokens_are_not_in_line(change):
+    model = rope_jax.Decoder(**SIZES, **change)
+    rng = np.random.default_rng(5)
+    tokens = jnp.asarray(rng.integers(0, 13, (B, T)), jnp.int32)
+    params = jax.tree.map(lambda p: 2 * p, nn.unbox(model.init(jax.random.key(0), tokens)))
+    want = model.apply(params, tokens)
+    order = np.stack([rng.permutation(T), rope_jax.zigzag_order(T, 4)]).astype(np.int32)
+    mixed, slots = jnp.take_along_axis(tokens, order, axis=1), np.argsort(order, axis=1)
+    got = model.apply(params, mixed, order=order)
+    got = np.take_along_axis(np.asarray(got), slots[..., None], axis=1)
+    allowed = eight_devices.terms_of(model, 1, T) * oracles.EPS32
+    np.testing.assert_allclose(got, want, atol=allowed * float(abs(want).max()))
+    assert abs(model.apply(params, mixed) - model.apply(params, mixed, order=order)).max() > 0.01
+
+
+def test_refusals_of_the_modules():
+    attention = rope_jax.RotaryAttention(num_heads=N, num_kv_heads=2, head_dim=H, rope=ROPE)
+    x, order = jnp.ones((B, T, 16)), np.arange(T)[None]
+    params = attention.init(jax.random.key(0), x)
+    cache = rope_jax.init_cache(batch=B, capacity=T, num_kv_heads=2, head_dim=H)
+    ring = attention.clone(ring_axis="sequence")
+    mask, segments = jnp.ones((B, T), bool), jnp.ones((B, T), int)
+    dropped = dict(deterministic=False, rngs=dict(dropout=jax.random.key(0)))
+    axes = rope_jax.Rope(H, rope_jax.Standard(), axes=(0, 1, 0, 1))
+    for module, how, error, says in (
+        (
+            ring,
+            dict(),
+            ValueError,
+            r"order must be given with ring_axis='sequence', as zigzag_order\(T, n\)\[None\]",
+        ),
+        (ring, dict(order=order), ValueError, r"axis_name must be an axis of the mesh in use .* got 'sequence'"),
+        (ring, dict(cache=cache), ValueError, "cache must be left out with ring_axis, got KVCache"),
+        (ring, dict(order=order, mask=mask), ValueError, "mask must be left out with ring_axis"),
+        (ring, dict(order=order, bias=jnp.zeros((1, 1, T, T))), ValueError, "bias must be left out with ring_axis"),
+        (
+            ring.clone(position_bias=rope_jax.ALiBi()),
+            dict(order=order),
+            ValueError,
+            "position_bias must be left out",
+        ),
+        (
+            ring.clone(dropout_rate=0.1),
+            dict(order=order) | dropped,
+            ValueError,
+            "dropout_rate must be left out with",
+        ),
+        (
+            ring,
+            dict(order=order, mutable="intermediates"),
+            ValueError,
+            "mutable intermediates must be left out with",
+        ),
+        (
+            ring.clone(implementation="cudnn"),
+            dict(),
+            ValueError,
+            "implementation must be None or 'xla' with ring_axis",
+        ),
+        (attention, dict(order=order, segment_ids=segments), ValueError, "segment_ids must be left out with order"),
+        (attention, dict(order=order, cache=cache), ValueError, "cache must be left out with order, got KVCache"),
+        (attention, dict(order=order[:, 1:]), ValueError, r"order must have shape \[B, T\] with .*, got \(1, 31\)"),
+        (attention, dict(order=order * 1.0), TypeError, "order must be integer, got dtype float32"),
+        (
+            attention.clone(rope=axes),
+            dict(order=order),
+            ValueError,
+            "positions .* must be given to a rope with axes",
+        ),
+    ):
+        with pytest.raises(error, match=says):
+            module.apply(params, x, **how)
+
+
 # -------------------------------------------------------------------------------------------------- on many devices
 
 
@@ -343,8 +431,7 @@ class EightDevices:
 
     def test_decoder(self):
         """Tensor parallel by XLA, beside the ring: logical rules for what the ring leaves alone."""
-        sizes = dict(vocab_size=13, num_layers=2, width=16, num_heads=N, num_kv_heads=2, head_dim=H, hidden_dim=24)
-        model = rope_jax.Decoder(**sizes, rope=ROPE, window=(9, None))
+        model = rope_jax.Decoder(**SIZES, rope=ROPE, window=(9, None))
         text = jnp.asarray(np.random.default_rng(4).integers(0, 13, (B, T + 1)), jnp.int32)
         boxed = model.init(jax.random.key(0), text[:, :-1])
         params = jax.tree.map(lambda p: 2 * p, nn.unbox(boxed))
