@@ -103,8 +103,8 @@ def ring_attention(
 
     Inside :func:`jax.shard_map` over the axis, the arrays are the device's own share. Outside, they are whole, and
     it is mapped over that one axis of the mesh in use (:func:`jax.set_mesh`); how batch and heads lie along other
-    axes is left as it is. A device sends each of k, v and order n - 1 times, on the way back once more, beside dk
-    and dv, which it sends n times.
+    axes is left as it is. Of n devices, each sends k, v and order n - 1 times, and as often again in the backward
+    pass, there beside dk and dv in float32, n + 1 times; what is sent does not depend on the work beside it.
 
     Args:
       q: ``[B, T, N, H]``, rotated.
@@ -230,7 +230,7 @@ def _forward(q, k, v, order, window, rule: _Rule):
     order, _ = lax.optimization_barrier((order, q[0, 0, 0, 0]))
     queries, keys = _in_blocks(q, k, v, order, rule)
 
-    def visit(seen, keys, _):
+    def visit(seen, keys):
         return _each_pair(_read, queries, keys, seen, None, window, rule)
 
     like = functools.partial(jnp.full_like, queries.q[..., 0], dtype=jnp.float32)
@@ -248,11 +248,12 @@ def _backward(rule: _Rule, saved, dout):
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     queries = queries._replace(dout=dout, log_total=log_total, delta=delta)
 
-    def visit(dq, keys, dkv):
-        return _each_pair(_read_back, queries, keys, dq, dkv, window, rule)
+    dq, dk, dv = (jnp.zeros_like(x, jnp.float32) for x in (queries.q, keys.k, keys.v))
 
-    dq, *dkv = (jnp.zeros_like(x, jnp.float32) for x in (queries.q, keys.k, keys.v))
-    dq, dkv = _around(visit, dq, keys, tuple(dkv), rule.axis_name)
+    def visit(dq, keys):
+        return _each_pair(_read_back, queries, keys, dq, (dk, dv), window, rule)
+
+    dq, dkv = _around(visit, dq, keys, (dk, dv), rule.axis_name)
     dq, dk, dv = (_tokens(dx, x.shape).astype(x.dtype) for dx, x in zip((dq, *dkv), (q, k, v), strict=True))
     return dq, dk, dv, None, None
 
@@ -260,21 +261,25 @@ def _backward(rule: _Rule, saved, dout):
 _ring.defvjp(_forward, _backward)
 
 
-def _around(visit, own, keys: _Keys, carried, axis_name):
-    """``own, carried = visit(own, keys, carried)`` with the keys of every device; what they carried comes home."""
+def _around(visit, own, keys: _Keys, nothing, axis_name):
+    """``own, gain = visit(own, keys)`` with the keys of every device, and the sum of what one's own keys gained.
+
+    The sum, ``nothing`` at first, travels one step behind its keys, so that whatever is sent is sent beside work.
+    """
     devices = lax.axis_size(axis_name)
     to_next = [(device, (device + 1) % devices) for device in range(devices)]
     send = functools.partial(lax.ppermute, axis_name=axis_name, perm=to_next)
 
     def step(state, _):
-        own, keys, carried = state
-        coming = send(keys)  # does not wait for the work, so both go on at once
-        own, carried = visit(own, keys, carried)
-        return (own, coming, send(carried)), None
+        own, keys, total = state
+        coming, total = send((keys, total))
+        own, gain = visit(own, keys)
+        return (own, coming, jax.tree.map(jnp.add, total, gain)), None
 
-    (own, keys, carried), _ = lax.scan(step, (own, keys, carried), length=devices - 1)
-    own, carried = visit(own, keys, carried)
-    return own, send(carried)
+    (own, keys, total), _ = lax.scan(step, (own, keys, nothing), length=devices - 1)
+    total = send(total)
+    own, gain = visit(own, keys)
+    return own, send(jax.tree.map(jnp.add, total, gain))
 
 
 def _each_pair(work, queries: _Queries, keys: _Keys, by_query, by_key, window, rule: _Rule):

@@ -136,15 +136,16 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_blocks_in_any_order(options):
-    """Rows in an order of their own each: blocks in which a row reads nothing, little, or all."""
+    """Rows in an order of their own each: blocks in which a row reads nothing, little, or all, and blocks to skip."""
     options = dict(block_size=8) | options
     arrays = inputs()
-    rng = np.random.default_rng(1)
-    order = np.stack([rng.permutation(T), 1000 - np.arange(T)]).astype(np.int32)
-    got = on_ring(1, **options)(*arrays, order)
-    seen = visible(order, options.get("causal", False), options.get("window"))
+    backward, zigzag = 1000 - np.arange(T), rope_jax.zigzag_order(T, 2)
     how = {name: options[key] for key, name in (("scale", "scale"), ("logit_cap", "cap")) if key in options}
-    assert_exact(got, exact(*arrays, seen, **how))
+    for order in ((backward, zigzag), (backward, np.random.default_rng(1).permutation(T))):
+        order = np.stack(order).astype(np.int32)
+        got = on_ring(1, **options)(*arrays, order)
+        seen = visible(order, options.get("causal", False), options.get("window"))
+        assert_exact(got, exact(*arrays, seen, **how))
 
 
 def test_far_scores_and_a_traced_window():
@@ -201,6 +202,12 @@ def test_refusals():
 SIZES = dict(vocab_size=13, num_layers=2, width=16, num_heads=N, num_kv_heads=2, head_dim=H, hidden_dim=24)
 
 
+def moved(params):
+    """Far enough from where they start that all of them matter."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda p: p + 0.2 * jnp.asarray(rng.normal(size=p.shape), p.dtype), nn.unbox(params))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -209,21 +216,22 @@ SIZES = dict(vocab_size=13, num_layers=2, width=16, num_heads=N, num_kv_heads=2,
         dict(rope=None, position_bias=rope_jax.T5Bias()),
         dict(rope=None, position_embedding=rope_jax.Sinusoidal()),
     ],
-    ids=str,
+    ids=["rope", "windows", "t5", "sinusoidal"],
 )
 def test_a_model_whose_tokens_are_not_in_line(change):
     model = rope_jax.Decoder(**SIZES, **change)
     rng = np.random.default_rng(5)
     tokens = jnp.asarray(rng.integers(0, 13, (B, T)), jnp.int32)
-    params = jax.tree.map(lambda p: 2 * p, nn.unbox(model.init(jax.random.key(0), tokens)))
-    want = model.apply(params, tokens)
+    params = moved(model.init(jax.random.key(0), tokens))
+    apply = jax.jit(model.apply)
+    want = apply(params, tokens)
     order = np.stack([rng.permutation(T), rope_jax.zigzag_order(T, 4)]).astype(np.int32)
     mixed, slots = jnp.take_along_axis(tokens, order, axis=1), np.argsort(order, axis=1)
-    got = model.apply(params, mixed, order=order)
+    got = apply(params, mixed, order=order)
     got = np.take_along_axis(np.asarray(got), slots[..., None], axis=1)
     allowed = eight_devices.terms_of(model, 1, T) * oracles.EPS32
     np.testing.assert_allclose(got, want, atol=allowed * float(abs(want).max()))
-    assert abs(model.apply(params, mixed) - model.apply(params, mixed, order=order)).max() > 0.01
+    assert abs(apply(params, mixed) - apply(params, mixed, order=order)).max() > 0.01
 
 
 def test_refusals_of_the_modules():
@@ -321,9 +329,12 @@ class EightDevices:
         order = np.stack([rng.permutation(T), rope_jax.zigzag_order(T, 4)]).astype(np.int32)
         assert_exact(on_ring(4, **options)(*arrays, order), exact(*arrays, visible(order, True, 7), cap=1.5))
 
-    @pytest.mark.parametrize("devices", [2, 4])
-    def test_work_is_balanced_by_zigzag(self, devices, monkeypatch):
-        """Blocks that are read, by device, counted as the program runs."""
+    @pytest.mark.parametrize(
+        ("devices", "window", "zigzag", "contiguous"),
+        [(2, None, [5, 5], [3, 7]), (4, None, [9] * 4, [3, 7, 11, 15]), (2, 5, [3, 4], [3, 4])],
+    )
+    def test_work_is_balanced_by_zigzag(self, devices, window, zigzag, contiguous, monkeypatch):
+        """How many blocks each device reads, of two blocks of queries and 2n of keys, counted as the program runs."""
         counts, read, back = collections.Counter(), _ring._read, _ring._read_back
 
         def counted(work, name):
@@ -336,11 +347,8 @@ class EightDevices:
 
         monkeypatch.setattr(_ring, "_read", counted(read, "forward"))
         monkeypatch.setattr(_ring, "_read_back", counted(back, "backward"))
-        call = on_ring.__wrapped__(devices, causal=True)  # two blocks on each device
-        for order, want in (
-            (rope_jax.zigzag_order(T, devices), [2 * devices + 1] * devices),
-            (np.arange(T), [4 * device + 3 for device in range(devices)]),
-        ):
+        call = on_ring.__wrapped__(devices, causal=True, window=window)
+        for order, want in ((rope_jax.zigzag_order(T, devices), zigzag), (np.arange(T), contiguous)):
             counts.clear()
             jax.block_until_ready(call(*inputs(), order[None]))
             jax.effects_barrier()
@@ -390,8 +398,8 @@ class EightDevices:
         assert eight < 0.55 * four  # half of its own share; a block of scores is as large as before
         assert eight < 2 * alone / 8  # beside its keys and their gradients, those that are on their way
         assert abs(twice / four - 1) < 0.01  # the same share of more: nothing depends on all of T
-        # Forward k, v and order; backward these and dk, dv in the loop, and dk, dv once more to their home.
-        assert collectives(programs[-1]) == {"collective-permute": 3 + 5 + 2}
+        # Forward k, v and order; backward these and dk, dv in the loop, and dk, dv once to the last and once home.
+        assert collectives(programs[-1]) == {"collective-permute": 3 + 5 + 2 + 2}
 
     def test_inside_a_model_of_ones_own(self):
         """shard_map around all of it: positions travel with the tokens, and rotation needs nothing else."""
@@ -434,7 +442,7 @@ class EightDevices:
         model = rope_jax.Decoder(**SIZES, rope=ROPE, window=(9, None))
         text = jnp.asarray(np.random.default_rng(4).integers(0, 13, (B, T + 1)), jnp.int32)
         boxed = model.init(jax.random.key(0), text[:, :-1])
-        params = jax.tree.map(lambda p: 2 * p, nn.unbox(boxed))
+        params = moved(boxed)
 
         def loss(params, tokens, labels, model, **how):
             scores = jax.nn.log_softmax(model.apply(params, tokens, **how))

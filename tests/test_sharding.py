@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -23,6 +24,8 @@ MODEL = rope_jax.Decoder(**SIZES, rope=ROPE)
 SHAPES = [shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(shape) == 8]
 SMALLER = [(1, 1, 1), (2, 2, 1), (2, 1, 2), (1, 2, 2)]
 AXES = ("data", "model", "sequence")
+
+by_name = lambda shape: "x".join(map(str, shape))
 
 
 def test_on_eight_devices():
@@ -42,12 +45,12 @@ def test_names_of_a_cache():
 def test_under_the_rules_of_flax():
     """Kernels of attention are made as matrices, which have not the axes that their names are of."""
     tokens = jnp.arange(8)[None]
-    params = MODEL.init(jax.random.key(0), tokens)
-    want = MODEL.apply(params, tokens)
+    init_and_apply = lambda: MODEL.init_with_output(jax.random.key(0), tokens)[0]
+    want = jax.jit(init_and_apply)()
     mesh = eight_devices.mesh(data=1, model=1)
     with jax.set_mesh(mesh), nn.logical_axis_rules([("embed", "data"), ("heads", "model"), ("mlp", "model")]):
-        np.testing.assert_array_equal(jax.jit(MODEL.apply)(params, tokens), want)
-        np.testing.assert_array_equal(MODEL.apply(MODEL.init(jax.random.key(0), tokens), tokens), want)
+        got = jax.jit(init_and_apply)()
+    np.testing.assert_allclose(got, want, atol=eight_devices.terms_of(MODEL, 1, 8) * oracles.EPS32)
 
 
 def rules(shape, *more):
@@ -135,7 +138,7 @@ def assert_same(got):
 
 
 class EightDevices:
-    @pytest.mark.parametrize("shape", SHAPES + SMALLER, ids=str)
+    @pytest.mark.parametrize("shape", SHAPES + SMALLER, ids=by_name)
     def test_loss_gradients_and_tokens(self, shape):
         program, arguments = compiled(shape)
         got = program(*arguments)
@@ -145,7 +148,7 @@ class EightDevices:
         cache = got[2].key
         assert cache.sharding.shard_shape(cache.shape) == (2, B // data_, S // sequence, kv_heads, H)
 
-    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    @pytest.mark.parametrize("shape", SHAPES, ids=by_name)
     def test_the_rotation_sends_nothing(self, shape):
         mesh = eight_devices.mesh(**dict(zip(AXES, shape, strict=True)))
         heads = NamedSharding(mesh, PartitionSpec("data", "sequence", "model"))
@@ -162,7 +165,7 @@ class EightDevices:
             for place in jax.tree.leaves(program.output_shardings):
                 assert place.is_equivalent_to(heads, 4)
 
-    @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)], ids=str)
+    @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)], ids=by_name)
     def test_the_decoder_sends_as_much_without_rotation(self, shape):
         assert collectives(compiled(shape)[0]) == collectives(compiled(shape, None)[0]) != {}
 
