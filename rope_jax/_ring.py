@@ -224,6 +224,9 @@ def _ring(q, k, v, order, window, rule: _Rule):
 
 
 def _forward(q, k, v, order, window, rule: _Rule):
+    # Known before q is, the order would let the gradient of a scan over layers compute the masks of all blocks
+    # ahead of it and keep them, T x T.
+    order, _ = lax.optimization_barrier((order, q[0, 0, 0, 0]))
     queries, keys = _in_blocks(q, k, v, order, rule)
 
     def visit(seen, keys):
