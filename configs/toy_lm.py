@@ -6,8 +6,8 @@
     python configs/toy_lm.py --encoding alibi --workdir runs/alibi
     python configs/toy_lm.py --data FILE_OR_FOLDER --workdir runs/mine
     python configs/toy_lm.py --mesh data=2,model=4                  # eight devices
-    python configs/toy_lm.py --mesh data=2 --coordinator HOST:PORT --num-processes 2 --process-id 0   # and 1
-    srun python configs/toy_lm.py --mesh data=8 --coordinator auto  # so too on every host of a TPU slice
+    python configs/toy_lm.py --mesh data=8 --coordinator auto       # under srun, or on each host of a TPU slice
+    python configs/toy_lm.py --mesh data=2 --coordinator HOST:PORT --num-processes 2 --process-id 0  # and 1
 
 Run again with the same --workdir, it goes on from the last checkpoint, to the same loss as if never stopped.
 """
@@ -86,12 +86,12 @@ class Config:
     mesh: str = "data=1"
     """Devices along the axes data and model: data=2,model=4. Several processes use all that they have together."""
     coordinator: str | None = None
-    """HOST:PORT at which process 0 gathers several processes, who run this command each; auto where the platform
-    tells them who they are: a TPU slice, SLURM, Open MPI."""
+    """Where process 0 gathers several processes, HOST:PORT; each of them runs this command. Or auto, where the
+    platform tells them who they are: a TPU slice, SLURM, Open MPI."""
     num_processes: int | None = None
-    """How many processes there are; with HOST:PORT."""
+    """How many they are; with HOST:PORT alone."""
     process_id: int | None = None
-    """Which of them this one is, from 0; with HOST:PORT. All other flags are the same for all."""
+    """Which of them this one is, from 0; with HOST:PORT alone. All other flags are the same in all of them."""
     start_timeout: int = 300
     """Seconds that the processes wait for one another at the start."""
     heartbeat_timeout: int = 100
@@ -131,7 +131,7 @@ def join(config: Config) -> None:
     by_hand = address not in (None, "auto")
     if any((value is not None) != by_hand for value in (count, mine)):
         fail(
-            f"--num-processes and --process-id belong to --coordinator HOST:PORT, got {count}, {mine} and {address}"
+            f"--coordinator HOST:PORT, --num-processes and --process-id go together, got {address}, {count}, {mine}"
         )
     if address is None:
         return
@@ -139,7 +139,7 @@ def join(config: Config) -> None:
         fail(f"--coordinator must be HOST:PORT or auto, got {address}")
     if by_hand and mine >= count:
         fail(f"--process-id must be less than --num-processes {count}, got {mine}")
-    # jax itself would end the wait by an abort with a stack trace.
+    # jax would end the wait too, by an abort with a stack trace.
     late = f"--coordinator {address}: not all processes were there within {config.start_timeout} s"
     alarm = threading.Timer(config.start_timeout, leave, (1, late))
     alarm.daemon = True
@@ -406,8 +406,7 @@ def run(config: Config) -> int:
             leave(error.code)
         traceback.print_exc()
         leave(
-            1,
-            "this process failed or lost the others. Start all of them again: they go on from the last checkpoint",
+            1, "this process failed or lost the others; start all of them again, to go on from the last checkpoint"
         )
 
 
