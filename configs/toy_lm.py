@@ -130,9 +130,7 @@ def join(config: Config) -> None:
     address, count, mine = told = config.coordinator, config.num_processes, config.process_id
     by_hand = address not in (None, "auto")
     if any((value is not None) != by_hand for value in (count, mine)):
-        fail(
-            f"--coordinator HOST:PORT, --num-processes and --process-id go together, got {address}, {count}, {mine}"
-        )
+        fail(f"--coordinator HOST:PORT, --num-processes and --process-id go together, got {told}")
     if address is None:
         return
     if by_hand and not (address.rpartition(":")[0] and address.rpartition(":")[2].isdigit()):
@@ -405,9 +403,7 @@ def run(config: Config) -> int:
         if isinstance(error, SystemExit):
             leave(error.code)
         traceback.print_exc()
-        leave(
-            1, "this process failed or lost the others; start all of them again, to go on from the last checkpoint"
-        )
+        leave(1, "this process failed or lost the others; start all again, to go on from the last checkpoint")
 
 
 def main(config: Config) -> int:

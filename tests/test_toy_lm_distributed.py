@@ -243,7 +243,7 @@ class TestFaults:
         err = self.survivor(pair, victim, code, "--workdir", tmp_path)
         # Where the connection broke it is the script that says so, where the silence was long, or the coordinator
         # is gone, it may be jax.
-        says = "this process failed or lost the others; start all of them again"
+        says = "this process failed or lost the others; start all again"
         assert says in err or (code != sends_itself("SIGKILL", 7) and "another task died" in err), err
         (out, _), _ = together("--mesh", "data=2", "--workdir", tmp_path)
         assert f"held out; step {goes_on_from}\n" in out
@@ -330,10 +330,10 @@ class TestBadStart:
     def test_flags_of_every_kind(self, toy, capsys):
         here = ("--coordinator", "127.0.0.1:1234")
         for args, says in (
-            (here, "--coordinator HOST:PORT, --num-processes and --process-id go together, got 127.0.0.1:1234, None, None"),
-            ((*here, "--num-processes", 2), "go together, got 127.0.0.1:1234, 2, None"),
-            (("--process-id", 1), "go together, got None, None, 1"),
-            (("--coordinator", "auto", "--num-processes", 2), "go together, got auto, 2, None"),
+            (here, "--coordinator HOST:PORT, --num-processes and --process-id go together, got ('127.0.0.1:1234', None, None)"),
+            ((*here, "--num-processes", 2), "go together, got ('127.0.0.1:1234', 2, None)"),
+            (("--process-id", 1), "go together, got (None, None, 1)"),
+            (("--coordinator", "auto", "--num-processes", 2), "go together, got ('auto', 2, None)"),
             ((*here, "--num-processes", 2, "--process-id", 2), "--process-id must be less than --num-processes 2, got 2"),
             ((*here, "--num-processes", 2, "--process-id", -1), "--process-id must be 0 or more, got -1"),
             ((*here, "--num-processes", 0, "--process-id", 0), "--num-processes must be positive, got 0"),
