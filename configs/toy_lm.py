@@ -6,6 +6,8 @@
     python configs/toy_lm.py --encoding alibi --workdir runs/alibi
     python configs/toy_lm.py --data FILE_OR_FOLDER --workdir runs/mine
     python configs/toy_lm.py --mesh data=2,model=4                  # eight devices
+    python configs/toy_lm.py --mesh data=8 --coordinator auto       # under srun, or on each host of a TPU slice
+    python configs/toy_lm.py --mesh data=2 --coordinator HOST:PORT --num-processes 2 --process-id 0  # and 1
 
 Run again with the same --workdir, it goes on from the last checkpoint, to the same loss as if never stopped.
 """
@@ -16,9 +18,13 @@ import functools
 import hashlib
 import json
 import math
+import os
 import signal
 import sys
 import sysconfig
+import threading
+import traceback
+import zlib
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -31,6 +37,7 @@ import optax
 import orbax.checkpoint as ocp
 import tqdm
 import tyro
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rope_jax
@@ -77,7 +84,18 @@ class Config:
     checkpoint_every: int = 100
 
     mesh: str = "data=1"
-    """Devices along the axes data and model: data=2,model=4."""
+    """Devices along the axes data and model: data=2,model=4. Several processes use all that they have together."""
+    coordinator: str | None = None
+    """Where process 0 gathers several processes, HOST:PORT; each of them runs this command. Or auto, where the
+    platform tells them who they are: a TPU slice, SLURM, Open MPI."""
+    num_processes: int | None = None
+    """How many they are; with HOST:PORT alone."""
+    process_id: int | None = None
+    """Which of them this one is, from 0; with HOST:PORT alone. All other flags are the same in all of them."""
+    start_timeout: int = 300
+    """Seconds that the processes wait for one another at the start."""
+    heartbeat_timeout: int = 100
+    """Seconds of silence after which a process counts as dead, and the others stop."""
     prompt: str = "def "
     sample_bytes: int = 300
     temperature: float = 0.7
@@ -85,6 +103,7 @@ class Config:
 
 # What may differ between a checkpoint and the run that resumes it: nothing that the loss depends on.
 FREE = {"data", "workdir", "eval_every", "checkpoint_every", "mesh", "prompt", "sample_bytes", "temperature"}
+FREE |= {"coordinator", "num_processes", "process_id", "start_timeout", "heartbeat_timeout"}
 EVAL_SEQUENCES = 128
 
 
@@ -92,6 +111,60 @@ def fail(message, program: str = "toy_lm") -> NoReturn:
     """One line for what the user can mend, exit status 2, nothing written."""
     print(f"{program}: {' '.join(str(message).split())}", file=sys.stderr)
     raise SystemExit(2)
+
+
+# ------------------------------------------------------------------------------------ several processes
+
+
+def leave(status: int, message: str = "") -> NoReturn:
+    """Ends a process at once: the usual end would wait for the others, which may be waiting for this one."""
+    if message:
+        print(f"toy_lm: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def join(config: Config) -> None:
+    """Makes this process one of several, where the flags say so: they run one program on all their devices."""
+    address, count, mine = told = config.coordinator, config.num_processes, config.process_id
+    by_hand = address not in (None, "auto")
+    if any((value is not None) != by_hand for value in (count, mine)):
+        fail(f"--coordinator HOST:PORT, --num-processes and --process-id go together, got {told}")
+    if address is None:
+        return
+    if by_hand and not (address.rpartition(":")[0] and address.rpartition(":")[2].isdigit()):
+        fail(f"--coordinator must be HOST:PORT or auto, got {address}")
+    if by_hand and mine >= count:
+        fail(f"--process-id must be less than --num-processes {count}, got {mine}")
+    # jax would end the wait too, by an abort with a stack trace.
+    late = f"--coordinator {address}: not all processes were there within {config.start_timeout} s"
+    alarm = threading.Timer(config.start_timeout, leave, (1, late))
+    alarm.daemon = True
+    alarm.start()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the wait too
+    try:
+        jax.distributed.initialize(
+            *(told if by_hand else ()),
+            initialization_timeout=2 * config.start_timeout,
+            heartbeat_timeout_seconds=config.heartbeat_timeout,
+        )
+    except (ValueError, RuntimeError) as error:
+        fail(f"--coordinator {address}: {error}")
+    finally:
+        alarm.cancel()
+
+
+def check_agreement(config: Config, mine: dict) -> None:
+    """Fails, in every process, where they differ in more than their number: each would train another model."""
+    if jax.device_count() != jax.process_count() * jax.local_device_count():
+        fail(f"every process must have as many devices as the others, got {jax.local_device_count()} here")
+    flags = {k: str(v).encode() for k, v in (dataclasses.asdict(config) | mine).items()}
+    del flags["process_id"], flags["data"]  # the text may lie elsewhere, but must be the same
+    digests = multihost_utils.process_allgather(np.array([*map(zlib.crc32, flags.values())], np.uint32))
+    differ = [name for name, column in zip(flags, digests.T, strict=True) if len(set(column.tolist())) > 1]
+    if differ:
+        fail(f"every process must get the same flags and the same text, but they differ in {', '.join(differ)}")
 
 
 # ------------------------------------------------------------------------------------------------- data
@@ -132,10 +205,20 @@ def windows(text: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
     return text[starts[:, None] + np.arange(length + 1)].astype(np.int32)
 
 
-def training_batch(text: np.ndarray, config: Config, step: int) -> np.ndarray:
+def training_starts(text: np.ndarray, config: Config, step: int) -> np.ndarray:
     """A pure function of seed and step, so that a resumed run reads what the uninterrupted one would have."""
-    starts = np.random.default_rng((config.seed, step)).integers(0, len(text) - config.length, config.batch)
-    return windows(text, starts, config.length)
+    return np.random.default_rng((config.seed, step)).integers(0, len(text) - config.length, config.batch)
+
+
+def training_batch(text: np.ndarray, config: Config, step: int) -> np.ndarray:
+    return windows(text, training_starts(text, config, step), config.length)
+
+
+def place(text: np.ndarray, starts: np.ndarray, config: Config, mesh) -> jax.Array:
+    """The windows at ``starts``, split over the axis data; a process reads those of its own devices alone."""
+    shape, sharding = (len(starts), config.length + 1), NamedSharding(mesh, PartitionSpec("data"))
+    read = lambda index: windows(text, starts[index[0]], config.length)  # noqa: E731
+    return jax.make_array_from_callback(shape, sharding, read)
 
 
 SCHEDULES = ("Standard", "Linear", "NTKAware", "DynamicNTK", "Yarn", "LongRope", "Llama3", "Proportional")
@@ -199,8 +282,11 @@ def build_mesh(config: Config) -> jax.sharding.Mesh:
     if not set(sizes) <= {"data", "model"} or min(sizes.values()) < 1:
         fail(f"--mesh axes must be data and model, of size 1 or more, got {config.mesh}")
     sizes = {"data": 1, "model": 1} | sizes
-    if math.prod(sizes.values()) > jax.device_count():
-        fail(f"--mesh {config.mesh} needs {math.prod(sizes.values())} devices, got {jax.device_count()}")
+    needed, there = math.prod(sizes.values()), jax.device_count()
+    if needed > there:
+        fail(f"--mesh {config.mesh} needs {needed} devices, got {there}")
+    if needed < there and jax.process_count() > 1:
+        fail(f"--mesh {config.mesh} must use all {there} devices of the {jax.process_count()} processes")
     for name, axis in (("batch", "data"), ("num_heads", "model"), ("hidden_dim", "model")):
         value, flag = getattr(config, name), name.replace("_", "-")
         if value % sizes[axis]:
@@ -238,12 +324,12 @@ def train_step(state, tokens, *, model, optimizer):
 eval_step = jax.jit(mean_loss, static_argnames="model")
 
 
-def evaluate(model, params, held_out, config: Config, place) -> float:
+def evaluate(model, params, held_out, config: Config, mesh) -> float:
     """Bits per byte over sequences spread evenly over the held-out text."""
     count = max(EVAL_SEQUENCES // config.batch, 1)
     starts = np.linspace(0, len(held_out) - config.length - 1, count * config.batch).astype(int)
-    batches = np.split(windows(held_out, starts, config.length), count)
-    return float(np.mean([eval_step(model, params, place(batch)) for batch in batches])) / math.log(2)
+    batches = [place(held_out, each, config, mesh) for each in np.split(starts, count)]
+    return float(np.mean([eval_step(model, params, batch) for batch in batches])) / math.log(2)
 
 
 # ----------------------------------------------------------------------------------- the run and its files
@@ -268,15 +354,14 @@ def check_same_run(saved: Path, mine: dict, begun: bool) -> None:
         fail(f"the run in {saved.parent} is another one: {'; '.join(differ)}. Choose another --workdir")
 
 
-def resume(manager, state, saved: Path, mine: dict):
-    """The newest checkpoint, or the initial state where there is none; never in the folder of another run."""
-    check_same_run(saved, mine, begun=manager.latest_step() is not None)
+def resume(manager, state, workdir: Path):
+    """The newest checkpoint, placed as the initial state is; or that state where there is none."""
     if manager.latest_step() is None:
         return state
     try:
         return manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
     except Exception as error:
-        fail(f"the checkpoint in {saved.parent} cannot be read: {error}")
+        fail(f"the checkpoint in {workdir} cannot be read: {error}")
 
 
 def keep_metrics(path: Path, step: int) -> list[dict]:
@@ -308,50 +393,73 @@ def plot(path: Path, rows: list[dict]) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main(config: Config) -> None:
+def run(config: Config) -> int:
+    """The exit status of main; one of several processes that fails leaves at once, and the others notice."""
+    try:
+        return main(config)
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
+            raise
+        if isinstance(error, SystemExit):
+            leave(error.code)
+        traceback.print_exc()
+        leave(1, "this process failed or lost the others; start all again, to go on from the last checkpoint")
+
+
+def main(config: Config) -> int:
+    for name, value in dataclasses.asdict(config).items():
+        least = 0 if name in ("seed", "temperature", "weight_decay", "process_id") else 1e-9
+        if value == "" or (isinstance(value, int | float) and not (least <= value < math.inf)):
+            fail(f"--{name.replace('_', '-')} must be {'0 or more' if not least else 'positive'}, got {value!r}")
+    join(config)
+    lead = jax.process_index() == 0  # the one process that prints, logs and plots
     stop: list[int] = []  # Ctrl-C ends the run after the step under way, with a checkpoint
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda signum, frame: stop.append(signum) or signal.signal(signum, signal.SIG_DFL))
-    for name, value in dataclasses.asdict(config).items():
-        least = 0 if name in ("seed", "temperature", "weight_decay") else 1e-9
-        if value == "" or (isinstance(value, int | float) and not (least <= value < math.inf)):
-            fail(f"--{name.replace('_', '-')} must be {'0 or more' if not least else 'positive'}, got {value!r}")
     try:
         prompt = np.frombuffer(config.prompt.encode(), np.uint8)[None]
     except UnicodeEncodeError as error:
         fail(f"--prompt must be text: {error}")
     corpus = read_corpus(config)
+    mine = fingerprint(config, corpus)
+    check_agreement(config, mine)
     mesh = build_mesh(config)
     try:
         model, optimizer = build_model(config), build_optimizer(config)
         state = initial_state(model, optimizer, mesh, config)
     except (ValueError, TypeError, OverflowError) as error:
         fail(error)
-    place = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("data")))
 
     workdir = config.workdir.absolute()
-    saved, mine = workdir / "config.json", fingerprint(config, corpus)
+    saved = workdir / "config.json"
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
     try:
         manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
     except OSError as error:
         fail(f"--workdir {config.workdir} must be a folder that can be written: {error}")
-    state = resume(manager, state, saved, mine)
-    write(saved, json.dumps(mine, indent=1) + "\n")
-    first = int(state["step"])
-    rows = keep_metrics(workdir / "metrics.jsonl", first)
-    count = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
-    print(f"{count:,} parameters, {corpus[0].size:,} bytes to learn, {corpus[1].size:,} held out; step {first}")
+    if lead:
+        check_same_run(saved, mine, begun=manager.latest_step() is not None)
+        write(saved, json.dumps(mine, indent=1) + "\n")
+    multihost_utils.sync_global_devices("config.json")
+    if not saved.exists():
+        fail(f"--workdir {config.workdir} must be one folder for all processes; what process 0 wrote is not here")
+    state = resume(manager, state, workdir)
+    first, told, rows, metrics = int(state["step"]), 0, [], Path(os.devnull)
+    if lead:
+        metrics = workdir / "metrics.jsonl"
+        rows = keep_metrics(metrics, first)
+        count = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
+        print(f"{count:,} parameters, {corpus[0].size:,} bytes to learn, {corpus[1].size:,} held out; step {first}")
 
-    bar = tqdm.tqdm(total=config.steps, initial=first)
-    with (workdir / "metrics.jsonl").open("a", buffering=1) as log, bar:
+    bar = tqdm.tqdm(total=config.steps, initial=first, disable=not lead)
+    with metrics.open("a", buffering=1) as log, bar:
         for step in range(first, config.steps):
-            batch = place(training_batch(corpus[0], config, step))
+            batch = place(corpus[0], training_starts(corpus[0], config, step), config, mesh)
             state, loss = train_step(state, batch, model=model, optimizer=optimizer)
             row = {"step": step + 1, "train": float(loss) / math.log(2)}
             last = step + 1 == config.steps
             if last or (step + 1) % config.eval_every == 0:
-                row["held_out"] = evaluate(model, state["params"], corpus[1], config, place)
+                row["held_out"] = evaluate(model, state["params"], corpus[1], config, mesh)
             rows.append(row)
             log.write(json.dumps(row) + "\n")
             bar.update()
@@ -359,29 +467,34 @@ def main(config: Config) -> None:
             bar.set_postfix_str(
                 f"loss {float(loss):.3f}, {row['train']:.3f} bits/byte, {tokens_per_s:,.0f} tokens/s"
             )
-            if last or stop or (step + 1) % config.checkpoint_every == 0:
+            told = int(multihost_utils.process_allgather(np.int32(max(stop, default=0))).max())  # all stop as one
+            if last or told or (step + 1) % config.checkpoint_every == 0:
                 manager.save(step + 1, args=ocp.args.StandardSave(state))
-            if stop:
+            if told:
                 break
     manager.wait_until_finished()
-    if stop:
+    if told:
         print(f"toy_lm: stopped at step {rows[-1]['step']}, saved; run again to go on", file=sys.stderr)
-        raise SystemExit(128 + stop[0])
+        return 128 + told
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 
-    plot(workdir / "loss.png", rows)
     room = config.sample_bytes
-    if config.encoding == "learned" and room > config.length - prompt.size:
-        room = config.length - prompt.size
-        print(f"the sample ends after {room} bytes: the learned table has {config.length} positions")
+    if config.encoding == "learned":
+        room = min(room, config.length - prompt.size)
     sampling = dict(max_new_tokens=room, temperature=config.temperature)
     written = rope_jax.generate(model, state["params"], prompt, rng=jax.random.key(config.seed), **sampling)
+    if not lead:
+        return 0
+    if room < config.sample_bytes:
+        print(f"the sample ends after {room} bytes: the learned table has {config.length} positions")
+    plot(workdir / "loss.png", rows)
     text = config.prompt + bytes(np.asarray(written.tokens[0], np.uint8)).decode(errors="replace")
     (workdir / "sample.txt").write_text(text)
     held_out = [row["held_out"] for row in rows if "held_out" in row][-1]
     print(f"\n{text}\n\n{held_out:.3f} bits per byte held out, after {config.steps} steps; see {config.workdir}")
+    return 0
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    sys.exit(run(tyro.cli(Config)))
