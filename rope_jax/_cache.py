@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_dtype, check_mask, device_array
+from rope_jax._checks import check_axes, check_dtype, check_mask, device_array, surely
 from rope_jax._quantized import Quantized, is_narrow, quantize
 from rope_jax._rope import Rope
 
@@ -62,6 +62,11 @@ class KVCache:
         them had to read.
         """
         return self.length > self.capacity if self.sinks is None else self.length < 0
+
+    @property
+    def _too_long(self) -> jax.Array:
+        """int32 ``[]``: the length of a row that is ``overflowed``."""
+        return jnp.int32(self.capacity + 1 if self.sinks is None else LOST)
 
     def order(self, length) -> jax.Array:
         """Which token of its row each slot holds, after ``length [B]`` tokens: int32 ``[B or 1, S]``.
@@ -157,8 +162,7 @@ class KVCache:
 
     def _refuse_known_overflow(self, tokens, mask):
         # A symbolic T (jax.export) cannot be compared; it is left to run time like a traced length.
-        known = not isinstance(self.length, jax.core.Tracer) and bool(jnp.any(self.overflowed))
-        if known or (mask is None and isinstance(tokens, int) and tokens > self.capacity):
+        if surely(self.overflowed) or (mask is None and isinstance(tokens, int) and tokens > self.capacity):
             have = "" if isinstance(self.length, jax.core.Tracer) else f", rows would hold {self.length.tolist()}"
             raise ValueError(
                 f"key must fit in the cache: T={tokens} tokens were given, capacity S={self.capacity}{have}"
@@ -214,8 +218,8 @@ class KVCache:
 
         Raises:
           TypeError: if the length is not an integer.
-          ValueError: if it is known to be negative, or if rows have evicted tokens: what they held in these slots
-            before is gone. Where only run time knows that, such a row is ``overflowed`` from then on.
+          ValueError: if it is negative, or if rows have evicted tokens: what they held in these slots before is
+            gone. Where only run time knows that, such a row is ``overflowed`` from then on.
 
         Example:
           >>> import jax.numpy as jnp, rope_jax
@@ -227,18 +231,17 @@ class KVCache:
         length = device_array("length", length)
         check_dtype("length", length, jnp.integer, "integer")
         check_axes("length", length, "B" if length.ndim else "", B=self.length.shape[-1])
-        if not isinstance(length, jax.core.Tracer) and bool(jnp.any(length < 0)):
+        if surely(length < 0):
             raise ValueError(f"length must be 0 or more, got {length.tolist()}")
-        shorter = jnp.minimum(self.length, length.astype(jnp.int32))
+        shorter, lost = jnp.minimum(self.length, length.astype(jnp.int32)), length < 0
         if self.sinks is not None:
-            lost = (self.length > self.capacity) & (shorter < self.length)
-            if not isinstance(lost, jax.core.Tracer) and bool(jnp.any(lost)):
+            lost |= (self.length > self.capacity) & (shorter < self.length)
+            if surely(lost):
                 raise ValueError(
                     f"length must keep what rows that evicted tokens hold, {self.length.tolist()}, "
                     f"got {length.tolist()}"
                 )
-            shorter = jnp.where(lost, LOST, shorter)
-        return dataclasses.replace(self, length=shorter)
+        return dataclasses.replace(self, length=jnp.where(lost, self._too_long, shorter))
 
     def take(self, rows) -> "KVCache":
         """The cache of these rows, in this order: of the beams that go on, or one prompt's for many answers.
@@ -261,12 +264,11 @@ class KVCache:
         check_axes("rows", rows, "B")
         batch = self.length.shape[-1]
         outside = (rows < 0) | (rows >= batch)
-        if not isinstance(outside, jax.core.Tracer) and bool(jnp.any(outside)):
+        if surely(outside):
             raise ValueError(f"rows must be in [0, B={batch}), got {rows.tolist()}")
         axis = self.length.ndim - 1
         taken = jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=axis, mode="clip"), self)
-        overflow = self.capacity + 1 if self.sinks is None else LOST
-        return dataclasses.replace(taken, length=jnp.where(outside, jnp.int32(overflow), taken.length))
+        return dataclasses.replace(taken, length=jnp.where(outside, self._too_long, taken.length))
 
     def grow(self, capacity: int) -> "KVCache":
         """The same rows with room for more tokens. Another capacity is another shape: what reads it compiles again.

@@ -45,6 +45,11 @@ def check_integer(argument: str, value, least: int | None = None) -> int:
     return number
 
 
+def surely(condition) -> bool:
+    """Whether a condition is known to hold somewhere: what is traced is not known."""
+    return not isinstance(condition, jax.core.Tracer) and bool(np.asarray(condition).any())
+
+
 def check_mask(argument: str, mask, axes: str, **sizes) -> jax.Array:
     """``mask`` as a bool array: nonzero at real tokens. An additive float mask means the opposite: TypeError."""
     mask = device_array(argument, mask)

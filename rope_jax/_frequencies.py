@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_dtype
+from rope_jax._checks import check_axes, check_dtype, surely
 
 # ------------------------------------------------------------------------------------------- the values
 
@@ -201,7 +201,7 @@ def _length(schedule, length):
         length = jnp.asarray(length)
     if isinstance(length, jax.Array):
         check_dtype("length", length, jnp.integer, "integer")
-        if not isinstance(length, jax.core.Tracer) and not bool(jnp.all(length >= 1)):
+        if surely(length < 1):
             raise ValueError(f"{type(schedule).__name__}: length must be at least 1 token, got {length}")
         return length
     return _host_length(schedule, length)

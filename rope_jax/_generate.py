@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from rope_jax._cache import KVCache
-from rope_jax._checks import check_axes, check_integer
+from rope_jax._checks import check_axes, check_integer, surely
 from rope_jax._decoder import Decoder
 from rope_jax._prompts import check_prompt, check_room, check_stop, is_known
 from rope_jax._reader import Reader
@@ -294,7 +294,7 @@ def _check_cache(model: Decoder, cache: KVCache, batch: int, cache_dtype) -> Non
         raise ValueError(f"cache_dtype must be left out with a cache, which has its own, got {cache_dtype}")
     sizes = dict(layers=model.num_layers, B={1, batch}, K=model.num_kv_heads or model.num_heads, H=model.head_dim)
     check_axes("cache.key", cache.key, "layers B S K H", **sizes)
-    if is_known(cache) and bool(jnp.any(cache.overflowed)):
+    if surely(cache.overflowed):
         raise ValueError(f"cache must not have overflowed, got S={cache.capacity}, rows {cache.length[0].tolist()}")
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax._cache import KVCache
-from rope_jax._checks import check_axes, check_dtype, check_integer, check_mask, device_array
+from rope_jax._checks import check_axes, check_dtype, check_integer, check_mask, device_array, surely
 from rope_jax._decoder import Decoder
 
 
@@ -77,11 +77,12 @@ def check_prompt(model: Decoder, prompt, mask) -> tuple[jax.Array, jax.Array | N
         raise ValueError(f"prompt must hold at least one row and one token, got shape {prompt.shape}")
     if mask is not None:
         mask = check_mask("mask", mask, "B T", B=prompt.shape[0], T=prompt.shape[1])
-        if is_known(mask) and not bool(jnp.all(jnp.any(mask, axis=1))):
+        if surely(~jnp.any(mask, axis=1)):
             raise ValueError("mask must have a real token in every row, got a row of padding alone")
         prompt = jnp.where(mask, prompt, jnp.zeros_like(prompt))  # what stands at padding is nobody's token
     if is_known(prompt):
-        low, high = int(prompt.min()), int(prompt.max())
+        known = np.asarray(prompt)  # by numpy: inside a function that is being traced, jnp would forget that it is
+        low, high = known.min(), known.max()
         if low < 0 or high >= model.vocab_size:
             raise ValueError(f"prompt must hold tokens in [0, V={model.vocab_size}), got {low} to {high}")
     # One that is traced and too large stays so.
@@ -104,8 +105,8 @@ def check_room(argument: str, model: Decoder, prompt, mask, count: int, cache: K
     longest = getattr(model.position_embedding, "length", None)
     if longest is None or not is_known((mask, cache)):
         return
-    real = prompt.shape[1] if mask is None else int(jnp.sum(mask, axis=1).max())
-    real += 0 if cache is None else int(cache.length.max())
+    real = prompt.shape[1] if mask is None else np.asarray(mask).sum(axis=1).max()
+    real += 0 if cache is None else np.asarray(cache.length).max()
     if real + count - 1 > longest:  # the last token is written and not read
         raise ValueError(
             f"{argument} must be at most {longest + 1 - real} after a prompt of {real} tokens: "
