@@ -213,7 +213,7 @@ class RotaryAttention(nn.Module, kw_only=True):
             readable = same_segment(segment_ids)
         if cache is not None:
             cache = cache.write(k, v, mask, reach=window if isinstance(window, int) else None)
-            k, v = cache.key.astype(k.dtype), cache.value.astype(v.dtype)
+            k, v = cache.read(k.dtype)
             if key_rotation is not None:
                 (k,) = turn([k], key_rotation)
             readable = visible(order, cache.order(after), causal=True, window=window, sinks=cache.sinks or 0)
@@ -365,7 +365,8 @@ class RotaryAttention(nn.Module, kw_only=True):
             if not self.causal:
                 raise ValueError("causal must be True with a cache: earlier tokens cannot read later ones")
             kv_heads = self.num_kv_heads or self.num_heads
-            check_axes("cache.key", cache.key, "B S K H", B=batch, K=kv_heads, H=self.head_dim)
+            axes = "B S K H" if cache.layer is None else "layers B S K H"
+            check_axes("cache.key", cache.key, axes, B=batch, K=kv_heads, H=self.head_dim)
             if cache.rope is not None and cache.rope != self.rope:
                 raise ValueError(
                     f"cache must hold keys of this layer's rope {self.rope}, got those of {cache.rope}"

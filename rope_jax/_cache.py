@@ -39,6 +39,7 @@ class KVCache:
         section 3.2); 0 is a sliding window.
       rotated: whether keys are stored rotated; else as they are, and rotated whenever they are read.
       rope: the recipe that its keys are of, where it is known: no other may write or read them.
+      layer: int32 ``[]``, of a stack of layers with one length ``[B]``: which of them is written and read.
     """
 
     key: jax.Array | Quantized
@@ -48,6 +49,7 @@ class KVCache:
     sinks: int | None = dataclasses.field(default=None, metadata=dict(static=True))
     rotated: bool = dataclasses.field(default=True, metadata=dict(static=True))
     rope: Hashable = dataclasses.field(default=None, metadata=dict(static=True))
+    layer: jax.Array | None = None
 
     @property
     def capacity(self) -> int:
@@ -129,8 +131,8 @@ class KVCache:
           >>> cache.write(kv, kv, mask=jnp.array([[1, 1, 1], [0, 0, 1]])).length.tolist()
           [3, 1]
         """
-        check_axes("cache.key", self.key, "B S K H")
-        batch, capacity, heads, head_dim = self.key.shape
+        check_axes("cache.key", self.key, "B S K H" if self.layer is None else "layers B S K H")
+        batch, capacity, heads, head_dim = self.key.shape[-4:]
         check_axes("key", key, "B T K H", B=batch, K=heads, H=head_dim)
         check_axes("value", value, "B T K H", B=batch, T=key.shape[1], K=heads, H=head_dim)
         tokens = key.shape[1]
@@ -152,13 +154,22 @@ class KVCache:
         after._refuse_known_overflow(tokens, mask)
 
         slots = jnp.where(real, slots, capacity)  # slot S does not exist: dropped
-        rows = jnp.arange(batch, dtype=jnp.int32)[:, None]
+        where: tuple[jax.Array, ...] = jnp.arange(batch, dtype=jnp.int32)[:, None], slots
+        where = where if self.layer is None else (self.layer, *where)
 
         def put(kept, new):
             new = quantize(new, kept.dtype) if isinstance(kept, Quantized) else new
-            return jax.tree.map(lambda a, b: a.at[rows, slots].set(b.astype(a.dtype), mode="drop"), kept, new)
+            return jax.tree.map(lambda a, b: a.at[where].set(b.astype(a.dtype), mode="drop"), kept, new)
 
         return dataclasses.replace(after, key=put(self.key, key), value=put(self.value, value))
+
+    def read(self, dtype) -> tuple[jax.Array, jax.Array]:
+        """Keys and values ``[B, S, K, H]`` in this dtype, those of free slots among them."""
+        held = self.key, self.value
+        if self.layer is not None:
+            held = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, self.layer, keepdims=False), held)
+        key, value = (each.astype(dtype) for each in held)
+        return key, value
 
     def _refuse_known_overflow(self, tokens, mask):
         # A symbolic T (jax.export) cannot be compared; it is left to run time like a traced length.

@@ -175,7 +175,7 @@ class Decoder(nn.Module, kw_only=True):
             block,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
-            in_axes=(*[nn.broadcast] * 6, 0, 0),
+            in_axes=(*[nn.broadcast] * 6, 0),
             length=self.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
@@ -303,13 +303,15 @@ class Decoder(nn.Module, kw_only=True):
             places = next_positions(tokens.shape, mask, seen=seen) if order is None else order
             keys = places if cache is None else cache.order(after)
             bias = bias_of_order(self.position_bias, places, keys, self.num_heads, True)
-        recipe = None if cache is None else cache.rope
+        own = _Own(jnp.arange(self.num_layers, dtype=jnp.int32), own_rotation, windows)
+        given = cache
         if cache is not None:  # of this model, it is of each layer
-            cache = dataclasses.replace(cache, rope=None)
-        own = _Own(own_rotation, windows)
-        x, cache = self.layers(x, rotation, key_rotation, order, bias, mask, segment_ids, cache, own)
+            cache = dataclasses.replace(cache, length=cache.length[0], shifted=cache.shifted[0], rope=None)
+        (x, cache), lengths = self.layers((x, cache), rotation, key_rotation, order, bias, mask, segment_ids, own)
         x = self.final_norm(x)
-        return x if cache is None else (x, dataclasses.replace(cache, rope=recipe))
+        if given is None:
+            return x
+        return x, dataclasses.replace(given, key=cache.key, value=cache.value, length=lengths)
 
     def unembed(self, hidden) -> jax.Array:
         """``[..., D] -> float32 [..., V]``."""
@@ -462,8 +464,9 @@ def _alike(field, value, num_layers):
 
 
 class _Own(NamedTuple):
-    """What one layer of unlike ones has to itself; None where they are alike."""
+    """What one layer has to itself; None where they are alike."""
 
+    layer: jax.Array  # its number
     rotation: jax.Array | None  # the index of its rotation
     window: jax.Array | None
 
@@ -483,16 +486,20 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x,
+        carry,
         rotation: Rotation | None,
         key_rotation: Rotation | None,
         order,
         bias,
         mask,
         segment_ids,
-        cache: KVCache | None,
         own: _Own,
     ):
+        # The cache of all layers is carried, so that each writes its tokens where they belong. As what goes into a
+        # layer and what comes out of it, the whole of it would be copied with every token.
+        x, caches = carry
+        cache = None if caches is None else dataclasses.replace(caches, layer=own.layer)
+
         def dense(name, features, *axes):
             init = nn.with_logical_partitioning(self.kernel_init, axes)
             bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:])
@@ -524,7 +531,10 @@ class _Block(nn.Module):
         y = dense("down", x.shape[-1], "mlp", "embed")(inside)
         if self.post_norms:
             y = self.norm(name="post_mlp_norm")(y)
-        return _placed(x + y, self.sharding), cache
+        x = _placed(x + y, self.sharding)
+        if cache is None:
+            return (x, None), None
+        return (x, dataclasses.replace(caches, key=cache.key, value=cache.value)), cache.length
 
 
 def _placed(x, sharding):

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +118,11 @@ class TestStreaming:
         how = dict(rng=jax.random.key(5)) if sampled else dict(temperature=0)
         how |= dict(max_new_tokens=12)
         free = rope_jax.generate(MODEL, PARAMS, self.PROMPT, **how).tokens
-        how |= dict(stop_token=(int(free[0, 2]), int(free[1, 6])))
+        ends = lambda stops: [
+            next((i for i, token in enumerate(row) if token in stops), 12) for row in free.tolist()
+        ]
+        pairs = itertools.combinations(range(MODEL.vocab_size), 2)
+        how |= dict(stop_token=next(pair for pair in pairs if len(set(ends(pair))) == 3))
         want = rope_jax.generate(MODEL, PARAMS, self.PROMPT, **how)
         came = []
         out = rope_jax.generate(
