@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -229,10 +230,10 @@ def test_the_picture(scale, kept, tmp_path):
     figure.savefig(tmp_path / "scale.png")
     assert (tmp_path / "scale.png").stat().st_size > 10_000
     peak, moved = figure.axes
-    lines = {line.get_label(): line.get_ydata().tolist() for line in peak.lines}
+    lines = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in peak.lines}
     assert lines["8k tokens in a row, v5e"] == lines["8k tokens in a row, v5p"] == [10.0]
     assert lines["128k tokens in a row, v5e"] == [20.0]  # what it needs, over the line of what there is
-    assert moved.lines[0].get_ydata().tolist() == [7.0]
+    assert np.asarray(moved.lines[0].get_ydata()).tolist() == [7.0]
 
 
 def test_what_is_kept_can_be_shown(scale):

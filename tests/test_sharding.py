@@ -101,7 +101,7 @@ def compiled(shape, rope=ROPE, fully=False):
     model = MODEL.clone(rope=rope, activation_sharding=along if fully else None)
     axis_rules = rules(shape, *[("embed", "data")] * fully)
     names = nn.get_partition_spec(jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, T), jnp.int32)))
-    cache = MODEL.init_cache(batch=B, capacity=S)
+    cache = model.init_cache(batch=B, capacity=S)
     params, tokens, labels, prompt = data()
     by_rows = NamedSharding(mesh, PartitionSpec("data"))
     places = [
