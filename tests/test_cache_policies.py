@@ -197,6 +197,30 @@ def test_decoding_across_the_switch_is_the_full_forward_at_the_new_length(name, 
     assert len(traces) == 2 and [len(row) for row in rows] == [14, 12]
 
 
+@pytest.mark.parametrize("rotated", [True, False])
+def test_decoding_from_4096_tokens_to_4097(rotated):
+    """As long as Phi-3's first list goes: a sum of as many float32 terms is off by as many eps at most."""
+    switch = 4096
+    rope = rope_jax.Rope(H, dataclasses.replace(LONG, original_length=switch))
+    module = rope_jax.RotaryAttention(num_heads=1, head_dim=H, rope=rope)
+    x = jax.random.normal(jax.random.key(2), (1, switch + 2, D))
+    params = module.init(jax.random.key(3), x[:, :2], rotation=rope.rotation(jnp.arange(2), length=2))
+    cache = rope_jax.init_cache(batch=1, capacity=switch + 2, num_kv_heads=1, head_dim=H, rotated=rotated)
+
+    @jax.jit
+    def full(x, length):
+        return module.apply(params, x, rotation=rope.rotation(jnp.arange(switch + 2)[None], length=length))
+
+    step, traces = stepper(module, params)
+    _, cache = step(x[:, : switch - 1], cache)
+    for t in range(switch - 1, switch + 2):  # the 4096th token, the 4097th, the 4098th
+        y, cache = step(x[:, t : t + 1], cache)
+        np.testing.assert_allclose(y[0, 0], full(x, t + 1)[0, t], atol=switch * oracles.EPS32)
+        other = full(x, switch + 1 if t < switch else switch)[0, t]
+        assert np.abs(y[0, 0] - other).max() > 10 * switch * oracles.EPS32
+    assert len(traces) == 2
+
+
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
 def test_re_rotation_is_exact_at_every_position(layout):
     rope = rope_jax.Rope(H, LONG, layout=layout)

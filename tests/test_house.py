@@ -160,6 +160,13 @@ def test_the_readme_shows_what_the_benchmarks_found(name, monkeypatch):
     assert f"Python {kept['python']}, jax {kept['jax']}" in speed
 
 
+def test_the_readme_shows_what_was_compiled_for_many_chips(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    kept = json.loads((ROOT / "benchmarks/results/scale.json").read_text())
+    shown = README.split("<!-- scale -->\n")[1].split("\n<!-- /scale -->")[0]
+    assert shown == importlib.import_module("scale").table(kept)
+
+
 def census_in_words():
     """The part of the README that says what `make oracle` found, made from the committed table."""
     table = json.loads((ROOT / "tests/golden/census.json").read_text())
