@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_dtype, check_integer, device_array
+from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, device_array
 from rope_jax._positions import distances
 
 Implementation = Literal["xla", "cudnn"]
@@ -103,7 +103,7 @@ def attend(
     check_axes("v", v, "B S K H", B=batch, S=k.shape[1], K=kv_heads, H=head_dim)
     check_dtype("v", v, jnp.floating, "floating")
     window = window_size(window)
-    scale = _real("scale", scale)
+    scale = real_number("scale", scale)
     check_options(logit_cap, dropout_rate)
     if implementation not in (None, *get_args(Implementation)):
         raise ValueError(
@@ -198,7 +198,7 @@ def attention_weights(
     q, k, bias, mask = checked_scores(q, k, bias, mask)
     window = window_size(window)
     check_options(logit_cap, 0.0)
-    scale = _real("scale", scale)
+    scale = real_number("scale", scale)
     batch, length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
     grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
@@ -254,8 +254,7 @@ def window_size(window) -> int | jax.Array | None:
         raise ValueError(f"window must have shape [], got {np.shape(window)}")
     if isinstance(window, jax.core.Tracer):
         check_dtype("window", window, jnp.integer, "an integer")
-        most = jnp.asarray(min(jnp.iinfo(window.dtype).max, 2**31 - 1), window.dtype)
-        return jnp.minimum(window, most).astype(jnp.int32)  # one that int32 cannot hold reaches everything
+        return as_int32(window)  # one that it cannot hold reaches everything
     window = check_integer("window", window)
     if window < 1:
         raise ValueError(f"window must be at least 1 token, got {window}")
@@ -266,15 +265,15 @@ def window_size(window) -> int | jax.Array | None:
 
 def check_options(logit_cap: float | None, dropout_rate: float) -> None:
     """Raises ValueError for one that is out of its range."""
-    cap = _real("logit_cap", logit_cap)
+    cap = real_number("logit_cap", logit_cap)
     if isinstance(cap, float) and not cap > 0:
         raise ValueError(f"logit_cap must be positive and finite, got {logit_cap}")
-    rate = _real("dropout_rate", dropout_rate)
+    rate = real_number("dropout_rate", dropout_rate)
     if isinstance(rate, float) and not 0 <= rate < 1:
         raise ValueError(f"dropout_rate must be in [0, 1), got {dropout_rate}")
 
 
-def _real(argument: str, value):
+def real_number(argument: str, value):
     """A number as a float where it is known; a traced one, or None, as it is."""
     if value is None or isinstance(value, jax.core.Tracer):
         return value

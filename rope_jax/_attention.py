@@ -134,7 +134,8 @@ class RotaryAttention(nn.Module, kw_only=True):
             rope is None.
           order: integers ``[B or 1, T]``, each token's place in line, where they do not stand in line: tokens in
             :func:`zigzag_order`, say. Causality and windows go by it, and positions are it where they are None.
-          rotation: cos and sin at the positions, in their place: compute them once for all layers.
+          rotation: cos and sin at the positions, in their place: compute them once for all layers. Where rotated
+            keys of a cache are to be turned for another length, :meth:`KVCache.rerotate` is then yours to call.
           key_rotation: beside a rotation, that of the slots of a cache whose keys are unrotated: at
             ``cache.positions(length)`` with the row's length after these tokens.
           bias: floating ``[B or 1, N or 1, T, S]``, what is added to the scores in place of ``position_bias``:
@@ -203,7 +204,7 @@ class RotaryAttention(nn.Module, kw_only=True):
                 (q,) = turn([q], rotation)
 
         if self.position_bias is not None:
-            slots = order if cache is None else cache.order(after)
+            slots = order if cache is None else cache.positions(after)
             bias = bias_of_order(self.position_bias, order, slots, self.num_heads, self.causal)
 
         # Rows without gaps are in order of their index: then `attend` needs flags, not a mask of T x S.
@@ -293,8 +294,9 @@ class RotaryAttention(nn.Module, kw_only=True):
                 f"{type(rope.schedule).__name__} has no length, got None"
             )
         else:
-            at = functools.partial(rope.rotation, length=jnp.maximum(after, 1))
-            cache = cache.rerotate(rope, jnp.maximum(after, 1)) if cache.rotated else cache
+            length = cache.span(after)
+            at = functools.partial(rope.rotation, length=length)
+            cache = cache.rerotate(rope, length, growing=True) if cache.rotated else cache
         held = None if cache is None or cache.rotated else at(cache.positions(after))
         return at(positions), held, cache
 
@@ -372,10 +374,6 @@ class RotaryAttention(nn.Module, kw_only=True):
                     f"cache must hold keys of this layer's rope {self.rope}, got those of {cache.rope}"
                 )
         unrotated = cache is not None and not cache.rotated and self.rope is not None
-        if unrotated and positions is not None:
-            raise ValueError(
-                "positions must be left out with a cache of unrotated keys: they are turned to their place in line"
-            )
         if (key_rotation is not None) != (unrotated and rotation is not None):
             raise ValueError(
                 "key_rotation must be given beside a rotation with a cache of unrotated keys, and only then"

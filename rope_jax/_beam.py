@@ -63,7 +63,7 @@ def beam_search(
       length: see :func:`generate`; ``[]`` if it is an array.
 
     Returns:
-      :class:`Beams`. A row whose logits are NaN has tokens -1 and score NaN.
+      :class:`Beams`. A row in which the logits after one of the answers are NaN has tokens -1 and score NaN.
 
     Raises:
       ValueError: if an argument is out of its range, a shape is wrong, or a prompt is empty.

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_dtype, check_mask, device_array, surely
+from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, check_mask, device_array, surely
+from rope_jax._frequencies import FrequencyChoice
 from rope_jax._quantized import Quantized, is_narrow, quantize
 from rope_jax._rope import Rope
 
@@ -35,6 +36,8 @@ class KVCache:
       length: int32 ``[B]``, the tokens each row has been given; see ``overflowed``. A row that overflowed may hold
         NaN from the layers below it: begin anew with :func:`init_cache`.
       shifted: int32 ``[B]``, by how many positions :meth:`shift` moved each row.
+      turned: int32 ``[B]``, for how many tokens the frequencies were that rotated keys are turned by, where these
+        depend on it; 0 before any is there.
       sinks: where it is not None, a full row evicts its oldest token but for the first ``sinks`` (Xiao et al. 2023,
         section 3.2); 0 is a sliding window.
       rotated: whether keys are stored rotated; else as they are, and rotated whenever they are read.
@@ -46,6 +49,7 @@ class KVCache:
     value: jax.Array | Quantized
     length: jax.Array
     shifted: jax.Array
+    turned: jax.Array
     sinks: int | None = dataclasses.field(default=None, metadata=dict(static=True))
     rotated: bool = dataclasses.field(default=True, metadata=dict(static=True))
     rope: Hashable = dataclasses.field(default=None, metadata=dict(static=True))
@@ -98,8 +102,22 @@ class KVCache:
         """int32 ``[B]``: how many tokens a row will have been given, after T more or those of the mask."""
         return self.length + (tokens if mask is None else jnp.sum(mask, axis=-1, dtype=jnp.int32))
 
+    def span(self, length) -> jax.Array:
+        """int32 ``[B]``: for how many tokens frequencies are, if they depend on it, after ``length [B]`` tokens.
+
+        At least 1; where positions are those inside the cache, no more than it holds.
+        """
+        return jnp.clip(length, 1, self.capacity if self.sinks else None)
+
     def stored_positions(self, positions, rope: Rope) -> jax.Array:
-        """Positions ``[..., T]``, or ``[..., T, A]``, that somebody gave, as a row that was shifted stores them."""
+        """Positions ``[..., T]``, or ``[..., T, A]``, that somebody gave, as a row that was shifted stores them.
+
+        Raises:
+          ValueError: if keys are turned, or turned on, to their place in line: then there is no other.
+        """
+        if not self.rotated or rope.needs_length:
+            kind = "unrotated keys" if not self.rotated else "keys whose frequencies depend on the length"
+            raise ValueError(f"positions must be left out with a cache of {kind}: they go by place in line")
         shifted = self.shifted[:, None] if rope.axes is None else self.shifted[:, None, None]
         return positions - shifted.astype(positions.dtype)
 
@@ -117,8 +135,9 @@ class KVCache:
           A cache whose ``length`` grew by each row's real tokens. A row whose tokens do not fit drops the
           excess and is ``overflowed``: nothing is clamped, nothing older is overwritten.
 
-          With ``sinks``, one token at a time is always taken. Several at once must not evict what the first of them
-          reads: they fit, or there are no sinks and ``T - 1 + reach`` is at most S. Else the row is ``overflowed``.
+          With ``sinks``, one token at a time is always taken. Several real ones at once, n, must not evict what the
+          first of them reads: they fit, or there are no sinks and ``n - 1 + reach`` is at most S. Else the row is
+          ``overflowed``.
 
         Raises:
           ValueError: if the shapes do not match the cache, or the tokens are known at trace time not to fit:
@@ -135,6 +154,9 @@ class KVCache:
         batch, capacity, heads, head_dim = self.key.shape[-4:]
         check_axes("key", key, "B T K H", B=batch, K=heads, H=head_dim)
         check_axes("value", value, "B T K H", B=batch, T=key.shape[1], K=heads, H=head_dim)
+        check_dtype("key", key, jnp.floating, "floating")
+        check_dtype("value", value, jnp.floating, "floating")
+        reach = None if reach is None else check_integer("reach", reach, least=1)
         tokens = key.shape[1]
         if mask is None:
             real = jnp.ones((batch, tokens), bool)
@@ -147,8 +169,9 @@ class KVCache:
         if self.sinks is not None:
             recent = capacity - self.sinks
             slots = jnp.where(slots < self.sinks, slots, self.sinks + (slots - self.sinks) % recent)
-            slides = self.sinks == 0 and reach is not None and tokens - 1 + reach <= capacity
-            lost = jnp.zeros((batch,), bool) if tokens == 1 or slides else length > capacity
+            lost = (length > capacity) & (count[:, -1] > 1)
+            if self.sinks == 0 and reach is not None:
+                lost &= count[:, -1] - 1 + reach > capacity
             length = jnp.where(lost | (self.length < 0), LOST, length)
         after = dataclasses.replace(self, length=length)
         after._refuse_known_overflow(tokens, mask)
@@ -179,24 +202,51 @@ class KVCache:
                 f"key must fit in the cache: T={tokens} tokens were given, capacity S={self.capacity}{have}"
             )
 
-    def rerotate(self, rope: Rope, length) -> "KVCache":
-        """Rotated keys, as if turned at the frequencies for ``length [B]`` tokens, where those switch.
+    def rerotate(self, rope: Rope, length, *, growing: bool = False) -> "KVCache":
+        """Rotated keys, as if turned by the frequencies for ``length`` tokens, where these depend on it.
 
-        It is :meth:`Rope.rerotate` of every key, from the frequencies for the tokens that the row was given so far.
-        A step at which no row switches costs nothing. Leaves may have a leading axis of layers, all of this rope.
+        It is :meth:`Rope.rerotate` of every key, which stands at its place in line, from the frequencies that it is
+        turned by. A step at which no row switches costs nothing. Leaves may have a leading axis of layers, all of
+        this rope.
+
+        Args:
+          rope: of the keys.
+          length: integers, ``[]`` or ``[B]``, at least 1.
+          growing: whether it changes with every token, so that only a choice among fixed frequencies will do.
+
+        Raises:
+          ValueError: if keys are stored in eight bits, or the frequencies are not a choice among fixed ones
+            (:class:`DynamicNTK`) and the length is another than before. Where only run time knows that, such a row
+            is ``overflowed`` from then on.
         """
         if isinstance(self.key, Quantized):
             raise ValueError(
-                "rotated must be False where eight bits are stored and frequencies switch: see init_cache"
+                "rotated must be False where eight bits are stored and frequencies depend on the length, "
+                "got a cache of rotated ones"
             )
         many = self.length.ndim == 2
-        old = self.length[0] if many else self.length
-        turn = functools.partial(
-            rope.rerotate, positions=self.order(old), old_length=jnp.maximum(old, 1), new_length=length
-        )
-        switched = rope.switches(jnp.maximum(old, 1), length)
-        key = jax.lax.cond(jnp.any(switched), jax.vmap(turn) if many else turn, lambda key: key, self.key)
-        return dataclasses.replace(self, key=key)
+        turned = self.turned[0] if many else self.turned
+        new = jnp.broadcast_to(as_int32(device_array("length", length)), turned.shape)
+        old = jnp.where(turned == 0, new, turned)
+        after = dataclasses.replace(self, turned=jnp.broadcast_to(new, self.turned.shape))
+        before, now = rope.frequencies(old), rope.frequencies(new)
+        if not (isinstance(before, FrequencyChoice) and isinstance(now, FrequencyChoice)):
+            if growing:
+                raise ValueError(
+                    "keys must be stored unrotated, init_cache(rotated=False), with a schedule that is no choice "
+                    f"among fixed frequencies, got {type(rope.schedule).__name__}"
+                )
+            if surely(old != new):
+                raise ValueError(
+                    f"length must stay {old.tolist()} where keys are stored rotated by the frequencies of "
+                    f"{type(rope.schedule).__name__}, got {new.tolist()}: see init_cache(rotated=False)"
+                )
+            return dataclasses.replace(after, length=jnp.where(old != new, self._too_long, self.length))
+        places = self.order(self.length[0] if many else self.length)
+        turn = functools.partial(rope.rerotate, positions=places, old_length=old, new_length=new)
+        switched = jnp.any(before.index != now.index)
+        key = jax.lax.cond(switched, jax.vmap(turn) if many else turn, lambda key: key, self.key)
+        return dataclasses.replace(after, key=key)
 
     def shift(self, by) -> "KVCache":
         """Every token of a row, ``by`` positions later (on every axis): for those who give positions of their own.
@@ -216,13 +266,16 @@ class KVCache:
         """
         by = device_array("by", by)
         check_dtype("by", by, jnp.integer, "integer")
+        if surely(as_int32(by).astype(by.dtype) != by):
+            raise ValueError(f"by must fit in int32, got {by.tolist()}")
         check_axes("by", by, "B" if by.ndim else "", B=self.length.shape[-1])
-        return dataclasses.replace(self, shifted=self.shifted + by.astype(jnp.int32))
+        return dataclasses.replace(self, shifted=self.shifted + as_int32(by))
 
     def truncate(self, length) -> "KVCache":
         """Each row without the tokens from number ``length`` on: what a draft wrote and the model rejected.
 
-        Rows that have fewer stay as they are. Nothing is moved: what comes next takes the slots.
+        Rows that have fewer stay as they are, ``overflowed`` ones too. Nothing is moved: what comes next takes the
+        slots. If one of them holds NaN, the row is NaN still, as its values are read with weight 0.
 
         Args:
           length: integers, ``[]`` or ``[B]``.
@@ -244,7 +297,7 @@ class KVCache:
         check_axes("length", length, "B" if length.ndim else "", B=self.length.shape[-1])
         if surely(length < 0):
             raise ValueError(f"length must be 0 or more, got {length.tolist()}")
-        shorter, lost = jnp.minimum(self.length, length.astype(jnp.int32)), length < 0
+        shorter, lost = jnp.minimum(self.length, as_int32(length)), (length < 0) | self.overflowed
         if self.sinks is not None:
             lost |= (self.length > self.capacity) & (shorter < self.length)
             if surely(lost):
@@ -286,12 +339,15 @@ class KVCache:
 
         Raises:
           ValueError: if the capacity is below S, or the cache evicts: its tokens would lie in other slots.
+          TypeError: if it is not an integer.
 
         Example:
           >>> import rope_jax
           >>> rope_jax.init_cache(batch=2, capacity=8, num_kv_heads=1, head_dim=4).grow(16).capacity
           16
         """
+        if not jax.export.is_symbolic_dim(capacity):
+            check_integer("capacity", capacity)
         if self.sinks is not None:
             raise ValueError(f"capacity must stay S={self.capacity} where tokens are evicted, got {capacity}")
         if capacity < self.capacity:
@@ -340,7 +396,8 @@ def init_cache(
 
     Raises:
       ValueError: if a size is below 1, the sinks leave no room, or keys are rotated beside sinks.
-      TypeError: if the dtype is neither floating nor int8.
+      TypeError: if a size is not an integer, or the dtype is neither a float of 16 bits or more nor one that
+        :func:`quantize` takes.
 
     Example:
       >>> import rope_jax
@@ -349,10 +406,12 @@ def init_cache(
     """
     sizes = {"batch": batch, "capacity": capacity, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
     for name, size in sizes.items():
-        if isinstance(size, int) and size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-    if sinks is not None and not (isinstance(sinks, int) and 0 <= sinks < capacity):
-        raise ValueError(f"sinks must be None or an integer in [0, S={capacity}), got {sinks!r}")
+        if not jax.export.is_symbolic_dim(size):
+            check_integer(name, size, least=1)
+    if sinks is not None:
+        sinks = check_integer("sinks", sinks, least=0)
+        if not jax.export.is_symbolic_dim(capacity) and sinks >= capacity:
+            raise ValueError(f"sinks must be below the capacity S={capacity}, got {sinks}")
     if sinks and rotated:
         raise ValueError(f"rotated must be False with sinks, which move with the window, got True with {sinks}")
     shape = (batch, capacity, num_kv_heads, head_dim)
@@ -364,5 +423,5 @@ def init_cache(
         check_dtype("dtype", zeros, jnp.floating, "floating or int8")
         return zeros
 
-    length, shifted = (jnp.zeros((batch,), jnp.int32) for _ in range(2))
-    return KVCache(empty(), empty(), length, shifted, sinks, rotated, rope)
+    length, shifted, turned = (jnp.zeros((batch,), jnp.int32) for _ in range(3))
+    return KVCache(empty(), empty(), length, shifted, turned, sinks, rotated, rope)

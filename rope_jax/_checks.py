@@ -50,6 +50,13 @@ def surely(condition) -> bool:
     return not isinstance(condition, jax.core.Tracer) and bool(np.asarray(condition).any())
 
 
+def as_int32(values) -> jax.Array:
+    """Integers as int32; one that does not fit becomes the nearest that does, and wraps around to no other."""
+    own, narrow = jnp.iinfo(values.dtype), jnp.iinfo(jnp.int32)
+    low, high = (jnp.asarray(end, values.dtype) for end in (max(own.min, narrow.min), min(own.max, narrow.max)))
+    return jnp.clip(values, low, high).astype(jnp.int32)
+
+
 def check_mask(argument: str, mask, axes: str, **sizes) -> jax.Array:
     """``mask`` as a bool array: nonzero at real tokens. An additive float mask means the opposite: TypeError."""
     mask = device_array(argument, mask)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from rope_jax._angles import Rotation
 from rope_jax._attend import window_size
 from rope_jax._attention import Initializer, RotaryAttention
 from rope_jax._cache import KVCache, init_cache
-from rope_jax._checks import check_axes, check_dtype, check_mask, device_array
+from rope_jax._checks import as_int32, check_axes, check_dtype, check_mask, device_array
 from rope_jax._encodings import PositionBias, PositionEmbedding, bias_of_order, check_encoding
 from rope_jax._norm import RMSNorm
 from rope_jax._positions import next_positions
@@ -209,7 +209,7 @@ class Decoder(nn.Module, kw_only=True):
         """Logits of the next token after each one.
 
         Args:
-          tokens: integers ``[B, T]`` in ``[0, V)``; one outside makes its row NaN.
+          tokens: integers ``[B, T]`` in ``[0, V)``; one outside makes its row NaN, or on a ring what reads it.
           positions: see :class:`RotaryAttention`; of rope and ``position_embedding`` alike. To be left out where
             neither is there: a ``position_bias`` goes by each token's place in line.
           order: each token's place in line ``[B or 1, T]``, if not its index; see :class:`RotaryAttention`.
@@ -245,8 +245,9 @@ class Decoder(nn.Module, kw_only=True):
         tokens = device_array("tokens", tokens)
         check_axes("tokens", tokens, "B T")
         check_dtype("tokens", tokens, jnp.integer, "integer")
+        tokens = as_int32(tokens)
         known = (tokens >= 0) & (tokens < self.vocab_size)  # an embedding would read a negative one from the end
-        tokens = jnp.where(known, tokens, jnp.zeros_like(tokens)).astype(jnp.int32)
+        tokens = jnp.where(known, tokens, jnp.zeros_like(tokens))
         if mask is not None:
             mask = check_mask("mask", mask, "B T", B=tokens.shape[0], T=tokens.shape[1])
             known |= ~mask  # what stands at padding is nobody's token
@@ -270,14 +271,14 @@ class Decoder(nn.Module, kw_only=True):
         else:
             positions = self._checked_positions(positions, tokens.shape)
             stored = self._stored_positions(positions, cache)
-        after, key_rotation = None, None
+        after, span, key_rotation = None, None, None
         if cache is not None:
             after = cache.length_after(tokens.shape[1], mask)[0]
-            if length is None:
-                cache = self._switched(cache, jnp.maximum(after, 1))
-        rotation, own_rotation = self._rotations(stored, length, after)
+            span = cache.span(after)
+            cache = self._switched(cache, length, span)
+        rotation, own_rotation = self._rotations(stored, length, span)
         if cache is not None and not cache.rotated and rotation is not None:
-            key_rotation, _ = self._rotations(cache.positions(after), length, after)
+            key_rotation, _ = self._rotations(cache.positions(after), length, span)
         x = self.embed(tokens)
         if self.embedding_scale is not None:
             x *= jnp.asarray(self.embedding_scale, self.dtype)
@@ -301,12 +302,14 @@ class Decoder(nn.Module, kw_only=True):
         bias = None
         if self.position_bias is not None:
             places = next_positions(tokens.shape, mask, seen=seen) if order is None else order
-            keys = places if cache is None else cache.order(after)
+            keys = places if cache is None else cache.positions(after)
             bias = bias_of_order(self.position_bias, places, keys, self.num_heads, True)
         own = _Own(jnp.arange(self.num_layers, dtype=jnp.int32), own_rotation, windows)
         given = cache
         if cache is not None:  # of this model, it is of each layer
-            cache = dataclasses.replace(cache, length=cache.length[0], shifted=cache.shifted[0], rope=None)
+            cache = dataclasses.replace(
+                cache, length=cache.length[0], shifted=cache.shifted[0], turned=cache.turned[0], rope=None
+            )
         (x, cache), lengths = self.layers((x, cache), rotation, key_rotation, order, bias, mask, segment_ids, own)
         x = self.final_norm(x)
         if given is None:
@@ -397,10 +400,6 @@ class Decoder(nn.Module, kw_only=True):
         rope = self._some_rope()
         if cache is None or rope is None:
             return positions
-        if not cache.rotated:
-            raise ValueError(
-                "positions must be left out with a cache of unrotated keys: they are turned to their place in line"
-            )
         return jax.tree.map(lambda leaf: leaf[0], cache).stored_positions(positions, rope)
 
     def _positions(self, shape, mask, segment_ids, seen):
@@ -413,23 +412,30 @@ class Decoder(nn.Module, kw_only=True):
         ropes = self._ropes()
         return tuple(dict.fromkeys(ropes)) if isinstance(ropes, tuple) else (ropes,)
 
-    def _switched(self, cache: KVCache, length) -> KVCache:
-        """The cache with rotated keys at the frequencies for this length."""
-        if not cache.rotated or not any(rope is not None and rope.needs_length for rope in self._distinct()):
+    def _switched(self, cache: KVCache, length, span) -> KVCache:
+        """The cache with rotated keys at the frequencies of this call, for a length or for what it spans."""
+        distinct = self._distinct()
+        takers = [rope for rope in distinct if rope is not None and hasattr(rope.schedule, "length")]
+        if not cache.rotated or not takers:
             return cache
-        rope, *others = self._distinct()
-        if rope is None or others:
+        needed = any(rope.needs_length for rope in takers)
+        if len(distinct) > 1:
+            if length is None and not needed:
+                return cache
             raise ValueError(
                 "cache must hold unrotated keys, init_cache(rotated=False), where layers differ in rope and the "
                 "frequencies of some depend on the length"
             )
-        return cache.rerotate(rope, length)
+        (rope,) = takers
+        if length is None and needed:
+            return cache.rerotate(rope, span, growing=True)
+        return cache.rerotate(rope, cast(Any, rope.schedule).length if length is None else length)
 
-    def _rotations(self, positions, length, counted=None):
+    def _rotations(self, positions, length, span=None):
         """The rotation of all layers, and None; or each distinct one, stacked, and which one each layer reads.
 
-        The length is for the schedules that depend on it; where it is None, those that have none take what was
-        ``counted [B]`` in a cache.
+        The length is for the schedules that depend on it; where it is None, those that have none take what a cache
+        spans.
         """
         ropes, distinct = self._ropes(), self._distinct()
         real = [rope for rope in distinct if rope is not None]
@@ -442,8 +448,8 @@ class Decoder(nn.Module, kw_only=True):
         turns: dict[Rope | None, Rotation] = {}
         for rope in real:
             own = length if rope in takers else None
-            if own is None and counted is not None and rope.needs_length:
-                own = jnp.maximum(counted, 1)
+            if own is None and rope.needs_length:
+                own = span
             turns[rope] = rope.rotation(positions, length=own)
         if len(distinct) == 1:
             return turns[distinct[0]], None

@@ -102,7 +102,8 @@ def generate(
 
     Row b draws its token number i with the key ``fold_in(fold_in(rng, b), i)``. What it writes does not depend on
     the padding, the other rows, streaming, or whether a cache held its beginning: except where two tokens are as
-    close as sums of another shape may round.
+    close as sums of another shape may round, and with frequencies that depend on a length which is not given, where
+    the deeper layers of a cache keep what they made of its beginning when it was all there was.
 
     Args:
       model: a :class:`Decoder`.

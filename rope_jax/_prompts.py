@@ -1,13 +1,14 @@
 """Which tokens does a model continue, and where does it stop?"""
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rope_jax._cache import KVCache
-from rope_jax._checks import check_axes, check_dtype, check_integer, check_mask, device_array, surely
+from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, check_mask, device_array, surely
 from rope_jax._decoder import Decoder
 
 
@@ -85,15 +86,16 @@ def check_prompt(model: Decoder, prompt, mask) -> tuple[jax.Array, jax.Array | N
         low, high = known.min(), known.max()
         if low < 0 or high >= model.vocab_size:
             raise ValueError(f"prompt must hold tokens in [0, V={model.vocab_size}), got {low} to {high}")
-    # One that is traced and too large stays so.
-    return jnp.clip(prompt, -1, model.vocab_size).astype(jnp.int32), mask
+    return as_int32(prompt), mask
 
 
 def check_stop(model: Decoder, stop_token: int | Collection[int] | None) -> jax.Array:
     """The tokens that end a row: int32 ``[stops]``, of which there may be none."""
     if stop_token is None:
         stop_token = ()
-    given = stop_token if isinstance(stop_token, Collection) else (stop_token,)
+    # An array may be a number; then it is no collection, whatever it says.
+    given: Any = np.ravel(stop_token) if isinstance(stop_token, np.ndarray | jax.Array) else stop_token
+    given = given if isinstance(given, Collection) else (given,)
     stops = sorted(check_integer("stop_token", token) for token in given)
     if stops and not 0 <= stops[0] <= stops[-1] < model.vocab_size:
         raise ValueError(f"stop_token must be in [0, V={model.vocab_size}), got {stop_token}")
@@ -105,8 +107,8 @@ def check_room(argument: str, model: Decoder, prompt, mask, count: int, cache: K
     longest = getattr(model.position_embedding, "length", None)
     if longest is None or not is_known((mask, cache)):
         return
-    real = prompt.shape[1] if mask is None else np.asarray(mask).sum(axis=1).max()
-    real += 0 if cache is None else np.asarray(cache.length).max()
+    real = np.array([prompt.shape[1]]) if mask is None else np.asarray(mask).sum(axis=1)
+    real = (real + (0 if cache is None else np.asarray(cache.length[0]))).max()
     if real + count - 1 > longest:  # the last token is written and not read
         raise ValueError(
             f"{argument} must be at most {longest + 1 - real} after a prompt of {real} tokens: "

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from rope_jax._checks import check_dtype
 
+NARROW = tuple(map(jnp.dtype, (jnp.int8, jnp.float8_e4m3fn, jnp.float8_e5m2)))
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -39,21 +41,30 @@ class Quantized:
 
 
 def is_narrow(dtype) -> bool:
-    """Whether arrays of this dtype need a scale: int8, and floats of eight bits."""
+    """Whether arrays of this dtype need a scale.
+
+    Raises:
+      TypeError: if it is a float of eight bits or fewer that :func:`quantize` does not take.
+    """
     dtype = jnp.dtype(dtype)
-    return dtype == jnp.int8 or (jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 1)
+    if dtype in NARROW:
+        return True
+    if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 1:
+        raise TypeError(f"dtype must be one of {', '.join(each.name for each in NARROW)}, or wider, got {dtype}")
+    return False
 
 
 def quantize(x, dtype=jnp.int8) -> Quantized:
     """``x [..., H]`` in eight bits, scaled so that the largest of the H features is the largest number there is.
 
-    ``scale = max|x| / q``, ``values = round(x / scale)``; q is 127 for int8, 448 for ``float8_e4m3fn``. With int8 a
-    feature is off by at most ``max|x| / 254``, half a step; with ``float8_e4m3fn`` by at most ``|x| / 16``, or
-    ``max|x| / 448 / 1024`` where that is more.
+    ``scale = max|x| / q``, ``values = round(x / scale)``; q is 127 for int8, 448 for ``float8_e4m3fn``, 57344 for
+    ``float8_e5m2``. A feature is off by at most ``max|x| / 254``, half a step, with int8; with ``float8_e4m3fn`` by
+    ``|x| / 16``, or ``max|x| / 448 / 2^10`` where that is more; with ``float8_e5m2`` by ``|x| / 8``, or
+    ``max|x| / 57344 / 2^17``.
 
     Args:
       x: floating ``[..., H]``.
-      dtype: int8, or a float of eight bits.
+      dtype: int8, ``float8_e4m3fn`` or ``float8_e5m2``.
 
     Returns:
       :class:`Quantized`. NaN or infinity in x makes its H features NaN.
@@ -70,7 +81,7 @@ def quantize(x, dtype=jnp.int8) -> Quantized:
     x = jnp.asarray(x)
     check_dtype("x", x, jnp.floating, "floating")
     if not is_narrow(dtype):
-        raise TypeError(f"dtype must be int8 or a float of eight bits, got {jnp.dtype(dtype)}")
+        raise TypeError(f"dtype must be one of {', '.join(each.name for each in NARROW)}, got {jnp.dtype(dtype)}")
     is_integer = jnp.dtype(dtype) == jnp.int8
     largest = jnp.float32(127.0 if is_integer else float(jnp.finfo(dtype).max))
     wide = x.astype(jnp.float32)

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from rope_jax._attend import check_options, checked_scores, visible, window_size
+from rope_jax._attend import check_options, checked_scores, real_number, visible, window_size
 from rope_jax._checks import check_axes, check_dtype, check_integer, device_array
 
 # ------------------------------------------------------------------------------------------ the order of tokens
@@ -146,8 +146,12 @@ def ring_attention(
     check_axes("order", order, "B T", B={1, batch}, T=length)
     check_dtype("order", order, jnp.integer, "integer")
     check_options(logit_cap, 0.0)
-    window = window_size(window)
+    window, scale = window_size(window), real_number("scale", scale)
+    if isinstance(scale, jax.core.Tracer):
+        raise TypeError("scale must be known when a ring is traced, got a traced number")
     block_size = check_integer("block_size", block_size, 1)
+    if not length:
+        raise ValueError(f"q must have at least one token, got shape {q.shape}")
 
     mesh = jax.sharding.get_abstract_mesh()
     if axis_name not in mesh.axis_names:
@@ -177,7 +181,7 @@ def ring_attention(
 
     part = length // 2 if length % 2 == 0 else length  # a block must not lie across the two chunks of zigzag
     block = next(size for size in range(min(block_size, part), 0, -1) if part % size == 0)
-    rule = _Rule(axis_name, causal, head_dim**-0.5 if scale is None else float(scale), logit_cap, block)
+    rule = _Rule(axis_name, causal, head_dim**-0.5 if scale is None else scale, logit_cap, block)
     q, k, v, order = _vary_alike(q, k, v, order.astype(jnp.int32))
     return _ring(q, k, v, order, window, rule)
 

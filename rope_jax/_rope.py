@@ -148,16 +148,6 @@ class Rope:
         q, k = self.rotate_each([q, k], turn, implementation=implementation)
         return q, k
 
-    def switches(self, old_length, new_length) -> jax.Array:
-        """bool ``[]`` or ``[B]``: whether the frequencies for one length are others than those for another."""
-        old, new = self.frequencies(old_length), self.frequencies(new_length)
-        if isinstance(old, FrequencyChoice) and isinstance(new, FrequencyChoice):
-            return old.index != new.index
-        raise ValueError(
-            "keys must be stored unrotated, init_cache(rotated=False), with a schedule that is not a choice among "
-            f"fixed frequencies, got {type(self.schedule).__name__}"
-        )
-
     def rerotate(self, k, positions, *, old_length, new_length) -> jax.Array:
         """Keys that were turned by the frequencies for one length, as if turned by those for another.
 

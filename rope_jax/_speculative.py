@@ -74,7 +74,8 @@ def speculate(
         are read at once have one length.
 
     Returns:
-      :class:`Speculation`. A row whose target gives NaN is -1 from there on; a draft that gives NaN proposes 0.
+      :class:`Speculation`. A row whose target gives NaN is -1 from there on, also where it is for a token that was
+      proposed and would not have been written; a draft that gives NaN proposes 0.
 
     Raises:
       ValueError: if an argument is out of its range, a shape is wrong, a prompt is empty, the vocabularies differ,

@@ -262,10 +262,67 @@ def test_a_decoder_of_unlike_layers_with_unrotated_keys_and_sinks():
         np.testing.assert_allclose(jnp.concatenate([logits, more], axis=1), want, atol=1e-5)
 
 
+@pytest.mark.parametrize("rotated", [True, False])
+def test_keys_know_what_they_are_turned_by(rotated):
+    """Tokens taken back across the switch, and a length given after keys were stored without one."""
+    rope = rope_jax.Rope(H, LONG)
+    module, params = layer(rope)
+    x = tokens(14)
+    _, cache = module.apply(params, x[:, :10], cache=empty(16, rotated=rotated))
+    cache = cache.truncate(5)
+    for cut, length in ((slice(5, 6), 6), (slice(6, 9), 9)):
+        y, cache = module.apply(params, x[:, cut], cache=cache)
+        want = module.apply(params, x[:, :length], rotation=rope.rotation(jnp.arange(length), length=length))
+        np.testing.assert_allclose(y, want[:, cut], **CLOSE)
+
+    sizes = dict(vocab_size=11, num_layers=1, width=D, num_heads=N, num_kv_heads=K, head_dim=H, hidden_dim=20)
+    model = rope_jax.Decoder(**sizes, rope=rope)
+    ids = jax.random.randint(jax.random.key(0), (B, 7), 0, 11, jnp.int32)
+    params = model.init(jax.random.key(1), ids, length=7)
+    _, cache = model.apply(params, ids[:, :4], cache=model.init_cache(batch=B, capacity=7, rotated=rotated))
+    for t, length in ((4, 9), (5, None), (6, jnp.array([9, 3]))):
+        got, cache = model.apply(params, ids[:, t : t + 1], cache=cache, length=length)
+        want = model.apply(params, ids[:, : t + 1], length=t + 1 if length is None else length)
+        np.testing.assert_allclose(got, want[:, -1:], atol=1e-5)
+
+
+def test_keys_that_cannot_be_turned_on_are_not_read():
+    rope = rope_jax.Rope(H, SCHEDULES["dynamic"])
+    sizes = dict(vocab_size=11, num_layers=1, width=D, num_heads=N, num_kv_heads=K, head_dim=H, hidden_dim=20)
+    model = rope_jax.Decoder(**sizes, rope=rope)
+    ids = jax.random.randint(jax.random.key(0), (B, 4), 0, 11, jnp.int32)
+    params = model.init(jax.random.key(1), ids, length=20)
+    step = jax.jit(lambda ids, cache, length: model.apply(params, ids, cache=cache, length=length))
+    _, cache = step(ids[:, :3], model.init_cache(batch=B, capacity=7, rotated=True), 20)
+    same, _ = step(ids[:, 3:], cache, 20)
+    np.testing.assert_allclose(same, model.apply(params, ids, length=20)[:, -1:], atol=1e-5)
+    other, after = step(ids[:, 3:], cache, jnp.array([20, 30]))
+    assert (
+        np.isfinite(other[0]).all() and np.isnan(other[1]).all() and after.overflowed[0].tolist() == [False, True]
+    )
+    with pytest.raises(ValueError, match=r"length must stay \[20, 20\].*DynamicNTK, got \[30, 30\]"):
+        model.apply(params, ids[:, 3:], cache=cache, length=30)
+
+
+def test_inside_the_cache_a_sequence_is_no_longer_than_it():
+    """StreamingLLM over a rope that asks for the length, and over ALiBi: places are those inside the cache."""
+    capacity, sinks, count = 6, 1, 30
+    x = tokens(count)
+    kept = np.r_[:sinks, count - capacity + sinks : count]
+    for rope, change in ((rope_jax.Rope(H, LONG), {}), (ROPE, dict(position_bias=rope_jax.ALiBi()))):
+        module, params = layer(rope, **change)
+        cache = empty(capacity, sinks=sinks, rotated=False)
+        step, _ = stepper(module, params)
+        for t in range(count):
+            y, cache = step(x[:, t : t + 1], cache)
+        how = dict(rotation=rope.rotation(jnp.arange(capacity), **(dict(length=capacity) if known(rope) else {})))
+        np.testing.assert_allclose(y, module.apply(params, x[:, kept], **how)[:, -1:], **CLOSE)
+
+
 # ----------------------------------------------------------------------------------------------------- eight bits
 
 
-@pytest.mark.parametrize("dtype", [jnp.int8, jnp.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.float8_e4m3fn, jnp.float8_e5m2])
 def test_eight_bits_are_off_by_what_they_say(dtype):
     x = (
         np.asarray(jax.random.normal(jax.random.key(0), (40, H)))
@@ -278,8 +335,10 @@ def test_eight_bits_are_off_by_what_they_say(dtype):
     rounding = largest * 4 * oracles.EPS32  # of the scale, the quotient and the product
     if dtype == jnp.int8:
         assert np.all(error <= largest / 254 + rounding)
+    elif dtype == jnp.float8_e4m3fn:
+        assert np.all(error <= np.maximum(np.abs(x) / 16, largest / 448 / 2**10) + rounding)
     else:
-        assert np.all(error <= np.maximum(np.abs(x) / 16, largest / 448 / 1024) + rounding)
+        assert np.all(error <= np.maximum(np.abs(x) / 8, largest / 57344 / 2**17) + rounding)
     broken = rope_jax.quantize(jnp.array([[1.0, np.nan], [np.inf, 1.0], [1.0, 1.0]]), dtype).astype(jnp.float32)
     assert np.isnan(broken[:2]).all() and np.isfinite(broken[2]).all()
 
@@ -333,6 +392,44 @@ def test_what_only_run_time_knows_makes_a_row_nan_and_no_other():
     assert turned.overflowed.tolist() == [True, True]
 
 
+def test_padding_evicts_nothing():
+    """Only real tokens count: a padded row does what it does without its padding."""
+    module, params = layer(window=3)
+    x = tokens(12)
+    mask = np.array([[1, 0, 0, 0], [1, 1, 1, 0]], bool)
+    for options in (dict(sinks=0), dict(sinks=2, rotated=False)):
+        _, cache = module.apply(params, x[:, :5], cache=empty(6, **options))
+        for t in range(5, 8):
+            _, cache = module.apply(params, x[:, t : t + 1], cache=cache)
+        y, after = jax.jit(lambda x, cache: module.apply(params, x, cache=cache, mask=mask))(x[:, 8:], cache)
+        alone, _ = module.apply(params, x[:, 8:9], cache=cache)
+        np.testing.assert_allclose(y[0, 0], alone[0, 0], **CLOSE)
+        slides = options["sinks"] == 0  # 3 - 1 + 3 slots are enough for these three
+        assert after.length.tolist() == [9, 11 if slides else -1]
+        none = jax.jit(lambda x, cache: module.apply(params, x, cache=cache, mask=mask & False))(x[:, 8:], cache)[1]
+        assert none.length.tolist() == [8, 8]
+
+
+def test_lengths_of_any_integer_dtype():
+    _, cache = MODULE.apply(PARAMS, tokens(3), cache=empty(4))
+    truncate = jax.jit(lambda cache, length: cache.truncate(length))
+    for length, left in ((np.uint32(2**32 - 1), 3), (np.uint8(2), 2), (np.int8(-1), 5), (np.int32(-(2**31)), 5)):
+        assert truncate(cache, jnp.asarray(length)).length.tolist() == [left] * B
+    with jax.enable_x64(True):
+        assert truncate(cache, jnp.asarray(2**32)).length.tolist() == [3] * B
+    full = jax.jit(rope_jax.KVCache.write)(cache, *[jnp.ones((B, 2, K, H))] * 2)
+    assert full.truncate(2).overflowed.all()
+
+
+def test_a_ring_of_symbolic_sizes():
+    t, s = jax.export.symbolic_shape("t, s")
+    cache = jax.eval_shape(lambda: rope_jax.init_cache(batch=B, capacity=s, num_kv_heads=K, head_dim=H, sinks=0))
+    kv = jax.ShapeDtypeStruct((B, t, K, H), jnp.float32)
+    write = jax.export.export(jax.jit(lambda cache, kv: cache.write(kv, kv, reach=3).length))(cache, kv)
+    assert write.call(empty(6, sinks=0), jnp.ones((B, 4, K, H))).tolist() == [4, 4]
+    assert write.call(empty(6, sinks=0), jnp.ones((B, 7, K, H))).tolist() == [-1, -1]
+
+
 def test_positions_that_decrease_are_what_they_say():
     """Only m - n counts: a sequence that runs backwards is the mirror of one that runs forwards at minus positions."""
     module, params = layer(causal=False)
@@ -351,7 +448,27 @@ DYNAMIC = rope_jax.Rope(H, SCHEDULES["dynamic"])
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
-        (lambda: empty(4, sinks=4), ValueError, r"sinks must be None or an integer in \[0, S=4\), got 4"),
+        (lambda: empty(4, sinks=4), ValueError, "sinks must be below the capacity S=4, got 4"),
+        (lambda: empty(4, sinks=True), TypeError, "sinks must be an integer, got True"),
+        (lambda: empty(4.0), TypeError, "capacity must be an integer, got 4.0"),
+        (lambda: empty(4).grow(8.0), TypeError, "capacity must be an integer, got 8.0"),
+        (lambda: empty(4).shift(jnp.uint32(2**31)), ValueError, "by must fit in int32, got 2147483648"),
+        (
+            lambda: empty(4).write(*[jnp.ones((B, 1, K, H))] * 2, reach=0),
+            ValueError,
+            "reach must be at least 1, got 0",
+        ),
+        (
+            lambda: empty(4).write(*[jnp.ones((B, 1, K, H), int)] * 2),
+            TypeError,
+            "key must be floating, got dtype int",
+        ),
+        (lambda: empty(4, dtype=jnp.float8_e8m0fnu), TypeError, "dtype must be one of int8, .*got float8_e8m0fnu"),
+        (
+            lambda: layer(rope_jax.Rope(H, LONG))[0].apply(PARAMS, tokens(1), jnp.arange(1), cache=empty(4)),
+            ValueError,
+            "positions must be left out with a cache of keys whose frequencies depend on the length",
+        ),
         (lambda: empty(4, sinks=1), ValueError, "rotated must be False with sinks.* got True with 1"),
         (
             lambda: MODULE.apply(PARAMS, tokens(1), cache=empty(4, rope=OTHER)),
@@ -381,7 +498,7 @@ DYNAMIC = rope_jax.Rope(H, SCHEDULES["dynamic"])
         (lambda: empty(4).grow(3), ValueError, "capacity must be at least S=4, got 3"),
         (lambda: empty(4, sinks=0).grow(8), ValueError, "capacity must stay S=4 where tokens are evicted"),
         (lambda: empty(4).shift(0.5), TypeError, "by must be integer"),
-        (lambda: rope_jax.quantize(jnp.ones(3), jnp.int4), TypeError, "dtype must be int8 or a float of eight"),
+        (lambda: rope_jax.quantize(jnp.ones(3), jnp.int4), TypeError, "dtype must be one of int8, .* got int4"),
     ],
 )
 def test_refusals(call, error, says):

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -43,10 +44,21 @@ def test_greedy_is_the_forward_pass_for_prompts_of_unequal_length(side):
 
 
 def test_bytes_are_tokens():
-    model = build(vocab_size=256)
-    prompt = np.frombuffer(b"ab", np.uint8)[None]
-    out = rope_jax.generate(model, init(model), prompt, max_new_tokens=2, temperature=0)
-    assert out.tokens.shape == (1, 2)
+    """Of any integer dtype, whose own largest number may be below the vocabulary's size."""
+    text = np.frombuffer(b"ab", np.uint8)[None]
+    for vocab in (256, 300):
+        model = build(vocab_size=vocab, **UNTIED)
+        params = init(model)
+        how = dict(max_new_tokens=4, temperature=0)
+        want = rope_jax.generate(model, params, text.astype(np.int32), **how).tokens
+        other = rope_jax.generate(model, params, np.zeros_like(text), **how).tokens
+        assert want.tolist() != other.tolist()
+        for dtype in (np.uint8, np.int8, np.uint16, np.uint32, np.int64):
+            np.testing.assert_array_equal(rope_jax.generate(model, params, text.astype(dtype), **how).tokens, want)
+            logits = model.apply(params, jnp.asarray(text.astype(dtype)))
+            np.testing.assert_array_equal(logits, model.apply(params, text.astype(np.int32)))
+        traced = jax.jit(functools.partial(rope_jax.generate, model, params, **how))
+        assert traced(jnp.array([[5, 2**32 - 1]], jnp.uint32)).tokens.tolist() == [[-1] * 4]
 
 
 def test_one_token():
