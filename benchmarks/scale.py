@@ -28,6 +28,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import matplotlib.figure
+from matplotlib import ticker
 from record import publish
 
 from rope_jax.plot import COLOURS
@@ -324,6 +325,9 @@ def draw(kept: dict) -> matplotlib.figure.Figure:
     for axes in (peak, moved):
         axes.set(xlabel="chips", xscale="log", yscale="log")
         axes.set_xticks(list(TOPOLOGIES["v5e"]), list(TOPOLOGIES["v5e"]))
+        axes.xaxis.set(minor_locator=ticker.NullLocator())
+        axes.yaxis.set(major_locator=ticker.LogLocator(subs=(1.0, 2.0, 5.0)), major_formatter="{x:g}")
+        axes.yaxis.set(minor_locator=ticker.NullLocator())
         axes.grid(alpha=0.3)
     figure.legend(*peak.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure

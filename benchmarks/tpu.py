@@ -226,8 +226,8 @@ def attention_jobs() -> Iterator[Job]:
         )
         x, token = shape(1, TOKENS, WIDTH), shape(DECODE_BATCH, 1, WIDTH)
         params = nn.unbox(jax.eval_shape(layer.init, jax.random.key(0), x))
-        row = shape(DECODE_BATCH, DECODE_CAPACITY, HEADS.keys, HEADS.head_dim)
-        cache = rope_jax.KVCache(row, row, shape(DECODE_BATCH, dtype=jnp.int32))
+        row = dict(batch=DECODE_BATCH, capacity=DECODE_CAPACITY, num_kv_heads=HEADS.keys, head_dim=HEADS.head_dim)
+        cache = jax.eval_shape(functools.partial(rope_jax.init_cache, **row, dtype=jnp.bfloat16))
 
         def total(params, x, layer=layer):
             return layer.apply(params, x).sum()

@@ -136,7 +136,7 @@ def _beam_search(reader, prompt, mask, stops, *, beams, max_new_tokens, cache_dt
             tokens=jnp.zeros((batch, beams, max_new_tokens), jnp.int32),
             length=jnp.zeros((batch, beams), jnp.int32),
             # Before the first token there is one answer, not as many as beams.
-            score=jnp.full((batch, beams), -jnp.inf).at[:, 0].set(0.0),
+            score=jnp.full((batch, beams), -jnp.inf, jnp.float32).at[:, 0].set(0.0),
         ),
         done=jnp.zeros((batch, beams), bool),
     )

@@ -277,7 +277,7 @@ def is_stop(tokens, stops) -> jax.Array:
 def repeat_last(tokens, length) -> jax.Array:
     """Tokens ``[..., T]`` with the last of the first ``length [...]`` in place of what comes after."""
     last = jnp.take_along_axis(tokens, length[..., None] - 1, axis=-1)
-    return jnp.where(jnp.arange(tokens.shape[-1]) < length[..., None], tokens, last)
+    return jnp.where(jnp.arange(tokens.shape[-1], dtype=jnp.int32) < length[..., None], tokens, last)
 
 
 def _checked_key(rng, batch: int) -> jax.Array:

@@ -58,7 +58,7 @@ class Reader:
             if cache.sinks is None:
                 cache = cache.grow(cache.capacity + width + room)
         hidden, cache = self._hidden(prompt, cache, mask)
-        last = jnp.full((batch,), width - 1)
+        last = jnp.full((batch,), width - 1, jnp.int32)
         if mask is not None:
             last -= jnp.argmax(mask[:, ::-1], axis=1).astype(last.dtype)
         return self._unembed(hidden[jnp.arange(batch), last]), cache

@@ -1,5 +1,7 @@
 """jax.export with symbolic batch and length: out of the process and back, as bytes."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -66,9 +68,10 @@ def test_rotary_attention(rope, options):
 
     plain = there_and_back(lambda x: module.apply(params, x), spec((b, t, 32)))
     masked = there_and_back(lambda x, m: module.apply(params, x, mask=m), spec((b, t, 32)), spec((b, t), jnp.bool))
-    kept = (spec((b, 8, 2, 16)), spec((b, 8, 2, 16)), spec((b,), jnp.int32))
+    empty = functools.partial(rope_jax.init_cache, capacity=8, num_kv_heads=2, head_dim=16)
+    kept, structure = jax.tree.flatten(jax.eval_shape(lambda: empty(batch=b)))
     cached = there_and_back(
-        lambda x, *leaves: jax.tree.leaves(module.apply(params, x, cache=rope_jax.KVCache(*leaves))),
+        lambda x, *leaves: jax.tree.leaves(module.apply(params, x, cache=jax.tree.unflatten(structure, leaves))),
         spec((b, t, 32)),
         *kept,
     )
@@ -77,8 +80,7 @@ def test_rotary_attention(rope, options):
         mask = jnp.arange(length)[None] >= jnp.arange(batch)[:, None]
         np.testing.assert_allclose(plain(x), module.apply(params, x), atol=256 * oracles.EPS32)
         np.testing.assert_allclose(masked(x, mask), module.apply(params, x, mask=mask), atol=256 * oracles.EPS32)
-        cache = rope_jax.init_cache(batch=batch, capacity=8, num_kv_heads=2, head_dim=16)
-        y, *leaves = cached(x, *jax.tree.leaves(cache))
+        y, *leaves = cached(x, *jax.tree.leaves(empty(batch=batch)))
         np.testing.assert_allclose(y, module.apply(params, x), atol=256 * oracles.EPS32)
         assert leaves[2].tolist() == [length] * batch
         over, *_ = cached(x, *leaves)  # a second time there is no room: not clamped
