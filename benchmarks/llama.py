@@ -244,9 +244,10 @@ def draw(kept: dict) -> matplotlib.figure.Figure:
         axes.plot(middle, places, "o", color=colour, label=f"over {name}")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set(yticks=range(len(jobs)), yticklabels=jobs, ylim=(len(jobs) - 0.5, -0.5), xscale="log")
-    axes.xaxis.set(major_formatter="{x:g}", minor_formatter=ticker.NullFormatter())
+    ticks = ticker.LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0))
+    axes.xaxis.set(major_locator=ticks, major_formatter="{x:g}", minor_locator=ticker.NullLocator())
     axes.set(xlabel=f"time of {OURS} over theirs, round by round: median and quartiles")
-    axes.grid(axis="x", alpha=0.3, which="both")
+    axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
