@@ -18,6 +18,7 @@ gradients in float32 s times: 2.4 GiB for s = 16.
 import dataclasses
 import functools
 import itertools
+import json
 import math
 import re
 import sys
@@ -266,7 +267,35 @@ def sent(program: dict) -> dict[str, float]:
 
 
 def table(kept: dict) -> str:
-    """GiB of a chip, by tokens in a row and by chips."""
+    """What the README shows of it: whether it fits, and what a chip sends in all."""
+    result, names = kept["result"], {length: name for name, length in CONTEXTS.items()}
+    titles = ["tokens in a row", "chips", "data x sequence x model", "attention"]
+    titles += [f"GiB at the peak, {generation} of {size}" for generation, size in MEMORY.items()]
+    lines = [[*titles, "GiB sent by a chip"], ["---"] * (len(titles) + 1)]
+    for row in result["cases"]:
+        case = Case(**{field.name: row[field.name] for field in dataclasses.fields(Case)})
+        program = with_program(row)
+        lines.append(
+            [
+                names.get(case.length, str(case.length)),
+                str(case.chips),
+                f"{case.data} x {case.sequence} x {case.model}",
+                case.attention,
+                *(in_words(row[generation]) for generation in TOPOLOGIES),
+                f"{sum(sent(program).values()):.0f}" if program else "-",
+            ]
+        )
+    note = (
+        f"One step: forward, backward, AdamW; {result['parameters'] / 1e9:.2f} billion parameters, divided with their "
+        'moments over all chips. "Does not fit" names what it needs. "Plain" forms all scores of a chip\'s queries. '
+        f"libtpu {kept['packages']['libtpu']}, jax {kept['jax']}, {kept['date']}: `{kept['command']}`; "
+        "[by kind of collective](benchmarks/results/scale.md)."
+    )
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", note])
+
+
+def whole_table(kept: dict) -> str:
+    """Every figure: GiB of a chip, by tokens in a row and by chips."""
     result, names = kept["result"], {length: name for name, length in CONTEXTS.items()}
     titles = ["row", "chips", "data x sequence x model", "tokens a chip", "attention", "state"]
     titles += [f"peak, {generation} of {size} GiB" for generation, size in MEMORY.items()]
@@ -337,3 +366,5 @@ if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # what is compiled for a chip cannot be read back here
     publish(__file__, measure(MISTRAL, cases()), table, draw, packages=["libtpu"])
+    kept = Path(__file__).with_name("results") / "scale.json"
+    kept.with_suffix(".md").write_text(whole_table(json.loads(kept.read_text())) + "\n")

@@ -334,7 +334,8 @@ class RotaryAttention(nn.Module, kw_only=True):
         for name, value in barred.items():
             if value is not None:
                 beside = "order" if self.ring_axis is None else "ring_axis"
-                raise ValueError(f"{name} must be left out with {beside}, got {type(value).__name__}")
+                hint = ": decode with clone(ring_axis=None)" if beside == "ring_axis" and name == "cache" else ""
+                raise ValueError(f"{name} must be left out with {beside}, got {type(value).__name__}{hint}")
         if order is None:
             raise ValueError(f"order must be given with ring_axis={self.ring_axis!r}, as zigzag_order(T, n)[None]")
         order = device_array("order", order)

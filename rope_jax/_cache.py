@@ -102,6 +102,30 @@ class KVCache:
         """int32 ``[B]``: how many tokens a row will have been given, after T more or those of the mask."""
         return self.length + (tokens if mask is None else jnp.sum(mask, axis=-1, dtype=jnp.int32))
 
+    def advance(self, argument: str, tokens: int, mask=None, *, reach: int | None = None) -> jax.Array:
+        """As :meth:`length_after`, but that of a row which is ``overflowed`` by then; see :meth:`write`.
+
+        Raises:
+          ValueError: if one is known to be.
+        """
+        length = given = self.length_after(tokens, mask)
+        if self.sinks is not None:
+            count = length - self.length
+            lost = (length > self.capacity) & (count > 1)
+            if self.sinks == 0 and reach is not None:
+                lost &= count - 1 + reach > self.capacity
+            length = jnp.where(lost | (self.length < 0), LOST, length)
+        # A symbolic T (jax.export) cannot be compared; it is left to run time like a traced length.
+        too_many = mask is None and isinstance(tokens, int) and tokens > self.capacity
+        if too_many or surely(dataclasses.replace(self, length=length).overflowed):
+            have = "" if isinstance(given, jax.core.Tracer) else f", rows would hold {given.tolist()}"
+            hint = "" if self.sinks is None else ": several at once would evict what the first of them reads"
+            raise ValueError(
+                f"{argument} must fit in the cache: T={tokens} tokens were given, capacity S={self.capacity}"
+                f"{have}{hint}"
+            )
+        return length
+
     def span(self, length) -> jax.Array:
         """int32 ``[B]``: for how many tokens frequencies are, if they depend on it, after ``length [B]`` tokens.
 
@@ -162,19 +186,13 @@ class KVCache:
             real = jnp.ones((batch, tokens), bool)
         else:
             real = check_mask("mask", mask, "B T", B=batch, T=tokens)
-        count = jnp.cumsum(real, axis=1, dtype=jnp.int32)
-        length = self.length_after(tokens, real)
-
-        slots = self.length[:, None] + count - 1
+        slots = self.length[:, None] + jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
         if self.sinks is not None:
             recent = capacity - self.sinks
             slots = jnp.where(slots < self.sinks, slots, self.sinks + (slots - self.sinks) % recent)
-            lost = (length > capacity) & (count[:, -1] > 1)
-            if self.sinks == 0 and reach is not None:
-                lost &= count[:, -1] - 1 + reach > capacity
-            length = jnp.where(lost | (self.length < 0), LOST, length)
-        after = dataclasses.replace(self, length=length)
-        after._refuse_known_overflow(tokens, mask)
+        after = dataclasses.replace(
+            self, length=self.advance("key", tokens, None if mask is None else real, reach=reach)
+        )
 
         slots = jnp.where(real, slots, capacity)  # slot S does not exist: dropped
         where: tuple[jax.Array, ...] = jnp.arange(batch, dtype=jnp.int32)[:, None], slots
@@ -193,14 +211,6 @@ class KVCache:
             held = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, self.layer, keepdims=False), held)
         key, value = (each.astype(dtype) for each in held)
         return key, value
-
-    def _refuse_known_overflow(self, tokens, mask):
-        # A symbolic T (jax.export) cannot be compared; it is left to run time like a traced length.
-        if surely(self.overflowed) or (mask is None and isinstance(tokens, int) and tokens > self.capacity):
-            have = "" if isinstance(self.length, jax.core.Tracer) else f", rows would hold {self.length.tolist()}"
-            raise ValueError(
-                f"key must fit in the cache: T={tokens} tokens were given, capacity S={self.capacity}{have}"
-            )
 
     def rerotate(self, rope: Rope, length, *, growing: bool = False) -> "KVCache":
         """Rotated keys, as if turned by the frequencies for ``length`` tokens, where these depend on it.

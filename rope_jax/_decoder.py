@@ -273,7 +273,12 @@ class Decoder(nn.Module, kw_only=True):
             stored = self._stored_positions(positions, cache)
         after, span, key_rotation = None, None, None
         if cache is not None:
-            after = cache.length_after(tokens.shape[1], mask)[0]
+            first = dataclasses.replace(cache, length=cache.length[0])
+            reach = self.window if isinstance(self.window, int) else None
+            first.advance(
+                "tokens", tokens.shape[1], mask, reach=reach
+            )  # to refuse here: inside, lengths are traced
+            after = first.length_after(tokens.shape[1], mask)
             span = cache.span(after)
             cache = self._switched(cache, length, span)
         rotation, own_rotation = self._rotations(stored, length, span)

@@ -160,7 +160,7 @@ def generate(
     stops = check_stop(model, stop_token)
     check_integer("max_new_tokens", max_new_tokens, least=1)
     if cache is not None:
-        _check_cache(model, cache, prompt.shape[0], cache_dtype)
+        _check_cache(model, cache, prompt, mask, cache_dtype)
     check_room("max_new_tokens", model, prompt, mask, max_new_tokens, cache)
     _check_sampling(temperature, top_k, top_p)
     greedy = is_known(temperature) and bool(temperature == 0)
@@ -290,13 +290,18 @@ def _checked_key(rng, batch: int) -> jax.Array:
     return rng
 
 
-def _check_cache(model: Decoder, cache: KVCache, batch: int, cache_dtype) -> None:
+def _check_cache(model: Decoder, cache: KVCache, prompt, mask, cache_dtype) -> None:
     if cache_dtype is not None:
         raise ValueError(f"cache_dtype must be left out with a cache, which has its own, got {cache_dtype}")
-    sizes = dict(layers=model.num_layers, B={1, batch}, K=model.num_kv_heads or model.num_heads, H=model.head_dim)
+    sizes = dict(
+        layers=model.num_layers, B={1, prompt.shape[0]}, K=model.num_kv_heads or model.num_heads, H=model.head_dim
+    )
     check_axes("cache.key", cache.key, "layers B S K H", **sizes)
     if surely(cache.overflowed):
         raise ValueError(f"cache must not have overflowed, got S={cache.capacity}, rows {cache.length[0].tolist()}")
+    if cache.sinks is not None:
+        reach = model.window if isinstance(model.window, int) else None
+        dataclasses.replace(cache, length=cache.length[0]).advance("prompt", prompt.shape[1], mask, reach=reach)
 
 
 def _check_sampling(temperature, top_k, top_p) -> None:

@@ -20,7 +20,7 @@ def pad_prompts(prompts, *, buckets: int | Sequence[int] = 16) -> tuple[jax.Arra
     them at most.
 
     Args:
-      prompts: B sequences of integers, of at least one token each.
+      prompts: B sequences of integers, of at least one token each; ``bytes`` are one.
       buckets: the widths that there are, or the smallest of those that double: 16, 32, 64, ...
 
     Returns:
@@ -38,7 +38,7 @@ def pad_prompts(prompts, *, buckets: int | Sequence[int] = 16) -> tuple[jax.Arra
       >>> rope_jax.pad_prompts([range(40)])[0].shape
       (1, 64)
     """
-    rows = [np.asarray(prompt) for prompt in prompts]
+    rows = [np.array(list(prompt)) if isinstance(prompt, bytes) else np.asarray(prompt) for prompt in prompts]
     if not rows:
         raise ValueError("prompts must hold at least one prompt, got none")
     for index, row in enumerate(rows):

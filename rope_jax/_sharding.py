@@ -26,7 +26,7 @@ def cache_spec(cache: KVCache) -> KVCache:
       >>> names = rope_jax.cache_spec(cache)
       >>> tuple(names.key), tuple(names.length)
       (('batch', 'kv_length', 'kv_heads', 'head_dim'), ('batch',))
-      >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
+      >>> mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
       >>> rules = [("batch", "data"), ("kv_heads", "model")]
       >>> cache = jax.device_put(cache, nn.logical_to_mesh_sharding(names, mesh, rules))
     """

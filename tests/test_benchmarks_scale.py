@@ -212,7 +212,15 @@ def kept(scale):
 
 
 def test_the_table(scale, kept):
-    lines = scale.table(kept).splitlines()
+    text = scale.table(kept)
+    assert "| 8k | 16 | 16 x 1 x 1 | ring | 10.0 | 10.0 | 7 |" in text
+    assert "| 1M | 256 | 1 x 32 x 8 | plain | does not fit: 20.0 | does not compile | - |" in text
+    assert "7.25 billion" in text and "libtpu 1, jax 0, today" in text
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+
+
+def test_the_whole_table(scale, kept):
+    lines = scale.whole_table(kept).splitlines()
     assert lines[2] == "| 8k | 16 | 16 x 1 x 1 | 8,192 | ring | 2.0 | 10.0 | 10.0 | 3.0 | 0.0 | 0.0 | 4.0 | 0.0 |"
     assert lines[3].startswith("| 128k | 4 | 1 x 4 x 1 | 32,768 | ring | 2.0 | does not fit: 20.0 | 10.0 | 3.0 |")
     assert lines[4].startswith(
@@ -239,7 +247,8 @@ def test_the_picture(scale, kept, tmp_path):
 def test_what_is_kept_can_be_shown(scale):
     kept = json.loads((BENCHMARKS / "results/scale.json").read_text())
     assert kept["result"]["sizes"] == scale.MISTRAL and len(kept["result"]["cases"]) == len(scale.cases())
-    assert len(scale.table(kept).splitlines()) >= len(scale.cases()) + 4
+    assert len(scale.table(kept).splitlines()) == len(scale.cases()) + 4
+    assert (BENCHMARKS / "results/scale.md").read_text() == scale.whole_table(kept) + "\n"
     assert (BENCHMARKS / "results/scale.png").exists()
 
 

@@ -2,6 +2,7 @@
 each against attention from scratch over the tokens that are left."""
 
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,21 @@ LONG = rope_jax.LongRope(
     short_factor=(1.0, 1.0, 1.1, 1.3), long_factor=(1.0, 2.0, 5.0, 8.0), factor=4.0, original_length=8
 )
 # Sums of at most 64 float32 products of numbers near 1, in another order.
-CLOSE = dict(atol=64 * oracles.EPS32 * 4)
+CLOSE = 64 * oracles.EPS32 * 4
+WORST: dict[str, float] = {}  # of each test, the largest difference
+
+
+@pytest.fixture(scope="module", autouse=True)
+def worst_differences():
+    """With ``pytest -s`` the table of them is printed."""
+    yield
+    print("\n", *(f"{worst:.1e}  {name}" for name, worst in WORST.items()), sep="\n")
+
+
+def close(got, want, atol=CLOSE):
+    name = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].removesuffix(" (call)")
+    WORST[name] = max(WORST.get(name, 0.0), float(np.abs(np.asarray(got) - np.asarray(want)).max()))
+    np.testing.assert_allclose(got, want, rtol=0, atol=atol)
 
 
 def layer(rope=ROPE, **change):
@@ -66,7 +81,7 @@ def test_a_ring_is_a_sliding_window(rotated, cuts):
         y, cache = step(x[:, start : start + cut], cache)
         got.append(y)
         start += cut
-    np.testing.assert_allclose(jnp.concatenate(got, axis=1), want, **CLOSE)
+    close(jnp.concatenate(got, axis=1), want)
     assert len(traces) == len(set(cuts)) and not cache.overflowed.any()
 
 
@@ -83,7 +98,7 @@ def test_a_ring_of_rows_with_padding():
             seen = np.flatnonzero(mask[b, : start + 4])
             alone = module.apply(params, x[b : b + 1, seen])
             here = mask[b, part].sum()
-            np.testing.assert_allclose(y[b][mask[b, part]], alone[0, len(seen) - here :], **CLOSE)
+            close(y[b][mask[b, part]], alone[0, len(seen) - here :])
 
 
 @pytest.mark.parametrize("sinks", [1, 3])
@@ -95,12 +110,12 @@ def test_sinks_stand_right_before_the_window(sinks):
     cache = empty(capacity, sinks=sinks, rotated=False)
     step, traces = stepper(module, params)
     y, cache = step(x[:, :6], cache)
-    np.testing.assert_allclose(y, module.apply(params, x[:, :6]), **CLOSE)
+    close(y, module.apply(params, x[:, :6]))
     for t in range(6, 30):
         y, cache = step(x[:, t : t + 1], cache)
         kept = np.r_[:sinks, max(sinks, t + 1 - capacity + sinks) : t + 1]
         want = module.apply(params, x[:, kept])[:, -1:]
-        np.testing.assert_allclose(y, want, **CLOSE)
+        close(y, want)
     assert len(traces) == 2
 
 
@@ -117,7 +132,7 @@ def test_ten_thousand_evictions_drift_by_nothing():
 
     cache, ys = jax.jit(lambda cache, x: jax.lax.scan(step, cache, x.swapaxes(0, 1)))(cache, x)
     kept = np.r_[:sinks, count - capacity + sinks : count]
-    np.testing.assert_allclose(ys[-1], module.apply(params, x[:, kept])[:, -1], **CLOSE)
+    close(ys[-1], module.apply(params, x[:, kept])[:, -1])
     assert cache.length.tolist() == [count] * B
 
 
@@ -132,7 +147,7 @@ def test_ten_thousand_shifts_leave_the_keys_to_the_bit():
     # The next token stands where it stood before, seen from tokens that moved by that much.
     last = where[:, 8:] + jnp.array([[70_000], [-30_000]])
     y, _ = module.apply(params, x[:, 8:], last, cache=moved)
-    np.testing.assert_allclose(y, want[:, 8:], **CLOSE)
+    close(y, want[:, 8:])
     stayed, _ = module.apply(params, x[:, 8:], where[:, 8:], cache=moved)
     assert np.abs(stayed - want[:, 8:]).max() > 1e-3
 
@@ -147,7 +162,7 @@ def test_truncated_rows_go_on_as_if_the_rest_had_not_been(rotated):
     assert cache.length.tolist() == [7, 10]
     for b, length in enumerate([4, 7]):
         both = jnp.concatenate([x[b : b + 1, :length], other[b : b + 1]], axis=1)
-        np.testing.assert_allclose(y[b], module.apply(params, both)[0, length:], **CLOSE)
+        close(y[b], module.apply(params, both)[0, length:])
 
 
 def test_rows_that_are_taken_and_room_that_grows():
@@ -158,7 +173,7 @@ def test_rows_that_are_taken_and_room_that_grows():
     taken = cache.take(rows).grow(9)
     y, after = module.apply(params, next_x[jnp.array([0, 0, 1])], cache=taken)
     both = jnp.concatenate([x[rows], next_x[jnp.array([0, 0, 1])]], axis=1)
-    np.testing.assert_allclose(y, module.apply(params, both)[:, -1:], **CLOSE)
+    close(y, module.apply(params, both)[:, -1:])
     assert after.length.tolist() == [7] * 3 and after.capacity == 9
     # What overflowed does not come back with the room.
     full = jax.jit(rope_jax.KVCache.write)(cache, jnp.ones((B, 1, K, H)), jnp.ones((B, 1, K, H)))
@@ -193,7 +208,7 @@ def test_decoding_across_the_switch_is_the_full_forward_at_the_new_length(name, 
                 params, x[b : b + 1, row], rotation=rope.rotation(jnp.arange(length)[None], length=length)
             )
             # dynamic: traced frequencies are float32, their angles off by position * 2^-23; long: one more rounding
-            np.testing.assert_allclose(y[b, 0], want[0, -1], **CLOSE)
+            close(y[b, 0], want[0, -1])
     assert len(traces) == 2 and [len(row) for row in rows] == [14, 12]
 
 
@@ -215,7 +230,7 @@ def test_decoding_from_4096_tokens_to_4097(rotated):
     _, cache = step(x[:, : switch - 1], cache)
     for t in range(switch - 1, switch + 2):  # the 4096th token, the 4097th, the 4098th
         y, cache = step(x[:, t : t + 1], cache)
-        np.testing.assert_allclose(y[0, 0], full(x, t + 1)[0, t], atol=switch * oracles.EPS32)
+        close(y[0, 0], full(x, t + 1)[0, t], atol=switch * oracles.EPS32)
         other = full(x, switch + 1 if t < switch else switch)[0, t]
         assert np.abs(y[0, 0] - other).max() > 10 * switch * oracles.EPS32
     assert len(traces) == 2
@@ -230,7 +245,7 @@ def test_re_rotation_is_exact_at_every_position(layout):
     for old, new, start, end in ((8, 9, short, long), (9, 8, long, short), (8, 8, short, short)):
         moved = rope.rerotate(start, positions, old_length=old, new_length=new)
         # Two exact rotations of pairs up to 4 long, each 1.2e-7 and three roundings off.
-        np.testing.assert_allclose(moved, end, atol=4 * 2 * (1.2e-7 + 3 * oracles.EPS32))
+        close(moved, end, atol=4 * 2 * (1.2e-7 + 3 * oracles.EPS32))
 
 
 def test_a_decoder_switches_all_its_layers():
@@ -246,7 +261,7 @@ def test_a_decoder_switches_all_its_layers():
         for t in range(12):
             logits, cache = model.apply(params, ids[:, t : t + 1], cache=cache)
             want = model.apply(params, ids[:, : t + 1], length=t + 1)[:, -1:]
-            np.testing.assert_allclose(logits, want, atol=1e-5)
+            close(logits, want, atol=1e-5)
 
 
 def test_a_decoder_of_unlike_layers_with_unrotated_keys_and_sinks():
@@ -259,7 +274,7 @@ def test_a_decoder_of_unlike_layers_with_unrotated_keys_and_sinks():
     for options in (dict(rotated=False), dict(sinks=2), dict(sinks=0)):
         logits, cache = model.apply(params, ids[:, :4], cache=model.init_cache(batch=B, capacity=9, **options))
         more, cache = model.apply(params, ids[:, 4:], cache=cache)
-        np.testing.assert_allclose(jnp.concatenate([logits, more], axis=1), want, atol=1e-5)
+        close(jnp.concatenate([logits, more], axis=1), want, atol=1e-5)
 
 
 @pytest.mark.parametrize("rotated", [True, False])
@@ -273,7 +288,7 @@ def test_keys_know_what_they_are_turned_by(rotated):
     for cut, length in ((slice(5, 6), 6), (slice(6, 9), 9)):
         y, cache = module.apply(params, x[:, cut], cache=cache)
         want = module.apply(params, x[:, :length], rotation=rope.rotation(jnp.arange(length), length=length))
-        np.testing.assert_allclose(y, want[:, cut], **CLOSE)
+        close(y, want[:, cut])
 
     sizes = dict(vocab_size=11, num_layers=1, width=D, num_heads=N, num_kv_heads=K, head_dim=H, hidden_dim=20)
     model = rope_jax.Decoder(**sizes, rope=rope)
@@ -283,7 +298,7 @@ def test_keys_know_what_they_are_turned_by(rotated):
     for t, length in ((4, 9), (5, None), (6, jnp.array([9, 3]))):
         got, cache = model.apply(params, ids[:, t : t + 1], cache=cache, length=length)
         want = model.apply(params, ids[:, : t + 1], length=t + 1 if length is None else length)
-        np.testing.assert_allclose(got, want[:, -1:], atol=1e-5)
+        close(got, want[:, -1:], atol=1e-5)
 
 
 def test_keys_that_cannot_be_turned_on_are_not_read():
@@ -295,7 +310,7 @@ def test_keys_that_cannot_be_turned_on_are_not_read():
     step = jax.jit(lambda ids, cache, length: model.apply(params, ids, cache=cache, length=length))
     _, cache = step(ids[:, :3], model.init_cache(batch=B, capacity=7, rotated=True), 20)
     same, _ = step(ids[:, 3:], cache, 20)
-    np.testing.assert_allclose(same, model.apply(params, ids, length=20)[:, -1:], atol=1e-5)
+    close(same, model.apply(params, ids, length=20)[:, -1:], atol=1e-5)
     other, after = step(ids[:, 3:], cache, jnp.array([20, 30]))
     assert (
         np.isfinite(other[0]).all() and np.isnan(other[1]).all() and after.overflowed[0].tolist() == [False, True]
@@ -316,7 +331,7 @@ def test_inside_the_cache_a_sequence_is_no_longer_than_it():
         for t in range(count):
             y, cache = step(x[:, t : t + 1], cache)
         how = dict(rotation=rope.rotation(jnp.arange(capacity), **(dict(length=capacity) if known(rope) else {})))
-        np.testing.assert_allclose(y, module.apply(params, x[:, kept], **how)[:, -1:], **CLOSE)
+        close(y, module.apply(params, x[:, kept], **how)[:, -1:])
 
 
 # ----------------------------------------------------------------------------------------------------- eight bits
@@ -371,7 +386,7 @@ def test_broken_rows_stay_alone():
     assert np.isnan(y[0]).all()
     np.testing.assert_array_equal(y[1], module.apply(params, x[:, 4:], cache=cache)[0][1])
     clean = module.apply(params, tokens(6))[1, 4:]
-    np.testing.assert_allclose(y[1], clean, **CLOSE)
+    close(y[1], clean)
 
 
 def test_what_only_run_time_knows_makes_a_row_nan_and_no_other():
@@ -392,6 +407,29 @@ def test_what_only_run_time_knows_makes_a_row_nan_and_no_other():
     assert turned.overflowed.tolist() == [True, True]
 
 
+def test_what_a_model_knows_not_to_fit_is_refused():
+    sizes = dict(vocab_size=11, num_layers=2, width=D, num_heads=N, num_kv_heads=K, head_dim=H, hidden_dim=20)
+    model = rope_jax.Decoder(**sizes, rope=ROPE)
+    ids = jnp.zeros((1, 4), jnp.int32)
+    params = model.init(jax.random.key(1), ids)
+    for sinks in (None, 0, 2):
+        _, cache = model.apply(params, ids, cache=model.init_cache(batch=1, capacity=6, sinks=sinks))
+        with pytest.raises(ValueError, match=r"tokens must fit in the cache: T=4 .* rows would hold \[8\]"):
+            model.apply(params, ids, cache=cache)
+        logits, _ = jax.jit(lambda cache: model.apply(params, ids, cache=cache))(cache)
+        assert np.isnan(logits).all()
+        if sinks is not None:  # others grow
+            with pytest.raises(
+                ValueError, match=r"prompt must fit in the cache: T=4 .*: several at once would evict"
+            ):
+                rope_jax.generate(model, params, ids, cache=cache, max_new_tokens=3, temperature=0)
+    slides = model.clone(window=3)
+    logits, _ = slides.apply(
+        params, ids, cache=slides.apply(params, ids, cache=slides.init_cache(batch=1, capacity=6, sinks=0))[1]
+    )
+    assert np.isfinite(logits).all()
+
+
 def test_padding_evicts_nothing():
     """Only real tokens count: a padded row does what it does without its padding."""
     module, params = layer(window=3)
@@ -403,7 +441,7 @@ def test_padding_evicts_nothing():
             _, cache = module.apply(params, x[:, t : t + 1], cache=cache)
         y, after = jax.jit(lambda x, cache: module.apply(params, x, cache=cache, mask=mask))(x[:, 8:], cache)
         alone, _ = module.apply(params, x[:, 8:9], cache=cache)
-        np.testing.assert_allclose(y[0, 0], alone[0, 0], **CLOSE)
+        close(y[0, 0], alone[0, 0])
         slides = options["sinks"] == 0  # 3 - 1 + 3 slots are enough for these three
         assert after.length.tolist() == [9, 11 if slides else -1]
         none = jax.jit(lambda x, cache: module.apply(params, x, cache=cache, mask=mask & False))(x[:, 8:], cache)[1]
@@ -437,7 +475,7 @@ def test_positions_that_decrease_are_what_they_say():
     where = jnp.array([[9, 4, 4, -3, 0]])
     got = module.apply(params, x, where)
     shuffled = jnp.array([3, 4, 1, 2, 0])
-    np.testing.assert_allclose(got[:, shuffled], module.apply(params, x[:, shuffled], where[:, shuffled]), **CLOSE)
+    close(got[:, shuffled], module.apply(params, x[:, shuffled], where[:, shuffled]))
 
 
 MODULE, PARAMS = layer()

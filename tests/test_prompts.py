@@ -53,6 +53,7 @@ def test_many_lengths_compile_one_program_for_each_bucket(caplog):
     ("prompts", "buckets", "error", "says"),
     [
         ([], 16, ValueError, "prompts must hold at least one prompt, got none"),
+        ([b"ab", b""], 16, ValueError, r"prompts must hold at least one token each, got none in prompts\[1\]"),
         ([[1], []], 16, ValueError, r"prompts must hold at least one token each, got none in prompts\[1\]"),
         ([[1], [[2]]], 16, ValueError, r"prompts\[1\] must have shape \[T\], got \(1, 1\)"),
         ([[1], [2.0]], 16, TypeError, r"prompts\[1\] must be integer, got dtype float64"),
