@@ -286,8 +286,9 @@ def table(kept: dict) -> str:
             ]
         )
     note = (
-        f"One step: forward, backward, AdamW; {result['parameters'] / 1e9:.2f} billion parameters, divided with their "
-        'moments over all chips. "Does not fit" names what it needs. "Plain" forms all scores of a chip\'s queries. '
+        f"One step: forward, backward, AdamW; {result['parameters'] / 1e9:.2f} billion parameters, divided with "
+        'their moments over all chips. "Does not fit" names what it needs. "Plain" forms all scores of a chip\'s '
+        "queries. "
         f"libtpu {kept['packages']['libtpu']}, jax {kept['jax']}, {kept['date']}: `{kept['command']}`; "
         "[by kind of collective](benchmarks/results/scale.md)."
     )

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from rope_jax._angles import Rotation
 from rope_jax._angles import rotation as rotation_at
 from rope_jax._attend import Implementation, attend, attention_weights, check_options, visible, window_size
-from rope_jax._cache import KVCache
+from rope_jax._cache import KVCache, check_cache
 from rope_jax._checks import check_axes, check_dtype, check_mask, device_array
 from rope_jax._encodings import PositionBias, bias_of_order, check_encoding
 from rope_jax._frequencies import Frequencies
 from rope_jax._norm import RMSNorm
 from rope_jax._positions import next_positions, same_segment
-from rope_jax._ring import ring_attention
+from rope_jax._ring import checked_order, ring_attention
 from rope_jax._rope import Rope
 
 Initializer = Callable[..., Any]
@@ -123,6 +123,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         segment_ids=None,
         cache: KVCache | None = None,
         window: int | jax.Array | None = None,
+        reach: int | None = None,
         deterministic: bool = True,
     ):
         """Attention over x, and over what the cache holds.
@@ -147,6 +148,7 @@ class RotaryAttention(nn.Module, kw_only=True):
             takes those for the tokens of each row so far, these included: unrotated keys are rotated so when they
             are read, and rotated ones are turned from one list of :class:`LongRope` to the other where it switches.
           window: an integer in place of the field, which may be traced: for scanned layers that differ.
+          reach: with a traced window and a cache, the most that it may be; see :meth:`KVCache.write`.
           deterministic: whether dropout is off.
 
         Returns:
@@ -213,7 +215,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         if segment_ids is not None:
             readable = same_segment(segment_ids)
         if cache is not None:
-            cache = cache.write(k, v, mask, reach=window if isinstance(window, int) else None)
+            cache = cache.write(k, v, mask, reach=window if isinstance(window, int) else reach)
             k, v = cache.read(k.dtype)
             if key_rotation is not None:
                 (k,) = turn([k], key_rotation)
@@ -338,10 +340,7 @@ class RotaryAttention(nn.Module, kw_only=True):
                 raise ValueError(f"{name} must be left out with {beside}, got {type(value).__name__}{hint}")
         if order is None:
             raise ValueError(f"order must be given with ring_axis={self.ring_axis!r}, as zigzag_order(T, n)[None]")
-        order = device_array("order", order)
-        check_axes("order", order, "B T", B={1, batch}, T=length)
-        check_dtype("order", order, jnp.integer, "integer")
-        return order.astype(jnp.int32)
+        return checked_order(order, batch, length)
 
     def _check_call(self, batch, length, positions, rotation, key_rotation, bias, mask, segment_ids, cache):
         """The mask as bool and the segment ids as an array, if the arguments go together."""
@@ -363,6 +362,7 @@ class RotaryAttention(nn.Module, kw_only=True):
             check_dtype("segment_ids", segment_ids, jnp.integer, "integer")
             check_axes("segment_ids", segment_ids, "B T", B=batch, T=length)
         if cache is not None:
+            check_cache(cache)
             if segment_ids is not None:
                 raise ValueError("segment_ids must be left out with a cache: a cached row is one sequence")
             if not self.causal:

@@ -104,7 +104,7 @@ class _State(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("beams", "max_new_tokens", "cache_dtype"))
 def _beam_search(reader, prompt, mask, stops, *, beams, max_new_tokens, cache_dtype) -> Beams:
     batch, vocab = prompt.shape[0], reader.model.vocab_size
-    rows = jnp.arange(batch)[:, None]
+    rows = jnp.arange(batch, dtype=jnp.int32)[:, None]
 
     def choose(state: _State):
         """The state with one token more, which is not read yet; and which beam each was."""
@@ -131,7 +131,7 @@ def _beam_search(reader, prompt, mask, stops, *, beams, max_new_tokens, cache_dt
     state = _State(
         steps=jnp.int32(0),
         logits=jnp.broadcast_to(logits[:, None], (batch, beams, vocab)),
-        cache=cache.take(jnp.repeat(jnp.arange(batch), beams)),
+        cache=cache.take(jnp.repeat(jnp.arange(batch, dtype=jnp.int32), beams)),
         beams=Beams(
             tokens=jnp.zeros((batch, beams, max_new_tokens), jnp.int32),
             length=jnp.zeros((batch, beams), jnp.int32),

@@ -142,6 +142,8 @@ class KVCache:
         if not self.rotated or rope.needs_length:
             kind = "unrotated keys" if not self.rotated else "keys whose frequencies depend on the length"
             raise ValueError(f"positions must be left out with a cache of {kind}: they go by place in line")
+        if jnp.issubdtype(positions.dtype, jnp.integer) and positions.dtype.itemsize <= 4:
+            positions = as_int32(positions)  # narrow ones would wrap around
         shifted = self.shifted[:, None] if rope.axes is None else self.shifted[:, None, None]
         return positions - shifted.astype(positions.dtype)
 
@@ -212,7 +214,7 @@ class KVCache:
         key, value = (each.astype(dtype) for each in held)
         return key, value
 
-    def rerotate(self, rope: Rope, length, *, growing: bool = False) -> "KVCache":
+    def rerotate(self, rope: Rope, length, *, growing: bool = False, in_line: bool = True) -> "KVCache":
         """Rotated keys, as if turned by the frequencies for ``length`` tokens, where these depend on it.
 
         It is :meth:`Rope.rerotate` of every key, which stands at its place in line, from the frequencies that it is
@@ -223,6 +225,7 @@ class KVCache:
           rope: of the keys.
           length: integers, ``[]`` or ``[B]``, at least 1.
           growing: whether it changes with every token, so that only a choice among fixed frequencies will do.
+          in_line: whether keys stand at their place in line; others do not move.
 
         Raises:
           ValueError: if keys are stored in eight bits, or the frequencies are not a choice among fixed ones
@@ -236,11 +239,17 @@ class KVCache:
             )
         many = self.length.ndim == 2
         turned = self.turned[0] if many else self.turned
-        new = jnp.broadcast_to(as_int32(device_array("length", length)), turned.shape)
+        length = device_array("length", length)
+        check_dtype("length", length, jnp.integer, "integer")
+        check_axes("length", length, "B" if length.ndim else "", B=turned.shape[0])
+        new = jnp.broadcast_to(as_int32(length), turned.shape)
         old = jnp.where(turned == 0, new, turned)
         after = dataclasses.replace(self, turned=jnp.broadcast_to(new, self.turned.shape))
         before, now = rope.frequencies(old), rope.frequencies(new)
-        if not (isinstance(before, FrequencyChoice) and isinstance(now, FrequencyChoice)):
+        switched = None
+        if in_line and isinstance(before, FrequencyChoice) and isinstance(now, FrequencyChoice):
+            switched = jnp.any(before.index != now.index)
+        if switched is None:
             if growing:
                 raise ValueError(
                     "keys must be stored unrotated, init_cache(rotated=False), with a schedule that is no choice "
@@ -249,12 +258,12 @@ class KVCache:
             if surely(old != new):
                 raise ValueError(
                     f"length must stay {old.tolist()} where keys are stored rotated by the frequencies of "
-                    f"{type(rope.schedule).__name__}, got {new.tolist()}: see init_cache(rotated=False)"
+                    f"{type(rope.schedule).__name__}{'' if in_line else ' to positions that were given'}, "
+                    f"got {new.tolist()}: see init_cache(rotated=False)"
                 )
             return dataclasses.replace(after, length=jnp.where(old != new, self._too_long, self.length))
         places = self.order(self.length[0] if many else self.length)
         turn = functools.partial(rope.rerotate, positions=places, old_length=old, new_length=new)
-        switched = jnp.any(before.index != now.index)
         key = jax.lax.cond(switched, jax.vmap(turn) if many else turn, lambda key: key, self.key)
         return dataclasses.replace(after, key=key)
 
@@ -307,14 +316,16 @@ class KVCache:
         check_axes("length", length, "B" if length.ndim else "", B=self.length.shape[-1])
         if surely(length < 0):
             raise ValueError(f"length must be 0 or more, got {length.tolist()}")
-        shorter, lost = jnp.minimum(self.length, as_int32(length)), (length < 0) | self.overflowed
+        shorter = jnp.minimum(self.length, as_int32(length))
+        lost = (length < 0) | self.overflowed
         if self.sinks is not None:
-            lost |= (self.length > self.capacity) & (shorter < self.length)
-            if surely(lost):
+            evicted = (self.length > self.capacity) & (shorter < self.length)
+            if surely(evicted):
                 raise ValueError(
                     f"length must keep what rows that evicted tokens hold, {self.length.tolist()}, "
                     f"got {length.tolist()}"
                 )
+            lost |= evicted
         return dataclasses.replace(self, length=jnp.where(lost, self._too_long, shorter))
 
     def take(self, rows) -> "KVCache":
@@ -336,7 +347,7 @@ class KVCache:
         rows = device_array("rows", rows)
         check_dtype("rows", rows, jnp.integer, "integer")
         check_axes("rows", rows, "B")
-        batch = self.length.shape[-1]
+        rows, batch = as_int32(rows), self.length.shape[-1]
         outside = (rows < 0) | (rows >= batch)
         if surely(outside):
             raise ValueError(f"rows must be in [0, B={batch}), got {rows.tolist()}")
@@ -371,6 +382,12 @@ class KVCache:
         # What was dropped does not come back.
         length = jnp.where(self.overflowed, jnp.int32(capacity + 1), self.length)
         return dataclasses.replace(self, key=key, value=value, length=length)
+
+
+def check_cache(cache) -> None:
+    """Raises TypeError unless it is one."""
+    if not isinstance(cache, KVCache):
+        raise TypeError(f"cache must be a KVCache, of init_cache, got {type(cache).__name__}")
 
 
 def init_cache(
@@ -422,6 +439,8 @@ def init_cache(
         sinks = check_integer("sinks", sinks, least=0)
         if not jax.export.is_symbolic_dim(capacity) and sinks >= capacity:
             raise ValueError(f"sinks must be below the capacity S={capacity}, got {sinks}")
+    if not isinstance(rotated, bool):
+        raise TypeError(f"rotated must be True or False, got {rotated!r}")
     if sinks and rotated:
         raise ValueError(f"rotated must be False with sinks, which move with the window, got True with {sinks}")
     shape = (batch, capacity, num_kv_heads, head_dim)

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from rope_jax._angles import Rotation
 from rope_jax._attend import window_size
 from rope_jax._attention import Initializer, RotaryAttention
-from rope_jax._cache import KVCache, init_cache
+from rope_jax._cache import KVCache, check_cache, init_cache
 from rope_jax._checks import as_int32, check_axes, check_dtype, check_mask, device_array
 from rope_jax._encodings import PositionBias, PositionEmbedding, bias_of_order, check_encoding
 from rope_jax._norm import RMSNorm
 from rope_jax._positions import next_positions
+from rope_jax._ring import checked_order
 from rope_jax._rope import Rope
 
 
@@ -188,6 +189,7 @@ class Decoder(nn.Module, kw_only=True):
             activation=self.activation,
             post_norms=self.post_norms,
             sharding=self.activation_sharding,
+            reach=self.reach(),
         )
         self.final_norm = norm()
         if not self.tie_embeddings:
@@ -251,19 +253,18 @@ class Decoder(nn.Module, kw_only=True):
         if mask is not None:
             mask = check_mask("mask", mask, "B T", B=tokens.shape[0], T=tokens.shape[1])
             known |= ~mask  # what stands at padding is nobody's token
-        if cache is not None and cache.key.ndim != 5:
-            raise ValueError(
-                "cache must be one of all layers, from model.init_cache: key [layers, B, S, K, H], "
-                f"got {cache.key.shape}"
-            )
+        if cache is not None:
+            check_cache(cache)
+            axes = "layers B S K H"  # of model.init_cache
+            check_axes("cache.key", cache.key, axes, layers=self.num_layers, B=tokens.shape[0])
         if cache is not None and cache.rope is not None and cache.rope != self._ropes():
             raise ValueError(
                 f"cache must hold keys of this model's rope {self._ropes()}, got those of {cache.rope}"
             )
         if order is not None:
-            order = device_array("order", order)
-            check_axes("order", order, "B T", B={1, tokens.shape[0]}, T=tokens.shape[1])
+            order = checked_order(order, *tokens.shape)
         seen = None if cache is None else cache.length[0]
+        in_line = positions is None
         if positions is None:
             self._check_length(tokens.shape[1], mask, segment_ids)
             counted = self._positions(tokens.shape, mask, segment_ids, seen)
@@ -274,13 +275,11 @@ class Decoder(nn.Module, kw_only=True):
         after, span, key_rotation = None, None, None
         if cache is not None:
             first = dataclasses.replace(cache, length=cache.length[0])
-            reach = self.window if isinstance(self.window, int) else None
-            first.advance(
-                "tokens", tokens.shape[1], mask, reach=reach
-            )  # to refuse here: inside, lengths are traced
+            # It refuses what is known not to fit: inside, lengths are traced.
+            first.advance("tokens", tokens.shape[1], mask, reach=self.reach())
             after = first.length_after(tokens.shape[1], mask)
             span = cache.span(after)
-            cache = self._switched(cache, length, span)
+            cache = self._switched(cache, length, span, in_line)
         rotation, own_rotation = self._rotations(stored, length, span)
         if cache is not None and not cache.rotated and rotation is not None:
             key_rotation, _ = self._rotations(cache.positions(after), length, span)
@@ -373,6 +372,12 @@ class Decoder(nn.Module, kw_only=True):
         ropes = self._ropes()
         return next(filter(None, ropes), None) if isinstance(ropes, tuple) else ropes
 
+    def reach(self) -> int | None:
+        """The longest of the layers' windows; None where one has none."""
+        windows = self._windows()
+        windows = windows if isinstance(windows, tuple) else (windows,)
+        return None if None in windows else max(windows)
+
     def _windows(self):
         """The one window of all layers, or a tuple of unlike ones."""
         windows = _alike("window", self.window, self.num_layers)
@@ -417,7 +422,7 @@ class Decoder(nn.Module, kw_only=True):
         ropes = self._ropes()
         return tuple(dict.fromkeys(ropes)) if isinstance(ropes, tuple) else (ropes,)
 
-    def _switched(self, cache: KVCache, length, span) -> KVCache:
+    def _switched(self, cache: KVCache, length, span, in_line: bool) -> KVCache:
         """The cache with rotated keys at the frequencies of this call, for a length or for what it spans."""
         distinct = self._distinct()
         takers = [rope for rope in distinct if rope is not None and hasattr(rope.schedule, "length")]
@@ -434,7 +439,8 @@ class Decoder(nn.Module, kw_only=True):
         (rope,) = takers
         if length is None and needed:
             return cache.rerotate(rope, span, growing=True)
-        return cache.rerotate(rope, cast(Any, rope.schedule).length if length is None else length)
+        length = cast(Any, rope.schedule).length if length is None else length
+        return cache.rerotate(rope, length, in_line=in_line)
 
     def _rotations(self, positions, length, span=None):
         """The rotation of all layers, and None; or each distinct one, stacked, and which one each layer reads.
@@ -493,6 +499,7 @@ class _Block(nn.Module):
     activation: Callable[[jax.Array], jax.Array]
     post_norms: bool
     sharding: jax.sharding.Sharding | None
+    reach: int | None
 
     @nn.compact
     def __call__(
@@ -528,6 +535,7 @@ class _Block(nn.Module):
             segment_ids=segment_ids,
             cache=cache,
             window=own.window,
+            reach=self.reach,
         )
         if cache is not None:
             y, cache = y

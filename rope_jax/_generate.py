@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rope_jax._cache import KVCache
+from rope_jax._attend import real_number
+from rope_jax._cache import KVCache, check_cache
 from rope_jax._checks import check_axes, check_integer, surely
 from rope_jax._decoder import Decoder
 from rope_jax._prompts import check_prompt, check_room, check_stop, is_known
@@ -44,7 +45,8 @@ def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None
       top_p: probability that is kept, in (0, 1]; all where it is None; may be traced.
 
     Returns:
-      int32 ``[...]``; -1, which is no token, where the logits hold NaN.
+      int32 ``[...]``; -1, which is no token, where the logits hold NaN, or an argument is out of its range and only
+      run time knows it.
 
     Raises:
       ValueError: if an argument is out of its range.
@@ -56,7 +58,7 @@ def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None
     """
     _check_sampling(temperature, top_k, top_p)
     logits = jnp.asarray(logits)
-    broken = jnp.isnan(logits).any(axis=-1)
+    broken = jnp.isnan(logits).any(axis=-1) | ~(jnp.asarray(temperature) >= 0)  # known at run time alone
     likeliest = jnp.where(broken, -1, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
     if is_known(temperature) and temperature == 0:
         return likeliest
@@ -70,10 +72,12 @@ def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None
         falling = jnp.sort(scaled, axis=-1, descending=True)
         probabilities = jax.nn.softmax(falling, axis=-1)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        lowest = jnp.min(jnp.where(before < top_p, falling, jnp.inf), axis=-1, keepdims=True)
+        kept = (before < top_p) | (before == 0)  # the most probable one at least
+        lowest = jnp.min(jnp.where(kept, falling, jnp.inf), axis=-1, keepdims=True)
+        broken |= ~((jnp.asarray(top_p) >= 0) & (jnp.asarray(top_p) <= 1))
         scaled = jnp.where(scaled < lowest, -jnp.inf, scaled)
     drawn = jax.random.categorical(rng, scaled, axis=-1)
-    return jnp.where((temperature == 0) | broken, likeliest, drawn.astype(jnp.int32))
+    return jnp.where(broken, -1, jnp.where(temperature == 0, likeliest, drawn.astype(jnp.int32)))
 
 
 def generate(
@@ -284,8 +288,10 @@ def _checked_key(rng, batch: int) -> jax.Array:
     """One key, or one for each row ``[B]``."""
     if isinstance(rng, int | np.integer):
         raise TypeError(f"rng must be a key, as jax.random.key({rng}), got the integer {rng}")
+    if not isinstance(rng, jax.Array | np.ndarray):
+        raise TypeError(f"rng must be a key, as jax.random.key(0), got {rng!r}")
     if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
-        rng = jax.random.wrap_key_data(rng)
+        rng = jax.random.wrap_key_data(jnp.asarray(rng))
     check_axes("rng", rng, "B" if rng.ndim else "", B=batch)
     return rng
 
@@ -293,6 +299,7 @@ def _checked_key(rng, batch: int) -> jax.Array:
 def _check_cache(model: Decoder, cache: KVCache, prompt, mask, cache_dtype) -> None:
     if cache_dtype is not None:
         raise ValueError(f"cache_dtype must be left out with a cache, which has its own, got {cache_dtype}")
+    check_cache(cache)
     sizes = dict(
         layers=model.num_layers, B={1, prompt.shape[0]}, K=model.num_kv_heads or model.num_heads, H=model.head_dim
     )
@@ -300,14 +307,16 @@ def _check_cache(model: Decoder, cache: KVCache, prompt, mask, cache_dtype) -> N
     if surely(cache.overflowed):
         raise ValueError(f"cache must not have overflowed, got S={cache.capacity}, rows {cache.length[0].tolist()}")
     if cache.sinks is not None:
-        reach = model.window if isinstance(model.window, int) else None
-        dataclasses.replace(cache, length=cache.length[0]).advance("prompt", prompt.shape[1], mask, reach=reach)
+        first = dataclasses.replace(cache, length=cache.length[0])
+        first.advance("prompt", prompt.shape[1], mask, reach=model.reach())
 
 
 def _check_sampling(temperature, top_k, top_p) -> None:
-    if is_known(temperature) and not 0 <= temperature < float("inf"):
+    number = real_number("temperature", temperature)
+    if isinstance(number, float) and number < 0:
         raise ValueError(f"temperature must be 0 or above and finite, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
-    if top_p is not None and is_known(top_p) and not 0 < top_p <= 1:
+    if top_k is not None:
+        check_integer("top_k", top_k, least=1)
+    number = real_number("top_p", top_p)
+    if isinstance(number, float) and not 0 < number <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")

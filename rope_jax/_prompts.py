@@ -46,14 +46,16 @@ def pad_prompts(prompts, *, buckets: int | Sequence[int] = 16) -> tuple[jax.Arra
             raise ValueError(f"prompts must hold at least one token each, got none in prompts[{index}]")
         check_axes(f"prompts[{index}]", row, "T")
         check_dtype(f"prompts[{index}]", row, np.integer, "integer")
+        if int(row.min()) < -(2**31) or int(row.max()) >= 2**31:
+            raise ValueError(f"prompts must fit in int32, got {row.min()} to {row.max()} in prompts[{index}]")
     longest = max(row.size for row in rows)
     width = _bucket(longest, buckets)
-    tokens = np.zeros((len(rows), width), np.int64)
+    tokens = np.zeros((len(rows), width), np.int32)
     mask = np.zeros(tokens.shape, bool)
     for index, row in enumerate(rows):
         tokens[index, : row.size] = row
         mask[index, : row.size] = True
-    return device_array("prompts", tokens).astype(jnp.int32), jnp.asarray(mask)
+    return jnp.asarray(tokens), jnp.asarray(mask)
 
 
 def _bucket(longest: int, buckets: int | Sequence[int]) -> int:

@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from rope_jax._attend import check_options, checked_scores, real_number, visible, window_size
-from rope_jax._checks import check_axes, check_dtype, check_integer, device_array
+from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, device_array
 
 # ------------------------------------------------------------------------------------------ the order of tokens
 
@@ -138,13 +138,12 @@ def ring_attention(
       (1, 8, 4, 16)
     """
     q, k, _, _ = checked_scores(q, k, None, None)
-    v, order = device_array("v", v), device_array("order", order)
+    v = device_array("v", v)
     batch, length, _, head_dim = q.shape
     check_axes("k", k, "B T K H", T=length)
     check_axes("v", v, "B T K H", B=batch, T=length, K=k.shape[2], H=head_dim)
     check_dtype("v", v, jnp.floating, "floating")
-    check_axes("order", order, "B T", B={1, batch}, T=length)
-    check_dtype("order", order, jnp.integer, "integer")
+    order = checked_order(order, batch, length)
     check_options(logit_cap, 0.0)
     window, scale = window_size(window), real_number("scale", scale)
     if isinstance(scale, jax.core.Tracer):
@@ -182,8 +181,25 @@ def ring_attention(
     part = length // 2 if length % 2 == 0 else length  # a block must not lie across the two chunks of zigzag
     block = next(size for size in range(min(block_size, part), 0, -1) if part % size == 0)
     rule = _Rule(axis_name, causal, head_dim**-0.5 if scale is None else scale, logit_cap, block)
-    q, k, v, order = _vary_alike(q, k, v, order.astype(jnp.int32))
+    q, k, v, order = _vary_alike(q, k, v, order)
     return _ring(q, k, v, order, window, rule)
+
+
+def checked_order(order, batch: int, length: int) -> jax.Array:
+    """Each token's place in line as int32 ``[B or 1, T]``.
+
+    Raises:
+      TypeError: if places are not integers.
+      ValueError: if their shape is another, or they are known not to fit in int32 or to lie 2^31 or more apart.
+    """
+    order = device_array("order", order)
+    check_axes("order", order, "B T", B={1, batch}, T=length)
+    check_dtype("order", order, jnp.integer, "integer")
+    if not isinstance(order, jax.core.Tracer) and order.size:
+        low, high = (int(end) for end in (np.asarray(order).min(), np.asarray(order).max()))
+        if low < -(2**31) or high >= 2**31 or high - low >= 2**31:
+            raise ValueError(f"order must fit in int32 and span less than 2^31, got {low} to {high}")
+    return as_int32(order)
 
 
 class _Rule(NamedTuple):

@@ -407,6 +407,62 @@ def test_what_only_run_time_knows_makes_a_row_nan_and_no_other():
     assert turned.overflowed.tolist() == [True, True]
 
 
+def test_layers_of_unlike_windows_share_a_ring():
+    """The longest window is what must stay; where one layer has none, everything."""
+    sizes = dict(vocab_size=11, num_layers=2, width=D, num_heads=N, num_kv_heads=K, head_dim=H, hidden_dim=20)
+    ids = jax.random.randint(jax.random.key(0), (B, 8), 0, 11, jnp.int32)
+    for window in ((3, 2), (3, 3), np.int64(3)):
+        model = rope_jax.Decoder(**sizes, rope=ROPE, window=window)
+        params = model.init(jax.random.key(1), ids)
+        cache, got = model.init_cache(batch=B, capacity=6, sinks=0), []
+        for cut in (slice(0, 4), slice(4, 8)):
+            logits, cache = model.apply(params, ids[:, cut], cache=cache)
+            got.append(logits)
+        close(jnp.concatenate(got, axis=1), model.apply(params, ids), atol=1e-5)
+
+
+def test_a_cache_of_another_model_is_refused():
+    sizes = dict(vocab_size=11, width=D, num_heads=N, num_kv_heads=K, head_dim=H, hidden_dim=20, rope=ROPE)
+    model = rope_jax.Decoder(**sizes, num_layers=2)
+    ids = jnp.zeros((B, 2), jnp.int32)
+    params = model.init(jax.random.key(0), ids)
+    for layers, batch in ((1, B), (3, B), (2, B + 1)):
+        cache = rope_jax.Decoder(**sizes, num_layers=layers).init_cache(batch=batch, capacity=4)
+        with pytest.raises(
+            ValueError, match=r"cache.key must have shape \[layers, B, S, K, H\] with layers=2, B=2"
+        ):
+            model.apply(params, ids, cache=cache)
+    with pytest.raises(TypeError, match="cache must be a KVCache, of init_cache, got int"):
+        model.apply(params, ids, cache=3)
+
+
+def test_keys_at_positions_that_were_given_do_not_move():
+    rope = rope_jax.Rope(H, dataclasses.replace(LONG, length=4))
+    sizes = dict(vocab_size=11, num_layers=1, width=D, num_heads=N, num_kv_heads=K, head_dim=H, hidden_dim=20)
+    model = rope_jax.Decoder(**sizes, rope=rope)
+    ids, where = jnp.arange(4)[None], jnp.arange(4)[None] + 100
+    params = model.init(jax.random.key(0), ids)
+    _, cache = model.apply(params, ids[:, :3], where[:, :3], cache=model.init_cache(batch=1, capacity=4), length=4)
+    last, _ = model.apply(params, ids[:, 3:], where[:, 3:], cache=cache, length=4)
+    close(last, model.apply(params, ids, where, length=4)[:, 3:], atol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"length must stay \[4\].*LongRope to positions that were given, got \[20\]"
+    ):
+        model.apply(params, ids[:, 3:], where[:, 3:], cache=cache, length=20)
+
+
+def test_narrow_integers_do_not_wrap():
+    many = rope_jax.init_cache(batch=200, capacity=2, num_kv_heads=1, head_dim=2)
+    assert many.take(jnp.array([1, 100], jnp.int8)).length.tolist() == [0, 0]
+    x = tokens(4)
+    _, cache = MODULE.apply(PARAMS, x[:, :3], jnp.arange(3), cache=empty(4))
+    for by in (5, 1000):
+        want, _ = MODULE.apply(PARAMS, x[:, 3:], jnp.array([3]), cache=cache.shift(by))
+        for dtype in (jnp.int8, jnp.uint8, jnp.int16, jnp.uint32):
+            got, _ = MODULE.apply(PARAMS, x[:, 3:], jnp.array([3], dtype), cache=cache.shift(by))
+            np.testing.assert_array_equal(got, want)
+
+
 def test_what_a_model_knows_not_to_fit_is_refused():
     sizes = dict(vocab_size=11, num_layers=2, width=D, num_heads=N, num_kv_heads=K, head_dim=H, hidden_dim=20)
     model = rope_jax.Decoder(**sizes, rope=ROPE)
@@ -455,8 +511,10 @@ def test_lengths_of_any_integer_dtype():
         assert truncate(cache, jnp.asarray(length)).length.tolist() == [left] * B
     with jax.enable_x64(True):
         assert truncate(cache, jnp.asarray(2**32)).length.tolist() == [3] * B
-    full = jax.jit(rope_jax.KVCache.write)(cache, *[jnp.ones((B, 2, K, H))] * 2)
-    assert full.truncate(2).overflowed.all()
+    _, ring = MODULE.apply(PARAMS, tokens(3), cache=empty(4, sinks=0))
+    for given in (cache, ring):
+        full = jax.jit(rope_jax.KVCache.write)(given, *[jnp.ones((B, 2, K, H))] * 2)
+        assert full.overflowed.all() and full.truncate(2).overflowed.all()
 
 
 def test_a_ring_of_symbolic_sizes():

@@ -252,15 +252,17 @@ class TestPrefix:
         full = dataclasses.replace(full, length=full.length + 5)
         with pytest.raises(ValueError, match=r"cache must not have overflowed, got S=4, rows \[5\]"):
             self.written(self.PROMPTS, cache=full)
-        with pytest.raises(ValueError, match="key must fit in the cache: T=8 tokens were given, capacity S=6"):
+        with pytest.raises(ValueError, match="prompt must fit in the cache: T=8 tokens were given, capacity S=6"):
             greedy(tokens(3, 8), cache=MODEL.init_cache(batch=3, capacity=6, sinks=2), max_new_tokens=2)
 
     def test_a_prompt_that_a_full_ring_cannot_take_is_no_answer(self):
-        """Only run time knows how full it is."""
+        """An error where it is known how full it is, and where only run time knows that, -1."""
         prefix, prompt = jnp.zeros((2, 5), int), jnp.zeros((2, 4), int)
         mask = jnp.array([[1] * 4, [1, 0, 0, 0]])
         cache = MODEL.apply(PARAMS, prefix, cache=MODEL.init_cache(batch=2, capacity=6, sinks=1))[1]
-        out = greedy(prompt, mask=mask, cache=cache, max_new_tokens=3)
+        with pytest.raises(ValueError, match=r"prompt must fit .* rows would hold \[9, 6\]: several at once would"):
+            greedy(prompt, mask=mask, cache=cache, max_new_tokens=3)
+        out = jax.jit(lambda cache: greedy(prompt, mask=mask, cache=cache, max_new_tokens=3))(cache)
         assert out.tokens[0].tolist() == [-1, -1, -1] and np.all(out.tokens[1] >= 0)
 
 
@@ -361,6 +363,9 @@ class TestSample:
         )
         assert np.all(draw(0.0, 1.0) == 0)
         assert set(np.asarray(draw(1.0, 0.65)).tolist()) == {0, 1}
+        assert np.all(draw(1.0, 0.0) == np.asarray(draw(1.0, 1e-46))) and np.all(draw(1.0, 1e-46) == 0)
+        for temperature, top_p in ((np.nan, 0.5), (-1.0, 0.5), (1.0, np.nan), (1.0, -0.1), (1.0, 1.5)):
+            assert np.all(draw(temperature, top_p) == -1)
         assert draw._cache_size() == 1
 
     def test_ties_at_the_cut_are_kept(self):
@@ -380,9 +385,12 @@ PROMPT = jnp.zeros((2, 3), int)
         (dict(temperature=-1.0), ValueError, "temperature must be 0 or above and finite, got -1.0"),
         (dict(top_k=0), ValueError, "top_k must be at least 1, got 0"),
         (dict(temperature=np.float32(-1)), ValueError, "temperature must be 0 or above and finite, got -1.0"),
-        (dict(temperature=jnp.float32(jnp.nan)), ValueError, "temperature must be 0 or above and finite, got nan"),
+        (dict(temperature=jnp.float32(jnp.nan)), ValueError, "temperature must be finite, got nan"),
         (dict(top_p=jnp.float32(0.0)), ValueError, r"top_p must be in \(0, 1\], got 0.0"),
         (dict(top_p=0.0), ValueError, r"top_p must be in \(0, 1\], got 0.0"),
+        (dict(top_k=2.5), TypeError, "top_k must be an integer, got 2.5"),
+        (dict(temperature="a"), TypeError, "temperature must be a real number, got 'a'"),
+        (dict(rng=[0, 1]), TypeError, r"rng must be a key, as jax.random.key\(0\), got \[0, 1\]"),
         (dict(top_p=1.5), ValueError, r"top_p must be in \(0, 1\], got 1.5"),
         (dict(stop_token=V), ValueError, r"stop_token must be in \[0, V=13\), got 13"),
         (dict(stop_token=(-1, 3)), ValueError, r"stop_token must be in \[0, V=13\), got \(-1, 3\)"),

@@ -58,6 +58,7 @@ def test_many_lengths_compile_one_program_for_each_bucket(caplog):
         ([[1], [[2]]], 16, ValueError, r"prompts\[1\] must have shape \[T\], got \(1, 1\)"),
         ([[1], [2.0]], 16, TypeError, r"prompts\[1\] must be integer, got dtype float64"),
         ([[1], [2**40]], 16, ValueError, "prompts must fit in int32"),
+        ([np.array([2**64 - 1], np.uint64)], 16, ValueError, "prompts must fit in int32"),
         ([[1] * 9], (4, 8), ValueError, r"buckets must hold the longest prompt, T=9, got \(4, 8\)"),
         ([[1]], (), ValueError, r"buckets must hold the longest prompt, T=1, got \(\)"),
         ([[1]], 0, ValueError, "buckets must be at least 1, got 0"),

@@ -185,6 +185,18 @@ def test_refusals():
                 ValueError,
                 r"order must have shape \[B, T\] with .*T=32, got \(32,\)",
             ),
+            (lambda: ring(q, k, v, order.astype(np.uint32) + np.uint32(2**31 - 3)), ValueError, "order must fit"),
+            (
+                lambda: ring(q, k, v, np.where(order < 3, -(2**31), 2**31 - 1).astype(np.int32)),
+                ValueError,
+                "order must fit in int32 and span less than 2.31, got -2147483648 to 2147483647",
+            ),
+            (lambda: ring(q, k, v, order, scale=np.nan), ValueError, "scale must be finite, got nan"),
+            (
+                lambda: ring(*(x[:, :0] for x in (q, k, v)), order[:, :0]),
+                ValueError,
+                "q must have at least one token",
+            ),
             (lambda: ring(q, k, v, order * 1.0), TypeError, "order must be integer, got dtype float32"),
             (lambda: ring(q, k, v.astype(int), order), TypeError, "v must be floating, got dtype int32"),
             (lambda: ring(q[:, :, :3], k, v, order), ValueError, "q must have a multiple of K=2 heads, got N=3"),
