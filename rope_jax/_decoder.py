@@ -255,8 +255,13 @@ class Decoder(nn.Module, kw_only=True):
             known |= ~mask  # what stands at padding is nobody's token
         if cache is not None:
             check_cache(cache)
-            axes = "layers B S K H"  # of model.init_cache
-            check_axes("cache.key", cache.key, axes, layers=self.num_layers, B=tokens.shape[0])
+            if cache.key.ndim != 5:
+                raise ValueError(
+                    "cache must be one of all layers, from model.init_cache: key [layers, B, S, K, H], "
+                    f"got {cache.key.shape}"
+                )
+            sizes = dict(layers=self.num_layers, B=tokens.shape[0])
+            check_axes("cache.key", cache.key, "layers B S K H", **sizes)
         if cache is not None and cache.rope is not None and cache.rope != self._ropes():
             raise ValueError(
                 f"cache must hold keys of this model's rope {self._ropes()}, got those of {cache.rope}"
