@@ -23,6 +23,7 @@ import math
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,6 +84,7 @@ def cases() -> list[Case]:
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+RING = "ring attention"  # whose permutes are told apart: the compiler makes permutes of gathers and scatters too
 
 
 class Instruction(NamedTuple):
@@ -135,25 +137,34 @@ def group_size(attributes: str) -> int:
     raise ValueError(f"replica_groups must be listed, tiled or of a mesh, got {attributes[:200]}")
 
 
+def constant(lines: dict[str, Instruction], name: str) -> int:
+    line = lines[name]
+    while line.opcode == "copy":
+        line = lines[line.operands[0]]
+    if line.opcode != "constant":
+        raise ValueError(f"a loop must count from, by and to below constants, got {line}")
+    return int(line.arguments)
+
+
 def trips(program: dict, lines: dict[str, Instruction], loop: Instruction) -> int:
-    """How often a loop turns that counts by one, from a constant to below another."""
-    condition = program[loop.called["condition"][0]]
+    """How often a loop turns: its state has a counter."""
+    condition, body = (program[loop.called[role][0]] for role in ("condition", "body"))
     *_, end = condition.values()
-    counter, bound = (condition[name] for name in end.operands)
-    place = re.search(r"index=(\d+)", counter.attributes)
-    if end.opcode != "compare" or "direction=LT" not in end.attributes or bound.opcode != "constant" or not place:
+    *_, after = body.values()
+    if end.opcode != "compare" or "direction=LT" not in end.attributes:
         raise ValueError(f"a loop must count to below a constant, got {end}")
-    start = lines[lines[loop.operands[0]].operands[int(place[1])]]
-    while start.opcode == "copy":
-        start = lines[start.operands[0]]
-    if start.opcode != "constant":
-        raise ValueError(f"a loop must count from a constant, got {start}")
-    return int(bound.arguments) - int(start.arguments)
+    counter, bound = end.operands
+    place = int(re.search(r"index=(\d+)", condition[counter].attributes)[1])
+    start = constant(lines, lines[loop.operands[0]].operands[place])
+    step = body[after.operands[place]]
+    if step.opcode != "add":
+        raise ValueError(f"a loop must count by a constant, got {step}")
+    return math.ceil((constant(condition, bound) - start) / constant(body, step.operands[1]))
 
 
 def share_sent(kind: str, attributes: str) -> float:
     """What a device sends of its operand when many do the same around a ring: the least that there is to send."""
-    if kind == "collective-permute":
+    if kind in ("collective-permute", RING):
         return float(any(source != target for source, target in re.findall(r"\{(\d+),(\d+)\}", attributes)))
     others = group_size(attributes) - 1
     if kind == "all-gather":
@@ -168,25 +179,40 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
     """
     program = computations(hlo)
 
+    def with_fusions(name: str) -> Iterator[tuple[str, Instruction]]:
+        for line in program[name].values():
+            yield name, line
+            if line.opcode == "fusion":
+                yield from with_fusions(line.called["calls"][0])
+
     @functools.cache
     def inside(name: str) -> Counter[tuple[str, str]]:
-        lines, total = program[name], Counter()
-        for line in lines.values():
+        total: Counter[tuple[str, str]] = Counter()
+        chains = set()
+        for home, line in with_fusions(name):
             kind = line.opcode.removesuffix("-start")
             if kind in KINDS:
-                size = sum(bytes_of(lines[operand].shape) for operand in line.operands)
-                # A TPU scatters sums by a fusion of this name, of an all-reduce and a slice.
-                kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
+                # One that goes on while others compute stands in all their fusions: a chain.
+                chain = re.search(r'chain_id="(\d+)"', line.attributes)
+                if chain and chain[1] in chains:
+                    continue
+                chains |= {chain[1]} if chain else set()
+                if "/ppermute" in line.attributes:
+                    kind = RING
+                elif home.startswith("all-reduce-scatter"):  # a TPU's form of it: an all-reduce and a slice
+                    kind = "reduce-scatter"
+                size = sum(bytes_of(program[home][operand].shape) for operand in line.operands)
                 total[kind, "operands"] += size
                 total[kind, "sent"] += round(share_sent(kind, line.attributes) * size)
-            for called in itertools.chain(*line.called.values()):
-                inner = inside(called)
-                times = trips(program, lines, line) if inner and line.opcode == "while" else 1
-                total.update({key: times * size for key, size in inner.items()})
+            elif line.opcode != "fusion":
+                for called in itertools.chain(*line.called.values()):
+                    inner = inside(called)
+                    times = trips(program, program[home], line) if inner and line.opcode == "while" else 1
+                    total.update({key: times * size for key, size in inner.items()})
         return total
 
     total = inside("ENTRY")
-    kinds = [kind for kind in KINDS if (kind, "operands") in total]
+    kinds = [kind for kind in (*KINDS, RING) if (kind, "operands") in total]
     return {kind: {what: total[kind, what] for what in ("operands", "sent")} for kind in kinds}
 
 
@@ -251,19 +277,11 @@ def with_program(row: dict) -> dict | None:
     return next((row[g] for g in reversed(TOPOLOGIES) if "peak" in row[g]), None)
 
 
-SENT = {
-    "gathered": ("all-gather",),
-    "scattered": ("reduce-scatter",),
-    "summed": ("all-reduce",),
-    "passed on": ("collective-permute",),
-    "exchanged": ("all-to-all",),
-}
-
-
-def sent(program: dict) -> dict[str, float]:
-    """GiB that a chip sends in a step."""
+def sent(program: dict) -> tuple[float, float]:
+    """GiB that a chip sends in a step: keys, values and their gradients, and everything else."""
     moved = {kind: part["sent"] / GIB for kind, part in program["collectives"].items()}
-    return {name: sum(moved.get(kind, 0.0) for kind in kinds) for name, kinds in SENT.items()}
+    ring = moved.pop(RING, 0.0)
+    return ring, sum(moved.values())
 
 
 def table(kept: dict) -> str:
@@ -271,7 +289,8 @@ def table(kept: dict) -> str:
     result, names = kept["result"], {length: name for name, length in CONTEXTS.items()}
     titles = ["tokens in a row", "chips", "data x sequence x model", "attention"]
     titles += [f"GiB at the peak, {generation} of {size}" for generation, size in MEMORY.items()]
-    lines = [[*titles, "GiB sent by a chip"], ["---"] * (len(titles) + 1)]
+    titles += ["GiB sent: keys and values", "GiB sent: kernels and all else"]
+    lines = [titles, ["---"] * len(titles)]
     for row in result["cases"]:
         case = Case(**{field.name: row[field.name] for field in dataclasses.fields(Case)})
         program = with_program(row)
@@ -282,7 +301,7 @@ def table(kept: dict) -> str:
                 f"{case.data} x {case.sequence} x {case.model}",
                 case.attention,
                 *(in_words(row[generation]) for generation in TOPOLOGIES),
-                f"{sum(sent(program).values()):.0f}" if program else "-",
+                *([f"{size:.1f}" for size in sent(program)] if program else ["-"] * 2),
             ]
         )
     note = (
@@ -290,7 +309,7 @@ def table(kept: dict) -> str:
         'their moments over all chips. "Does not fit" names what it needs. "Plain" forms all scores of a chip\'s '
         "queries. "
         f"libtpu {kept['packages']['libtpu']}, jax {kept['jax']}, {kept['date']}: `{kept['command']}`; "
-        "[by kind of collective](benchmarks/results/scale.md)."
+        "[each in full](benchmarks/results/scale.md)."
     )
     return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", note])
 
@@ -300,7 +319,8 @@ def whole_table(kept: dict) -> str:
     result, names = kept["result"], {length: name for name, length in CONTEXTS.items()}
     titles = ["row", "chips", "data x sequence x model", "tokens a chip", "attention", "state"]
     titles += [f"peak, {generation} of {size} GiB" for generation, size in MEMORY.items()]
-    lines = [[*titles, *SENT], ["---"] * (len(titles) + len(SENT))]
+    titles += ["sent: keys and values", "sent: kernels and all else"]
+    lines = [titles, ["---"] * len(titles)]
     notes = [
         f"Compiled, not run: one training step (forward, backward, AdamW) of {result['parameters'] / 1e9:.2f} "
         "billion parameters; GiB of each chip's memory, and GiB that it sends. "
@@ -317,7 +337,7 @@ def whole_table(kept: dict) -> str:
             case.attention,
             f"{program['state'] / GIB:.1f}" if program else "-",
             *(in_words(row[generation]) for generation in TOPOLOGIES),
-            *([f"{size:.1f}" for size in sent(program).values()] if program else ["-"] * len(SENT)),
+            *([f"{size:.1f}" for size in sent(program)] if program else ["-"] * 2),
         ]
         lines.append(cells)
         notes += [
@@ -345,7 +365,7 @@ def draw(kept: dict) -> matplotlib.figure.Figure:
             needs = [program.get("peak", program.get("does not fit", math.nan)) / GIB for program in programs]
             peak.plot(chips, needs, color=colour, marker=marker, label=f"{name} tokens in a row, {generation}")
         programs = [with_program(row) for row in rows]
-        totals = [sum(sent(program).values()) if program else math.nan for program in programs]
+        totals = [sum(sent(program)) if program else math.nan for program in programs]
         moved.plot(chips, totals, color=colour, marker="o")
     for generation, size in MEMORY.items():
         peak.axhline(size, color="0.4", linestyle=":")

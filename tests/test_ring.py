@@ -253,6 +253,24 @@ def test_a_model_whose_tokens_are_not_in_line(change):
     assert abs(apply(params, mixed) - apply(params, mixed, order=order)).max() > 0.01
 
 
+@pytest.mark.parametrize("remat", [False, True])
+def test_the_gradient_of_layers_keeps_no_table_of_all_tokens(remat):
+    """Not of scores, and not of who may read whom: what the order alone decides is decided block by block."""
+    length = 2048
+    model = rope_jax.Decoder(**SIZES, rope=ROPE, remat=remat)
+    params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
+    on_ring, order = model.clone(ring_axis="sequence"), rope_jax.zigzag_order(length, 1)[None]
+
+    def loss(params, tokens):
+        return jnp.sum(on_ring.apply(params, tokens, order=order))
+
+    with jax.set_mesh(eight_devices.mesh(sequence=1)):
+        lowered = jax.jit(jax.grad(loss)).lower(params, jax.ShapeDtypeStruct((1, length), jnp.int32))
+    shapes = re.findall(r"tensor<([\dx]+)x\w+>", lowered.as_text())
+    largest = max(np.prod([int(size) for size in shape.split("x")], dtype=np.int64) for shape in shapes)
+    assert largest < length**2 / 2
+
+
 def test_refusals_of_the_modules():
     attention = rope_jax.RotaryAttention(num_heads=N, num_kv_heads=2, head_dim=H, rope=ROPE)
     x, order = jnp.ones((B, T, 16)), np.arange(T)[None]

@@ -218,7 +218,7 @@ class TestFaults:
         codes = (code, "") if victim == 0 else ("", code)
         with pair("--mesh", "data=2", *flags, codes=codes, heartbeat=HEARTBEAT) as both:
             if "SIGSTOP" in code:
-                os.waitid(os.P_PID, both[victim].pid, os.WSTOPPED | os.WNOWAIT)
+                os.waitid(os.P_PID, both[victim].pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
             else:
                 assert both[victim].wait(timeout=LIMIT) == -signal.SIGKILL
             _, err = both[1 - victim].communicate(timeout=LIMIT)
