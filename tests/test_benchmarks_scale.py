@@ -310,10 +310,10 @@ def test_a_small_model_sends_what_arithmetic_says(scale, no_tpu_here, monkeypatc
         # Their gradients go apart once, those of the kernels in bfloat16.
         scattered = program["collectives"]["reduce-scatter"]["sent"]
         assert 2 * kernels * 3 / 4 < scattered < (2 * kernels + 4 * tables) * 3 / 4
-    # k, v and the order go around forward, in the block formed again and backward. So do the gradients of k and v,
-    # in float32, but home in bfloat16.
+    # k, v and the order go around forward, in the block formed again and backward. The gradients of k and v follow in
+    # float32, a step behind, the first of them zeros, and go home in bfloat16.
     kv, order = 2 * length // ring * 2 * 128, length // ring
-    passed = 3 * (3 * (ring - 1) * (2 * kv + 4 * order) + (ring - 1) * 4 * kv + 2 * kv)
+    passed = 3 * (3 * (ring - 1) * (2 * kv + 4 * order) + ring * 4 * kv + 2 * kv)
     assert sequence["collectives"][scale.RING]["sent"] == passed
     assert data["collectives"][scale.RING]["sent"] == 0  # a ring of one
     # Scores of 4 heads, a quarter of the queries and all keys, in float32.
