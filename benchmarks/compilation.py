@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import matplotlib.figure
 from clock import in_turns, ratios
 from peers import OURS, PACKAGES, PEERS, Recipe, peer
-from record import publish
+from record import markdown, publish
 
 import rope_jax
 from rope_jax.plot import COLOURS
@@ -112,7 +112,7 @@ def table(kept: dict) -> str:
         f"programs in {steps} steps of decoding",
         f"for {steps} equal ropes",
     ]
-    rows = [titles, ["---"] * len(titles)]
+    rows = []
     for name, each in timed(kept).items():
         low, middle, high = each["milliseconds"]
         time = f"{middle:.0f} ({low:.0f} to {high:.0f})"
@@ -120,7 +120,7 @@ def table(kept: dict) -> str:
         rows.append(
             [name, f"{each['operations']}", time, f"{each['over ours'][1]:.2f}", f"{each['decoding']}", ropes]
         )
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    return markdown(titles, rows)
 
 
 def draw(kept: dict) -> matplotlib.figure.Figure:

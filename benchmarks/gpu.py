@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 from clock import in_turns, ratios
-from record import publish, save
+from record import markdown, publish, save
 
 import rope_jax
 from rope_jax.plot import COLOURS
@@ -295,8 +295,7 @@ def table(kept: dict) -> str:
     titles = ["form", *(f"{at}, {what}" for at in DIRECTIONS for what in ("GB/s", "of the copy", "µs (tiny)"))]
     names = dict.fromkeys(name for name, _ in time)
     rows = [[name, *(cell for at in DIRECTIONS for cell in cells((name, at)))] for name in names]
-    lines = [f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows)]
-    return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks(result))])
+    return "\n".join([markdown(titles, rows), "", *(f"- {remark}" for remark in remarks(result))])
 
 
 def draw(kept: dict) -> matplotlib.figure.Figure:

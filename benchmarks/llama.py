@@ -29,7 +29,7 @@ import safetensors.numpy
 from clock import in_turns, ratios
 from matplotlib import ticker
 from overhead import decoding, rounding, said
-from record import publish
+from record import markdown, publish
 
 import rope_jax
 from rope_jax.plot import COLOURS
@@ -223,12 +223,12 @@ def jobs_of(kept: dict) -> dict[str, dict]:
 
 def table(kept: dict) -> str:
     titles = ["", f"{OURS}, ms", *(f"{name}, ms" for name in THEIRS), *(f"{OURS} over {name}" for name in THEIRS)]
-    rows = [titles, ["---"] * len(titles)]
+    rows = []
     for job, row in jobs_of(kept).items():
         times, over = row["milliseconds"], row["ours over theirs"]
         cells = [times[name] if name not in (OURS, *over) else f"{times[name][1]:.3g}" for name in (OURS, *THEIRS)]
         rows.append([job, *cells, *(said(over[name], ".2f") if name in over else "-" for name in THEIRS)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(titles, rows)
 
 
 def draw(kept: dict) -> matplotlib.figure.Figure:

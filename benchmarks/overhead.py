@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 from clock import in_turns, ratios
-from record import publish
+from record import markdown, publish
 
 from rope_jax.plot import COLOURS
 
@@ -120,11 +120,11 @@ def said(quartiles: Sequence[float], digits: str) -> str:
 
 
 def table(kept: dict) -> str:
-    rows = [["", "without RoPE, ms", *(f"{label}, times that" for label in COMPARED.values())], ["---"] * 4]
+    rows = []
     for job, row in kept["result"].items():
         over = [said(row[f"{name} over none"], ".3f") for name in COMPARED]
         rows.append([job, said(row["milliseconds"], ".3g"), *over])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(["", "without RoPE, ms", *(f"{label}, times that" for label in COMPARED.values())], rows)
 
 
 def draw(kept: dict) -> matplotlib.figure.Figure:

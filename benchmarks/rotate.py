@@ -29,7 +29,7 @@ import numpy as np
 from clock import in_turns, ratios
 from matplotlib import ticker
 from peers import OURS, PACKAGES, PEERS, Peer, Recipe, backward, forward, own, peer, read
-from record import publish
+from record import markdown, publish
 
 from rope_jax.plot import COLOURS
 
@@ -188,10 +188,6 @@ def measure(
 
 
 # ------------------------------------------------------------------------------------------- the tables
-
-
-def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows))
 
 
 def said(quartiles: Sequence[float], digits: str = ".2f") -> str:

@@ -31,7 +31,7 @@ import flax.linen as nn
 import jax
 import matplotlib.figure
 from matplotlib import ticker
-from record import publish
+from record import markdown, publish
 
 from rope_jax.plot import COLOURS
 
@@ -284,68 +284,56 @@ def sent(program: dict) -> tuple[float, float]:
     return ring, sum(moved.values())
 
 
+def cells(row: dict) -> dict[str, str]:
+    """All that is said of a case, by the title of its column; GiB of a chip, and GiB that it sends."""
+    names = {length: name for name, length in CONTEXTS.items()}
+    case = Case(**{field.name: row[field.name] for field in dataclasses.fields(Case)})
+    program = with_program(row)
+    ring, rest = (f"{size:.1f}" for size in sent(program)) if program else ("-", "-")
+    peaks = {f"peak, {g} of {MEMORY[g]} GiB": in_words(row[g]) for g in TOPOLOGIES}
+    return {
+        "tokens in a row": names.get(case.length, str(case.length)),
+        "chips": str(case.chips),
+        "data x sequence x model": f"{case.data} x {case.sequence} x {case.model}",
+        "tokens a chip": f"{case.length // case.sequence:,}",
+        "attention": case.attention,
+        "state": f"{program['state'] / GIB:.1f}" if program else "-",
+        **peaks,
+        "sent: keys and values": ring,
+        "sent: kernels and all else": rest,
+    }
+
+
 def table(kept: dict) -> str:
-    """What the README shows of it: whether it fits, and what a chip sends in all."""
-    result, names = kept["result"], {length: name for name, length in CONTEXTS.items()}
-    titles = ["tokens in a row", "chips", "data x sequence x model", "attention"]
-    titles += [f"GiB at the peak, {generation} of {size}" for generation, size in MEMORY.items()]
-    titles += ["GiB sent: keys and values", "GiB sent: kernels and all else"]
-    lines = [titles, ["---"] * len(titles)]
-    for row in result["cases"]:
-        case = Case(**{field.name: row[field.name] for field in dataclasses.fields(Case)})
-        program = with_program(row)
-        lines.append(
-            [
-                names.get(case.length, str(case.length)),
-                str(case.chips),
-                f"{case.data} x {case.sequence} x {case.model}",
-                case.attention,
-                *(in_words(row[generation]) for generation in TOPOLOGIES),
-                *([f"{size:.1f}" for size in sent(program)] if program else ["-"] * 2),
-            ]
-        )
+    """What the README shows of it."""
+    rows = [cells(row) for row in kept["result"]["cases"]]
+    titles = [title for title in rows[0] if title not in ("tokens a chip", "state")]
     note = (
-        f"One step: forward, backward, AdamW; {result['parameters'] / 1e9:.2f} billion parameters, divided with "
-        'their moments over all chips. "Does not fit" names what it needs. "Plain" forms all scores of a chip\'s '
-        "queries. "
-        f"libtpu {kept['packages']['libtpu']}, jax {kept['jax']}, {kept['date']}: `{kept['command']}`; "
-        "[each in full](benchmarks/results/scale.md)."
+        f"GiB of each chip. One step: forward, backward, AdamW; {kept['result']['parameters'] / 1e9:.2f} billion "
+        'parameters, divided with their moments over all chips. "Does not fit" names what it needs. "Plain" forms '
+        f"all scores of a chip's queries. libtpu {kept['packages']['libtpu']}, jax {kept['jax']}, {kept['date']}: "
+        f"`{kept['command']}`; [each in full](benchmarks/results/scale.md)."
     )
-    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", note])
+    return "\n".join([markdown(titles, ([row[title] for title in titles] for row in rows)), "", note])
 
 
 def whole_table(kept: dict) -> str:
-    """Every figure: GiB of a chip, by tokens in a row and by chips."""
-    result, names = kept["result"], {length: name for name, length in CONTEXTS.items()}
-    titles = ["row", "chips", "data x sequence x model", "tokens a chip", "attention", "state"]
-    titles += [f"peak, {generation} of {size} GiB" for generation, size in MEMORY.items()]
-    titles += ["sent: keys and values", "sent: kernels and all else"]
-    lines = [titles, ["---"] * len(titles)]
+    """Every figure, and why a program does not compile."""
+    result = kept["result"]
+    rows = [cells(row) for row in result["cases"]]
     notes = [
         f"Compiled, not run: one training step (forward, backward, AdamW) of {result['parameters'] / 1e9:.2f} "
         "billion parameters; GiB of each chip's memory, and GiB that it sends. "
         f"libtpu {kept['packages']['libtpu']}, jax {kept['jax']}, {kept['date']}: `{kept['command']}`."
     ]
-    for row in result["cases"]:
-        case = Case(**{field.name: row[field.name] for field in dataclasses.fields(Case)})
-        program = with_program(row)
-        cells = [
-            names.get(case.length, str(case.length)),
-            str(case.chips),
-            f"{case.data} x {case.sequence} x {case.model}",
-            f"{case.length // case.sequence:,}",
-            case.attention,
-            f"{program['state'] / GIB:.1f}" if program else "-",
-            *(in_words(row[generation]) for generation in TOPOLOGIES),
-            *([f"{size:.1f}" for size in sent(program)] if program else ["-"] * 2),
-        ]
-        lines.append(cells)
+    for row, shown in zip(result["cases"], rows, strict=True):
         notes += [
-            f"Rows of {cells[0]} on {case.chips} chips of {generation} do not compile: {words}"
+            f"Rows of {shown['tokens in a row']} on {shown['chips']} chips of {generation} do not compile: {words}"
             for generation in TOPOLOGIES
             if (words := row[generation].get("does not compile"))
         ]
-    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", *(f"- {note}" for note in notes)])
+    table = markdown(list(rows[0]), (row.values() for row in rows))
+    return "\n".join([table, "", *(f"- {note}" for note in notes)])
 
 
 def draw(kept: dict) -> matplotlib.figure.Figure:

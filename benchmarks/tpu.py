@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 from jax import lax
-from record import publish
+from record import markdown, publish
 from tpu_compiler import CHIPS, compiled, cost, plain_pass
 
 import rope_jax
@@ -317,11 +317,7 @@ def said(low: float, high: float) -> str:
     return f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} ({high:.2f})"
 
 
-def rows(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *cells)]
-
-
-def bars(result: dict) -> list[str]:
+def bars(result: dict) -> str:
     """What is asked of ours, and the worst that it is, by each door."""
     chips, program = [result["chips"][name] for name in ASKED if name in result["chips"]], SHOWN[0]
 
@@ -339,7 +335,7 @@ def bars(result: dict) -> list[str]:
         (f"{program}: interleaved over half", ALIKE),
     )
     cells = [(what, f"{bar}", *each) for (what, bar), *each in zip(asked, *map(worst, DOORS), strict=True)]
-    return rows((f"asked on {' and '.join(ASKED)}; the worst of", "at most", *DOORS.values()), cells)
+    return markdown((f"asked on {' and '.join(ASKED)}; the worst of", "at most", *DOORS.values()), cells)
 
 
 def table(kept: dict) -> str:
@@ -358,9 +354,9 @@ def table(kept: dict) -> str:
             f"On {' / '.join(result['chips'])}: bytes through HBM in rotation alone, over those of q and k read "
             f"and written once; then cycles over those of the program without rotation. {NOT_TIMES}",
             "",
-            *rows(("form", "rotation alone, bytes", *SHOWN), cells),
+            markdown(("form", "rotation alone, bytes", *SHOWN), cells),
             "",
-            *bars(result),
+            bars(result),
         ]
     )
 
@@ -389,7 +385,7 @@ def whole_table(kept: dict) -> str:
                 else [form, f"not measured: {one['not measured']}", *["-"] * len(names)]
                 for form, one in costs.items()
             ]
-            lines += ["", *rows((program, "over the first", *names), cells)]
+            lines += ["", markdown((program, "over the first", *names), cells)]
     return "\n".join(lines) + "\n"
 
 

@@ -74,6 +74,10 @@ class KVCache:
         """int32 ``[]``: the length of a row that is ``overflowed``."""
         return jnp.int32(self.capacity + 1 if self.sinks is None else LOST)
 
+    def with_one_count(self) -> "KVCache":
+        """A stack's keys and values as they are, and the counters ``[B]`` of one layer: those of all are alike."""
+        return dataclasses.replace(self, length=self.length[0], shifted=self.shifted[0], turned=self.turned[0])
+
     def order(self, length) -> jax.Array:
         """Which token of its row each slot holds, after ``length [B]`` tokens: int32 ``[B or 1, S]``.
 
@@ -238,34 +242,32 @@ class KVCache:
                 "got a cache of rotated ones"
             )
         many = self.length.ndim == 2
-        turned = self.turned[0] if many else self.turned
+        one = self.with_one_count() if many else self
         length = device_array("length", length)
         check_dtype("length", length, jnp.integer, "integer")
-        check_axes("length", length, "B" if length.ndim else "", B=turned.shape[0])
-        new = jnp.broadcast_to(as_int32(length), turned.shape)
-        old = jnp.where(turned == 0, new, turned)
+        check_axes("length", length, "B" if length.ndim else "", B=one.turned.shape[0])
+        new = jnp.broadcast_to(as_int32(length), one.turned.shape)
+        old = jnp.where(one.turned == 0, new, one.turned)
         after = dataclasses.replace(self, turned=jnp.broadcast_to(new, self.turned.shape))
         before, now = rope.frequencies(old), rope.frequencies(new)
-        switched = None
         if in_line and isinstance(before, FrequencyChoice) and isinstance(now, FrequencyChoice):
+            places = one.order(one.length)
+            turn = functools.partial(rope.rerotate, positions=places, old_length=old, new_length=new)
             switched = jnp.any(before.index != now.index)
-        if switched is None:
-            if growing:
-                raise ValueError(
-                    "keys must be stored unrotated, init_cache(rotated=False), with a schedule that is no choice "
-                    f"among fixed frequencies, got {type(rope.schedule).__name__}"
-                )
-            if surely(old != new):
-                raise ValueError(
-                    f"length must stay {old.tolist()} where keys are stored rotated by the frequencies of "
-                    f"{type(rope.schedule).__name__}{'' if in_line else ' to positions that were given'}, "
-                    f"got {new.tolist()}: see init_cache(rotated=False)"
-                )
-            return dataclasses.replace(after, length=jnp.where(old != new, self._too_long, self.length))
-        places = self.order(self.length[0] if many else self.length)
-        turn = functools.partial(rope.rerotate, positions=places, old_length=old, new_length=new)
-        key = jax.lax.cond(switched, jax.vmap(turn) if many else turn, lambda key: key, self.key)
-        return dataclasses.replace(after, key=key)
+            key = jax.lax.cond(switched, jax.vmap(turn) if many else turn, lambda key: key, self.key)
+            return dataclasses.replace(after, key=key)
+        if growing:
+            raise ValueError(
+                "keys must be stored unrotated, init_cache(rotated=False), with a schedule that is no choice "
+                f"among fixed frequencies, got {type(rope.schedule).__name__}"
+            )
+        if surely(old != new):
+            raise ValueError(
+                f"length must stay {old.tolist()} where keys are stored rotated by the frequencies of "
+                f"{type(rope.schedule).__name__}{'' if in_line else ' to positions that were given'}, "
+                f"got {new.tolist()}: see init_cache(rotated=False)"
+            )
+        return dataclasses.replace(after, length=jnp.where(old != new, self._too_long, self.length))
 
     def shift(self, by) -> "KVCache":
         """Every token of a row, ``by`` positions later (on every axis): for those who give positions of their own.

@@ -268,7 +268,8 @@ class Decoder(nn.Module, kw_only=True):
             )
         if order is not None:
             order = checked_order(order, *tokens.shape)
-        seen = None if cache is None else cache.length[0]
+        one = None if cache is None else cache.with_one_count()
+        seen = None if one is None else one.length
         in_line = positions is None
         if positions is None:
             self._check_length(tokens.shape[1], mask, segment_ids)
@@ -276,14 +277,13 @@ class Decoder(nn.Module, kw_only=True):
             positions = stored = counted if order is None else order
         else:
             positions = self._checked_positions(positions, tokens.shape)
-            stored = self._stored_positions(positions, cache)
+            stored = self._stored_positions(positions, one)
         after, span, key_rotation = None, None, None
-        if cache is not None:
-            first = dataclasses.replace(cache, length=cache.length[0])
+        if cache is not None and one is not None:
             # It refuses what is known not to fit: inside, lengths are traced.
-            first.advance("tokens", tokens.shape[1], mask, reach=self.reach())
-            after = first.length_after(tokens.shape[1], mask)
-            span = cache.span(after)
+            one.advance("tokens", tokens.shape[1], mask, reach=self.reach())
+            after = one.length_after(tokens.shape[1], mask)
+            span = one.span(after)
             cache = self._switched(cache, length, span, in_line)
         rotation, own_rotation = self._rotations(stored, length, span)
         if cache is not None and not cache.rotated and rotation is not None:
@@ -316,9 +316,7 @@ class Decoder(nn.Module, kw_only=True):
         own = _Own(jnp.arange(self.num_layers, dtype=jnp.int32), own_rotation, windows)
         given = cache
         if cache is not None:  # of this model, it is of each layer
-            cache = dataclasses.replace(
-                cache, length=cache.length[0], shifted=cache.shifted[0], turned=cache.turned[0], rope=None
-            )
+            cache = dataclasses.replace(cache.with_one_count(), rope=None)
         (x, cache), lengths = self.layers((x, cache), rotation, key_rotation, order, bias, mask, segment_ids, own)
         x = self.final_norm(x)
         if given is None:
@@ -344,7 +342,7 @@ class Decoder(nn.Module, kw_only=True):
         second rounding. Elsewhere it is True: a key is rotated once.
         """
         if rotated is None:
-            rotated = not sinks and not any(rope is not None and rope.needs_length for rope in self._distinct())
+            rotated = not sinks and not self.needs_length
         one = init_cache(
             batch=batch,
             capacity=capacity,
@@ -371,6 +369,11 @@ class Decoder(nn.Module, kw_only=True):
                         f"rope must be of layers that differ by schedule alone, got {first} and {other}"
                     )
         return ropes
+
+    @property
+    def needs_length(self) -> bool:
+        """Whether a layer's frequencies depend on a length that its schedule lacks: :attr:`Rope.needs_length`."""
+        return any(rope is not None and rope.needs_length for rope in self._distinct())
 
     def _some_rope(self) -> Rope | None:
         """Of unlike layers, the first that has one: pairs and layout are those of all."""
@@ -415,7 +418,7 @@ class Decoder(nn.Module, kw_only=True):
         rope = self._some_rope()
         if cache is None or rope is None:
             return positions
-        return jax.tree.map(lambda leaf: leaf[0], cache).stored_positions(positions, rope)
+        return cache.stored_positions(positions, rope)
 
     def _positions(self, shape, mask, segment_ids, seen):
         """Positions of tokens that nobody gave positions; a rope with axes refuses to guess them."""

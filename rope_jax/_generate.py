@@ -307,8 +307,7 @@ def _check_cache(model: Decoder, cache: KVCache, prompt, mask, cache_dtype) -> N
     if surely(cache.overflowed):
         raise ValueError(f"cache must not have overflowed, got S={cache.capacity}, rows {cache.length[0].tolist()}")
     if cache.sinks is not None:
-        first = dataclasses.replace(cache, length=cache.length[0])
-        first.advance("prompt", prompt.shape[1], mask, reach=model.reach())
+        cache.with_one_count().advance("prompt", prompt.shape[1], mask, reach=model.reach())
 
 
 def _check_sampling(temperature, top_k, top_p) -> None:

@@ -104,8 +104,7 @@ def speculate(
     stops = check_stop(model, stop_token)
     for each in (model, draft):
         check_room("max_new_tokens + draft_tokens", each, prompt, mask, max_new_tokens + draft_tokens)
-    ropes = model.rope if isinstance(model.rope, tuple) else (model.rope,)
-    if length is None and any(rope is not None and rope.needs_length for rope in ropes):
+    if length is None and model.needs_length:
         raise ValueError("length must be given with a target whose frequencies depend on it, got None")
     return _speculate(
         Reader.of(model, params, length),

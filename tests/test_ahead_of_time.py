@@ -1,20 +1,16 @@
 """configs/ahead_of_time.py, and an exported prefill, by the TPU's compiler. Without libtpu these tests are skipped."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import export
 from jax.sharding import SingleDeviceSharding
+from scripts import load
 
 import rope_jax
 
 pytest.importorskip("libtpu")
-CONFIGS = Path(__file__).parents[1] / "configs"
 SIZES = dict(vocab_size=512, num_layers=2, width=256, num_heads=4, num_kv_heads=2, hidden_dim=512)
 BATCH, LENGTH = 4, 128
 
@@ -31,14 +27,6 @@ def nothing_kept():
 def standard_promotion():
     with jax.numpy_dtype_promotion("standard"):  # optax needs it
         yield
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

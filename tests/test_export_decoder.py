@@ -1,22 +1,20 @@
 """configs/export.py and configs/run_exported.py: a decoder out of the process, and its tokens in one without rope_jax."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export as jax_export
+from scripts import CONFIGS, load
 from test_decoder import TOLERANCE, V, build, init
 
 import rope_jax
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 MODEL = build()
 PARAMS = init(MODEL)
 PLATFORMS = ["cpu", "cuda", "tpu"]
@@ -48,22 +46,14 @@ def elsewhere(folder, target, batches, new=NEW):
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def exporting():
-    return script("export")
+    return load("export")
 
 
 @pytest.fixture(scope="module")
 def running():
-    return script("run_exported")
+    return load("run_exported")
 
 
 @pytest.fixture(scope="module")

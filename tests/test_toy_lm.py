@@ -1,6 +1,5 @@
 """configs/toy_lm.py, run as a user runs it, at a size that takes seconds."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from scripts import load
 
 import rope_jax
 
@@ -59,11 +59,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def toy():
-    spec = importlib.util.spec_from_file_location("toy_lm", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["toy_lm"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load("toy_lm")
 
 
 def command(*args):
