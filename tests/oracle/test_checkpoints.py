@@ -211,7 +211,12 @@ def test_longrope_turns_by_the_length_that_it_is_given(tmp_path):
     np.testing.assert_allclose(model.apply(params, ids, length=16), want, atol=1e-4, rtol=0)
     assert np.abs(model.apply(params, ids, length=17) - want).max() > 0.1
     with pytest.raises(ValueError, match="LongRope needs a length"):
-        rope_jax.generate(model, params, ids, max_new_tokens=2, temperature=0)
+        model.apply(params, ids)
+    # A cache counts: its next token is that of the tokens so far, which transformers counts too.
+    written = rope_jax.generate(model, params, ids, max_new_tokens=1, temperature=0)
+    np.testing.assert_array_equal(written.tokens[:, 0], want[:, -1].argmax(-1))
+    other = model.apply(params, ids, length=17)
+    assert np.any(other[:, -1].argmax(-1) != want[:, -1].argmax(-1))
 
 
 def test_text_part_of_a_gemma3_that_sees(tmp_path):
