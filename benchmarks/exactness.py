@@ -60,7 +60,7 @@ def sampled(count: int = 2_000) -> dict:
 
 def every_phase() -> float:
     """All 2^30 rests from minus to plus an eighth of a turn: position 1 at frequencies of 2^-32 turns each."""
-    from rope_jax._angles import _coefficients, _polynomials
+    from rope_jax.core.angles import _coefficients, _polynomials
 
     coefficients = jnp.asarray(_coefficients(rope_jax.Frequencies([1.0])))
     turn = jax.jit(lambda phases: _polynomials(phases[None], coefficients))

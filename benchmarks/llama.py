@@ -46,7 +46,7 @@ except ImportError:
     torch = None
 
 TOY = toy_lm.Config()
-SIZES = ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "hidden_dim", "batch", "length")
+SIZES = ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "batch", "length")
 SHAPES = {
     "toy LM": {name: getattr(TOY, name) for name in SIZES} | {"rounds": 41},
     "width 512": dict(zip(SIZES, (8, 512, 8, 2, 64, 1408, 4, 256), strict=True)) | {"rounds": 15},
@@ -60,7 +60,7 @@ OURS, THEIRS = "rope_jax", {"torch": False, "torch.compile": True}  # whether it
 
 def write_folder(folder: Path, sizes: Mapping[str, int]) -> None:
     """A Llama of random weights, as transformers would save it."""
-    width, hidden, head_dim = sizes["width"], sizes["hidden_dim"], sizes["head_dim"]
+    width, hidden, head_dim = sizes["width"], sizes["mlp_dim"], sizes["head_dim"]
     config = dict(
         model_type="llama",
         vocab_size=VOCAB,

@@ -49,12 +49,14 @@ def decoding(model, params, tokens, prompt: int) -> Callable[[], list]:
 
     batch, capacity = tokens.shape
     _, cache = step(params, tokens[:, :prompt], model.init_cache(batch=batch, capacity=capacity))
-    begun = np.asarray(cache.length)
+    begun = np.asarray(cache.num_tokens)
     later = [tokens[:, at : at + 1] for at in range(prompt, capacity)]
 
     def call():
         nonlocal cache
-        cache = dataclasses.replace(cache, length=jnp.asarray(begun))  # rewound: what lies beyond is written over
+        cache = dataclasses.replace(
+            cache, num_tokens=jnp.asarray(begun)
+        )  # rewound: what lies beyond is written over
         logits = []
         for token in later:
             one, cache = step(params, token, cache)
@@ -69,7 +71,7 @@ def rounding(model) -> float:
 
     The roundings of a layer's longest sum are a random walk.
     """
-    return model.num_layers * max(model.hidden_dim, model.width) ** 0.5 * float(jnp.finfo(jnp.float32).eps)
+    return model.num_layers * max(model.mlp_dim, model.width) ** 0.5 * float(jnp.finfo(jnp.float32).eps)
 
 
 def check(turned, plain, params, tokens) -> None:

@@ -39,7 +39,7 @@ sys.path.append(str(Path(__file__).parents[1] / "configs"))
 import ahead_of_time
 
 MISTRAL = dict(
-    vocab_size=32_000, num_layers=32, width=4096, num_heads=32, num_kv_heads=8, head_dim=128, hidden_dim=14_336
+    vocab_size=32_000, num_layers=32, width=4096, num_heads=32, num_kv_heads=8, head_dim=128, mlp_dim=14_336
 )
 CONTEXTS = {"8k": 2**13, "128k": 2**17, "1M": 2**20}
 TOKENS = 2**13  # of a chip at a time, where the chips are enough

@@ -36,7 +36,7 @@ from rope_jax.plot import COLOURS
 TOKENS, WIDTH = 4096, 4096
 DECODE_BATCH, DECODE_CAPACITY = 8, 8192
 SCHEDULE = rope_jax.Standard(base=500_000.0)
-LAYOUTS = get_args(rope_jax.Layout)
+LAYOUTS = get_args(rope_jax.core.Layout)
 BYTES_BAR, CYCLES_BAR, ALIKE = 1.1, 1.25, 1.05
 ASKED = "v5e", "v6e"
 
@@ -67,7 +67,7 @@ OTHER_HEADS_FORMS = (
 
 
 class Form(NamedTuple):
-    layout: rope_jax.Layout
+    layout: rope_jax.core.Layout
     turn: Callable  # Rotation -> what the form takes in its place, made once for all layers
     rotate: Callable  # q, k, that -> q, k
 
@@ -114,8 +114,8 @@ def forms(heads: Heads) -> dict[str, Form]:
         rope = rope_jax.Rope(heads.head_dim, SCHEDULE, heads.rotary_dim, layout)
         rotate = functools.partial(rope_jax.rotate, layout=layout)
         found[f"rope_jax.rotate, {layout}"] = Form(layout, lambda turn: turn, of_both(rotate))
-        each = functools.partial(lambda rope, q, k, turn: tuple(rope.rotate_each([q, k], turn)), rope)
-        found[f"rope_jax.Rope.rotate_each, {layout}"] = Form(layout, lambda turn: turn, each)
+        each = functools.partial(lambda rope, q, k, turn: tuple(rope.rotate_all([q, k], turn)), rope)
+        found[f"rope_jax.Rope.rotate_all, {layout}"] = Form(layout, lambda turn: turn, each)
         found[f"rope_jax.Rope, {layout}"] = Form(layout, lambda turn: jnp.arange(turn.cos.shape[-2])[None], rope)
         forbidden = functools.partial(rope_jax.rotate, layout=layout, implementation="xla")
         found[f"rope_jax by XLA, {layout}"] = Form(layout, lambda turn: turn, of_both(forbidden))
@@ -279,7 +279,7 @@ def measure(topologies: Sequence[str] = tuple(CHIPS)) -> dict:
 SHOWN = ("projection + rotation", "projection + rotation, backward", "attention layer", "decode step")
 DOORS = {
     "rope_jax.rotate": "rotate, of q and of k: two launches",
-    "rope_jax.Rope.rotate_each": "rotate_each: one",
+    "rope_jax.Rope.rotate_all": "rotate_all: one",
     "rope_jax.Rope": "Rope: one, and its angles",
 }
 WRITTEN_BY = {

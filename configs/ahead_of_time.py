@@ -42,7 +42,7 @@ class Config:
     num_heads: int = 8
     num_kv_heads: int = 4
     head_dim: int = 128
-    hidden_dim: int = 2816
+    mlp_dim: int = 2816
     batch: int = 8
     length: int = 1024
     """Tokens of a training sequence, and capacity of the cache."""
@@ -113,11 +113,15 @@ def lower_training(model: rope_jax.Decoder, mesh: Mesh, batch: int, length: int)
     """One step of AdamW; the state goes out as it came in, in its place."""
     optimizer = optax.adamw(1e-3)
     # Tokens come in the order that gives every chip of a ring as much to do.
-    order = None if model.ring_axis is None else rope_jax.zigzag_order(length, mesh.shape["sequence"])[None]
+    order = (
+        None
+        if model.ring_axis is None
+        else rope_jax.attention.zigzag_sequence_index(length, mesh.shape["sequence"])[None]
+    )
 
     def step(state, tokens, labels):
         def loss(params):
-            logits = model.apply(params, tokens, order=order)
+            logits = model.apply(params, tokens, sequence_index=order)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
         value, grads = jax.value_and_grad(loss)(state["params"])
@@ -141,7 +145,7 @@ def lower_decoding(model: rope_jax.Decoder, mesh: Mesh, batch: int, capacity: in
     boxed = variables(model)
     places = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
     cache = jax.eval_shape(lambda: model.init_cache(batch=batch, capacity=capacity))
-    lies = nn.logical_to_mesh_sharding(rope_jax.cache_spec(cache), mesh, RULES)
+    lies = nn.logical_to_mesh_sharding(rope_jax.attention.cache_partition_spec(cache), mesh, RULES)
 
     def step(params, cache, tokens):
         logits, cache = model.apply(params, tokens[:, None], cache=cache)
@@ -166,7 +170,7 @@ def main(config: Config) -> None:
     jax.config.update("jax_platforms", "cpu")  # a TPU that is here stays untouched
     # What was compiled for a chip cannot be read back where there is none.
     jax.config.update("jax_enable_compilation_cache", False)
-    names = ("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "hidden_dim")
+    names = ("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
     try:
         devices = chips(config.topology)
         found = re.fullmatch(r"data=(\d+),sequence=(\d+),model=(\d+)", config.mesh)

@@ -205,7 +205,7 @@ def ask(build: Callable, params, held_out, config: Config) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------- the extension
 
 
-def extended(method: str, config: Config, factors: list[float], length: int) -> rope_jax.Schedule:
+def extended(method: str, config: Config, factors: list[float], length: int) -> rope_jax.core.Schedule:
     """RoPE as a method would have it for windows of ``length``, to reach ``factor * L`` after a training at L."""
     base, factor, original = toy_lm.Config.base, float(config.factor), config.length
     known = dict(factor=factor, original_length=original, base=base)
@@ -217,13 +217,13 @@ def extended(method: str, config: Config, factors: list[float], length: int) -> 
         case "ntk":
             return rope_jax.NTKAware(factor=factor, base=base)
         case "dynamic":  # factor 1: stretched by what the length asks for, s = max(1, length / L)
-            return rope_jax.DynamicNTK(**known | {"factor": 1.0}, length=length)
+            return rope_jax.DynamicNTK(**known | {"factor": 1.0}, context_length=length)
         case "yarn":
             return rope_jax.Yarn(**known)
         case "longrope":  # up to L nothing changes
             lists = dict(short_factor=[1.0] * len(factors), long_factor=factors)
             wide = dict(attention_factor=1.0, long_attention_factor=longrope_attention_factor(config))
-            return rope_jax.LongRope(**known, **lists, **wide, length=length)
+            return rope_jax.LongRope(**known, **lists, **wide, context_length=length)
         case _:
             return rope_jax.Llama3(**known)
 

@@ -44,7 +44,7 @@ class Config:
     """Of the context that the frequencies are for, in models that ask (Phi-3)."""
 
 
-SMALL = dict(vocab_size=256, num_layers=2, width=64, num_heads=4, num_kv_heads=2, head_dim=16, hidden_dim=176)
+SMALL = dict(vocab_size=256, num_layers=2, width=64, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=176)
 
 
 def fail(message) -> NoReturn:
@@ -91,7 +91,7 @@ def steps(model: rope_jax.Decoder, params, sizes, length: int | None = None) -> 
 
     def forward(params_by_name, cache, tokens, mask, last):
         variables = unnamed(params, params_by_name)
-        how = dict(mask=mask, cache=unnamed(empty, cache), length=length)
+        how = dict(mask=mask, cache=unnamed(empty, cache), context_length=length)
         hidden, after = model.apply(variables, tokens, **how, method="hidden")
         hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
         return {"logits": model.apply(variables, hidden, method="unembed"), "cache": named(after)}
@@ -161,7 +161,7 @@ def main(config: Config) -> None:
     for path in sorted(config.out.iterdir()):
         print(f"{path.stat().st_size:>12,} bytes  {path}")
     prompt = [72, 105]
-    how = dict(max_new_tokens=16, temperature=0, length=config.length)
+    how = dict(max_new_tokens=16, temperature=0, context_length=config.length)
     tokens = rope_jax.generate(model, params, np.array([prompt]), **how).tokens[0].tolist()
     print(f"rope_jax goes on with {' '.join(map(str, tokens))}\nas must do, without it:")
     print(f"    python configs/run_exported.py {config.out} --prompt {' '.join(map(str, prompt))}")

@@ -75,7 +75,7 @@ def main(config: Config) -> None:
 
     ropes = model.rope if isinstance(model.rope, tuple) else (model.rope,)
     length = config.length
-    if length is None and any(rope is not None and hasattr(rope.schedule, "length") for rope in ropes):
+    if length is None and any(rope is not None and hasattr(rope.schedule, "context_length") for rope in ropes):
         length = prompt.shape[1] + config.max_new_tokens
 
     times: list[float] = []  # when each token was there
@@ -98,7 +98,7 @@ def main(config: Config) -> None:
                 top_p=config.top_p,
                 stop_token={token for token in stop if token < model.vocab_size},  # those that it can write
                 on_token=written,
-                length=length,
+                context_length=length,
             )
     except ValueError as error:
         fail(error)

@@ -67,7 +67,7 @@ class Config:
     num_heads: int = 4
     num_kv_heads: int = 2
     head_dim: int = 32
-    hidden_dim: int = 352
+    mlp_dim: int = 352
     length: int = 128
     """Bytes in a training sequence."""
 
@@ -224,7 +224,7 @@ def place(text: np.ndarray, starts: np.ndarray, config: Config, mesh) -> jax.Arr
 SCHEDULES = ("Standard", "Linear", "NTKAware", "DynamicNTK", "Yarn", "LongRope", "Llama3", "Proportional")
 
 
-def build_schedule(config: Config) -> rope_jax.Schedule:
+def build_schedule(config: Config) -> rope_jax.core.Schedule:
     known = {name.lower(): getattr(rope_jax, name) for name in SCHEDULES}
     name, *settings = config.schedule
     if name.lower() not in known:
@@ -247,17 +247,19 @@ def build_encoding(config: Config) -> dict:
         fail(f"--prompt must leave room in the {config.length} positions that --encoding learned has")
     others = {
         # Vaswani et al. 2017, section 3.4: embeddings times sqrt(D), or the sines would drown them.
-        "sinusoidal": dict(position_embedding=rope_jax.Sinusoidal(), embedding_scale=math.sqrt(config.width)),
-        "learned": dict(position_embedding=rope_jax.LearnedPositions(length=config.length)),
-        "t5": dict(position_bias=rope_jax.T5Bias()),
-        "alibi": dict(position_bias=rope_jax.ALiBi()),
+        "sinusoidal": dict(
+            position_embedding=rope_jax.models.Sinusoidal(), embedding_scale=math.sqrt(config.width)
+        ),
+        "learned": dict(position_embedding=rope_jax.models.LearnedPositions(num_positions=config.length)),
+        "t5": dict(position_bias=rope_jax.attention.T5Bias()),
+        "alibi": dict(position_bias=rope_jax.attention.ALiBi()),
         "none": {},
     }
     return dict(rope=None) | others[config.encoding]
 
 
 def build_model(config: Config) -> rope_jax.Decoder:
-    names = ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "hidden_dim")
+    names = ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
     sizes = {name: getattr(config, name) for name in names}
     return rope_jax.Decoder(vocab_size=256, **sizes, **build_encoding(config), qk_norm=True)
 
@@ -287,7 +289,7 @@ def build_mesh(config: Config) -> jax.sharding.Mesh:
         fail(f"--mesh {config.mesh} needs {needed} devices, got {there}")
     if needed < there and jax.process_count() > 1:
         fail(f"--mesh {config.mesh} must use all {there} devices of the {jax.process_count()} processes")
-    for name, axis in (("batch", "data"), ("num_heads", "model"), ("hidden_dim", "model")):
+    for name, axis in (("batch", "data"), ("num_heads", "model"), ("mlp_dim", "model")):
         value, flag = getattr(config, name), name.replace("_", "-")
         if value % sizes[axis]:
             fail(f"--{flag} must be a multiple of the mesh axis {axis}={sizes[axis]}, got {value}")

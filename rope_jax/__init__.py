@@ -20,114 +20,66 @@ K     key/value heads     V     vocabulary (decoder and generation only)
 ====  ==================  ====  ===============================================
 """
 
-from rope_jax._positions import grid_positions, positions_from_mask, positions_from_segments
-from rope_jax._frequencies import (
+from rope_jax.core import (
     Axial,
     DynamicNTK,
     Frequencies,
-    FrequencyChoice,
     Linear,
     Llama3,
     LongRope,
+    Negated,
     NTKAware,
     Proportional,
-    Reversed,
-    Schedule,
+    Rope,
+    Rotation,
     Standard,
     Yarn,
-    geometric,
+    grid_positions,
+    positions_from_mask,
+    positions_from_segments,
+    rotate,
+    rotation,
 )
-from rope_jax._angles import Rotation, rotation
-from rope_jax._turn import Layout
-from rope_jax._rotation import rotate
-from rope_jax._rope import Rope
-from rope_jax._encodings import (
-    ALiBi,
-    LearnedPositions,
-    PositionBias,
-    PositionEmbedding,
-    Sinusoidal,
-    T5Bias,
-    relative_buckets,
-)
-from rope_jax._layout import convert_layout
-from rope_jax._quantized import Quantized, quantize
-from rope_jax._cache import KVCache, init_cache
-from rope_jax._sharding import cache_spec
-from rope_jax._attend import attend, attention_weights
-from rope_jax._ring import ring_attention, zigzag_order, zigzag_slots
-from rope_jax._attention import RotaryAttention
-from rope_jax._adapter import rotary_attention_fn
-from rope_jax._decoder import Decoder
-from rope_jax._prompts import pad_prompts
-from rope_jax._generate import Generation, generate, sample
-from rope_jax._speculative import Speculation, speculate
-from rope_jax._beam import Beams, beam_search
-from rope_jax._recipe import LayerRecipe, QueryTemperature, Recipe
-from rope_jax._huggingface import from_hf_config
-from rope_jax._to_huggingface import to_hf_config
-from rope_jax._checkpoint import Checkpoint, load_hf
-from rope_jax import analysis as analysis  # rope_jax.plot is imported by name: it needs matplotlib
+from rope_jax.attention import KVCache, RotaryAttention, attend, init_cache
+from rope_jax.models import Decoder
+from rope_jax.generation import generate
+from rope_jax.interop import convert_layout, from_hf_config, load_hf
+from rope_jax import analysis, attention, core, generation, interop, models
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ALiBi",
     "Axial",
-    "Beams",
-    "Checkpoint",
     "Decoder",
     "DynamicNTK",
     "Frequencies",
-    "FrequencyChoice",
-    "Generation",
     "KVCache",
-    "LayerRecipe",
-    "Layout",
-    "LearnedPositions",
     "Linear",
     "Llama3",
     "LongRope",
     "NTKAware",
-    "PositionBias",
-    "PositionEmbedding",
+    "Negated",
     "Proportional",
-    "Quantized",
-    "QueryTemperature",
-    "Recipe",
-    "Reversed",
     "Rope",
     "RotaryAttention",
     "Rotation",
-    "Schedule",
-    "Sinusoidal",
-    "Speculation",
     "Standard",
-    "T5Bias",
     "Yarn",
+    "analysis",
     "attend",
-    "attention_weights",
-    "beam_search",
-    "cache_spec",
+    "attention",
     "convert_layout",
+    "core",
     "from_hf_config",
     "generate",
-    "geometric",
+    "generation",
     "grid_positions",
     "init_cache",
+    "interop",
     "load_hf",
-    "pad_prompts",
+    "models",
     "positions_from_mask",
     "positions_from_segments",
-    "quantize",
-    "relative_buckets",
-    "ring_attention",
-    "rotary_attention_fn",
     "rotate",
     "rotation",
-    "sample",
-    "speculate",
-    "to_hf_config",
-    "zigzag_order",
-    "zigzag_slots",
 ]

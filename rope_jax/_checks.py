@@ -3,6 +3,7 @@
 Every public function asks here, so that each refusal reads alike: the argument, what was expected, what came.
 """
 
+import inspect
 import operator
 
 import chex
@@ -45,7 +46,7 @@ def check_integer(argument: str, value, least: int | None = None) -> int:
     return number
 
 
-def surely(condition) -> bool:
+def known_any(condition) -> bool:
     """Whether a condition is known to hold somewhere: what is traced is not known."""
     return not isinstance(condition, jax.core.Tracer) and bool(np.asarray(condition).any())
 
@@ -85,3 +86,21 @@ def device_array(argument: str, values) -> jax.Array:
                 )
         values = jnp.asarray(host, narrow)
     return values
+
+
+def check_callable(field: str, encoding, *arguments: str) -> None:
+    """Raises unless an encoding is None or can be called with the arguments of its kind."""
+    if encoding is None:
+        return
+    expected = f"{field} must be a callable of ({', '.join(arguments)})"
+    if isinstance(encoding, type):
+        raise TypeError(f"{expected}, like {encoding.__name__}(), got the class {encoding.__name__} itself")
+    if not callable(encoding):
+        raise TypeError(f"{expected}, got {encoding!r}")
+    try:
+        inspect.signature(encoding).bind(*arguments)
+    except TypeError:
+        taken = ", ".join(inspect.signature(encoding).parameters)
+        raise TypeError(f"{expected}, got {type(encoding).__name__}, which takes ({taken})") from None
+    except ValueError:  # a callable that shows no signature
+        pass

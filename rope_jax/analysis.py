@@ -12,9 +12,9 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._angles import _words, rotation
-from rope_jax._frequencies import Frequencies, FrequencyChoice
-from rope_jax._rope import Rope
+from rope_jax.core.angles import _words, rotation
+from rope_jax.core.frequencies import Frequencies, FrequencyChoice
+from rope_jax.core.rope import Rope
 
 Arithmetic = Literal["exact", "float32", "bfloat16", "bfloat16_table"]
 """How an angle is formed, for :func:`phase_error`."""
@@ -43,52 +43,52 @@ def wavelengths(frequencies: Frequencies) -> np.ndarray:
         return 2 * np.pi / np.abs(_host(frequencies).inv_freq)
 
 
-def turns(frequencies: Frequencies, length: int) -> np.ndarray:
-    """Turns that each pair makes over a length: ``length |theta_i| / 2 pi``, YaRN's ratio r (section 3.2).
+def turns(frequencies: Frequencies, context_length: int) -> np.ndarray:
+    """Turns that each pair makes over a context_length: ``context_length |theta_i| / 2 pi``, YaRN's ratio r (section 3.2).
 
     Args:
       frequencies: on the host, radians per token.
-      length: in tokens, at least 1.
+      context_length: in tokens, at least 1.
 
     Returns:
       float64 ``[R/2]``, in turns, whole ones and the fraction of the last.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or length is not an integer.
-      ValueError: if length is below 1.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or context_length is not an integer.
+      ValueError: if context_length is below 1.
 
     Example:
       >>> import rope_jax, rope_jax.analysis
       >>> rope_jax.analysis.turns(rope_jax.Standard()(4), 1000).round(2).tolist()
       [159.15, 1.59]
     """
-    return _count("length", length, "tokens") * np.abs(_host(frequencies).inv_freq) / (2 * np.pi)
+    return _count("context_length", context_length, "tokens") * np.abs(_host(frequencies).inv_freq) / (2 * np.pi)
 
 
-def unturned(frequencies: Frequencies, length: int) -> np.ndarray:
-    """Which pairs make no whole turn within a length: ``turns < 1``.
+def unturned(frequencies: Frequencies, context_length: int) -> np.ndarray:
+    """Which pairs make no whole turn within a context_length: ``turns < 1``.
 
-    A model that was trained on this length has not seen all their angles, and meets new ones on longer text.
+    A model that was trained on this context_length has not seen all their angles, and meets new ones on longer text.
     They are the pairs that YaRN interpolates fully (Peng et al. 2023, section 3.2, ``r < alpha = 1``). A pair
     that stands still is one of them too, though it never meets a new angle.
 
     Args:
       frequencies: on the host, radians per token.
-      length: in tokens, at least 1.
+      context_length: in tokens, at least 1.
 
     Returns:
       bool ``[R/2]``.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or length is not an integer.
-      ValueError: if length is below 1.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or context_length is not an integer.
+      ValueError: if context_length is below 1.
 
     Example:
       >>> import rope_jax, rope_jax.analysis
       >>> int(rope_jax.analysis.unturned(rope_jax.Standard(base=500_000.0)(128), 8192).sum())  # Llama 3
       29
     """
-    return turns(frequencies, length) < 1
+    return turns(frequencies, context_length) < 1
 
 
 def effective_context(frequencies: Frequencies) -> np.ndarray:
@@ -179,16 +179,16 @@ def decay_bound(frequencies: Frequencies, distances) -> np.ndarray:
     return total / frequencies.num_pairs
 
 
-def aliases(frequencies: Frequencies, length: int, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """At which distances within a length, other than those around 0, does a token look most like at distance 0?
+def aliases(frequencies: Frequencies, context_length: int, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """At which distances within a context_length, other than those around 0, does a token look most like at distance 0?
 
-    The highest peaks of :func:`mean_score` over the whole distances ``1 .. length - 1``, behind the first
-    distance from which it rises: those that neither neighbour within the length exceeds. Negative distances
+    The highest peaks of :func:`mean_score` over the whole distances ``1 .. context_length - 1``, behind the first
+    distance from which it rises: those that neither neighbour within the context_length exceeds. Negative distances
     have the same.
 
     Args:
       frequencies: on the host, radians per token.
-      length: in tokens, at least 1.
+      context_length: in tokens, at least 1.
       count: how many to return, at least 1.
 
     Returns:
@@ -197,8 +197,8 @@ def aliases(frequencies: Frequencies, length: int, count: int = 1) -> tuple[np.n
       peaks where there are fewer: 0 where the score only falls.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or length or count not an integer.
-      ValueError: if length or count is below 1.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or context_length or count not an integer.
+      ValueError: if context_length or count is below 1.
 
     Example:
       >>> import rope_jax, rope_jax.analysis
@@ -206,8 +206,8 @@ def aliases(frequencies: Frequencies, length: int, count: int = 1) -> tuple[np.n
       >>> distances.tolist(), similarity.round(3).tolist()
       ([12, 18], [0.662, 0.619])
     """
-    length, count = _count("length", length, "tokens"), _count("count", count, "peaks")
-    score = _mean_cos(frequencies, np.arange(length))
+    context_length, count = _count("context_length", context_length, "tokens"), _count("count", count, "peaks")
+    score = _mean_cos(frequencies, np.arange(context_length))
     rises = np.diff(score) > 0
     ends = np.append(~rises, True)  # [d]: no higher at d + 1, or nothing there
     peaks = 1 + np.flatnonzero(rises & ends[1:])
@@ -215,7 +215,7 @@ def aliases(frequencies: Frequencies, length: int, count: int = 1) -> tuple[np.n
     return best, score[best]
 
 
-def score_kernel(q, k, rope: Rope, distances, *, length: int | None = None) -> np.ndarray:
+def score_kernel(q, k, rope: Rope, distances, *, context_length: int | None = None) -> np.ndarray:
     """``q_m . k_n`` of one query and one key by their distance ``d = m - n``, before any scale.
 
     With the pairs of features as complex numbers it is ``a^2 Re sum_i q_i conj(k_i) e^(i d theta_i)`` (RoFormer,
@@ -226,7 +226,7 @@ def score_kernel(q, k, rope: Rope, distances, *, length: int | None = None) -> n
       k: the key before its rotation, real numbers ``[H]``.
       rope: whose schedule, layout, rotary_dim and axes are used.
       distances: integers or floats ``[...]``, below 2^63, in tokens; for a rope with axes ``[..., A]``.
-      length: for a schedule that depends on it, as for :meth:`rope_jax.Rope.rotation`, an integer.
+      context_length: for a schedule that depends on it, as for :meth:`rope_jax.Rope.rotation`, an integer.
 
     Returns:
       float64 ``[...]``. The angles are as exact as in :func:`mean_score`.
@@ -252,7 +252,7 @@ def score_kernel(q, k, rope: Rope, distances, *, length: int | None = None) -> n
             f"distances must be [..., A] with A of at least {max(rope.axes) + 1}, as axes {rope.axes} of the rope "
             f"read them, got shape {distances.shape}"
         )
-    frequencies = _host(rope.frequencies(length))
+    frequencies = _host(rope.frequencies(context_length))
     num_pairs = rope.num_pairs
     if rope.layout == "half":
         first, second = slice(num_pairs), slice(num_pairs, 2 * num_pairs)

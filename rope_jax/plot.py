@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax import analysis
-from rope_jax._frequencies import Frequencies, Schedule
-from rope_jax._rope import Rope
 from rope_jax.analysis import _count, _features
+from rope_jax.core.frequencies import Frequencies, Schedule
+from rope_jax.core.rope import Rope
 
 try:
     from matplotlib.axes import Axes
@@ -31,7 +31,9 @@ DASHES = ("-", "--", "-.", ":", (0, (4, 4)), (0, (6, 2, 1, 2, 1, 2)), (0, (1, 4)
 # ------------------------------------------------------------------------------------------- the schedules
 
 
-def wavelengths(axes: Axes, schedules: Mapping[str, Schedule], rotary_dim: int, length: int | None = None) -> Axes:
+def wavelengths(
+    axes: Axes, schedules: Mapping[str, Schedule], rotary_dim: int, context_length: int | None = None
+) -> Axes:
     """Tokens per turn against the pair, on a log scale: one line per schedule.
 
     A pair that stands still has no point; the legend counts those.
@@ -40,21 +42,21 @@ def wavelengths(axes: Axes, schedules: Mapping[str, Schedule], rotary_dim: int, 
       axes: what to draw into.
       schedules: one to seven, by the name for the legend.
       rotary_dim: R.
-      length: where given, in tokens, a horizontal line: pairs above it do not complete a turn in training.
+      context_length: where given, in tokens, a horizontal line: pairs above it do not complete a turn in training.
 
     Returns:
       The axes.
 
     Raises:
       TypeError: if axes are not matplotlib's, schedules not a mapping, one does not give host frequencies, or
-        length is not an integer.
-      ValueError: if there are none or more than seven schedules, or length is below 1.
+        context_length is not an integer.
+      ValueError: if there are none or more than seven schedules, or context_length is below 1.
 
     Example:
       >>> import rope_jax, rope_jax.plot
       >>> from matplotlib.figure import Figure
       >>> schedules = {"Llama 2": rope_jax.Standard(), "Llama 3": rope_jax.Standard(base=500_000.0)}
-      >>> axes = rope_jax.plot.wavelengths(Figure().subplots(), schedules, 128, length=8192)
+      >>> axes = rope_jax.plot.wavelengths(Figure().subplots(), schedules, 128, context_length=8192)
       >>> [line.get_label() for line in axes.lines]
       ['Llama 2', 'Llama 3', 'training length, 8,192 tokens']
     """
@@ -69,9 +71,9 @@ def wavelengths(axes: Axes, schedules: Mapping[str, Schedule], rotary_dim: int, 
             linewidth=2,
             label=f"{name} ({still} of {tokens.size} pairs stand still)" if still else name,
         )
-    if length is not None:
-        length = _count("length", length, "tokens")
-        axes.axhline(length, color="0.4", linewidth=1, label=f"training length, {length:,} tokens")
+    if context_length is not None:
+        context_length = _count("context_length", context_length, "tokens")
+        axes.axhline(context_length, color="0.4", linewidth=1, label=f"training length, {context_length:,} tokens")
     axes.set(title="How long each pair takes to turn once", xlabel="pair i", ylabel="wavelength (tokens)")
     axes.set_yscale("log")
     _finish(axes)

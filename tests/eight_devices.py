@@ -52,5 +52,5 @@ def assert_reordered(got, want, terms):
 def terms_of(model, batch, length):
     """How many terms are summed along the longest path of a loss and its gradient: heads, keys, features, tokens."""
     heads = model.num_heads * model.head_dim
-    layer = 2 * model.width + 2 * length + heads + model.hidden_dim  # projections, softmax and values, out, MLP
+    layer = 2 * model.width + 2 * length + heads + model.mlp_dim  # projections, softmax and values, out, MLP
     return batch * length + 2 * (model.vocab_size + model.num_layers * layer)

@@ -24,7 +24,7 @@ class Case:
 
 def _long_rope(length, **change):
     options = dict(short_factor=SHORT, long_factor=LONG, original_length=4096, factor=32.0, base=5e5)
-    return rope_jax.LongRope(**(options | change), length=length)
+    return rope_jax.LongRope(**(options | change), context_length=length)
 
 
 ONES = [1.0] * PAIRS
@@ -49,15 +49,15 @@ CASES = [
     ),
     Case(
         "dynamic_ntk",
-        lambda: rope_jax.DynamicNTK(factor=2.0, original_length=2048, length=9000),
+        lambda: rope_jax.DynamicNTK(factor=2.0, original_length=2048, context_length=9000),
         lambda d: oracles.dynamic_ntk(d, 1e4, 2.0, 2048, 9000),
-        rope_jax.DynamicNTK(factor=1, original_length=2048, length=2048, base=3e3),
+        rope_jax.DynamicNTK(factor=1, original_length=2048, context_length=2048, base=3e3),
     ),
     Case(
         "dynamic_ntk_within",
-        lambda: rope_jax.DynamicNTK(factor=2.0, original_length=2048, length=100),
+        lambda: rope_jax.DynamicNTK(factor=2.0, original_length=2048, context_length=100),
         lambda d: oracles.standard(d, 1e4),
-        rope_jax.DynamicNTK(factor=8, original_length=2048, length=2048, base=3e3),
+        rope_jax.DynamicNTK(factor=8, original_length=2048, context_length=2048, base=3e3),
     ),
     Case(
         "yarn",

@@ -145,7 +145,7 @@ ROPES = {
     "partial": rope_jax.Rope(48, rope_jax.Standard(), rotary_dim=32),
     "partial, interleaved": rope_jax.Rope(48, rope_jax.Standard(), rotary_dim=32, layout="interleaved"),
     "a of 1.14": rope_jax.Rope(32, rope_jax.Yarn(factor=4.0, original_length=2048)),
-    "reversed": rope_jax.Rope(32, rope_jax.Reversed(schedule=rope_jax.Standard())),
+    "reversed": rope_jax.Rope(32, rope_jax.Negated(schedule=rope_jax.Standard())),
     "axes": rope_jax.Rope(32, rope_jax.Standard(), axes=(0, 1, 2, 2) * 4),
     "axes, partial": rope_jax.Rope(48, rope_jax.Standard(), 32, "interleaved", axes=(1,) * 6 + (0,) * 10),
 }
@@ -181,7 +181,7 @@ def test_score_kernel_is_the_score_of_the_turned(rope):
 def test_score_kernel_of_one_distance_and_of_a_schedule_that_asks_for_the_length():
     rope = rope_jax.Rope(8, rope_jax.DynamicNTK(factor=2.0, original_length=64))
     x = jnp.arange(8, dtype=jnp.bfloat16)
-    long, short = (float(analysis.score_kernel(x, x, rope, 9, length=length)) for length in (640, 64))
+    long, short = (float(analysis.score_kernel(x, x, rope, 9, context_length=length)) for length in (640, 64))
     cos, _ = oracles.cos_sin([9], oracles.dynamic_ntk(8, 1e4, 2.0, 64, 640)[0])
     weights = [i**2 + (i + 4) ** 2 for i in range(4)]
     assert long == pytest.approx(float(cos[0] @ weights), rel=1e-13) and abs(long - short) > 1
@@ -299,7 +299,7 @@ ON_FREQUENCIES = {
 }
 NOT_HOST = {
     "of a jax array": rope_jax.Frequencies(jnp.ones(4)),
-    "FrequencyChoice": rope_jax.FrequencyChoice((FEW, FEW), jnp.array(0)),
+    "FrequencyChoice": rope_jax.core.FrequencyChoice((FEW, FEW), jnp.array(0)),
     "Standard": rope_jax.Standard(),
     "ndarray": np.ones(4),
 }
@@ -318,12 +318,24 @@ X = np.ones(8)
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
-        (lambda: analysis.turns(FEW, 0), ValueError, "length must be at least 1, got 0"),
-        (lambda: analysis.turns(FEW, 10.0), TypeError, "length must be an integer number of tokens, got 10.0"),
-        (lambda: analysis.unturned(FEW, True), TypeError, "length must be an integer number of tokens, got True"),
-        (lambda: analysis.turns(FEW, np.array([1, 2])), TypeError, "length must be an integer number of tokens"),
+        (lambda: analysis.turns(FEW, 0), ValueError, "context_length must be at least 1, got 0"),
+        (
+            lambda: analysis.turns(FEW, 10.0),
+            TypeError,
+            "context_length must be an integer number of tokens, got 10.0",
+        ),
+        (
+            lambda: analysis.unturned(FEW, True),
+            TypeError,
+            "context_length must be an integer number of tokens, got True",
+        ),
+        (
+            lambda: analysis.turns(FEW, np.array([1, 2])),
+            TypeError,
+            "context_length must be an integer number of tokens",
+        ),
         (lambda: analysis.aliases(FEW, 10, 0), ValueError, "count must be at least 1, got 0"),
-        (lambda: analysis.aliases(FEW, -1), ValueError, "length must be at least 1, got -1"),
+        (lambda: analysis.aliases(FEW, -1), ValueError, "context_length must be at least 1, got -1"),
         (
             lambda: analysis.mean_score(FEW, [True]),
             TypeError,
@@ -362,10 +374,18 @@ X = np.ones(8)
             r"distances must be \[\.\.\., A\] with A of at least 2",
         ),
         (lambda: analysis.score_kernel(X, X, GRID, [[1]]), ValueError, r"got shape \(1, 1\)"),
-        (lambda: analysis.score_kernel(X, X, TEXT, 1, length=4), ValueError, "length must be left out"),
+        (
+            lambda: analysis.score_kernel(X, X, TEXT, 1, context_length=4),
+            ValueError,
+            "context_length must be left out",
+        ),
         (
             lambda: analysis.score_kernel(
-                X, X, rope_jax.Rope(8, rope_jax.DynamicNTK(factor=2.0, original_length=4)), 1, length=jnp.array(9)
+                X,
+                X,
+                rope_jax.Rope(8, rope_jax.DynamicNTK(factor=2.0, original_length=4)),
+                1,
+                context_length=jnp.array(9),
             ),
             TypeError,
             "frequencies must be host Frequencies, got Frequencies of a jax array",

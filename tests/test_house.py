@@ -69,9 +69,9 @@ def test_a_kernel_is_imported_where_its_chip_is_and_nowhere_else():
         "import sys, jax, jax.export, jax.numpy as jnp, rope_jax\n"
         "x, turn = jnp.ones((128, 1, 128)), rope_jax.rotation(jnp.arange(128), rope_jax.Standard()(128))\n"
         "rope_jax.rotate(x, turn)\n"
-        "print('rope_jax.kernels.tpu' in sys.modules)\n"
+        "print('rope_jax.core.kernels.tpu' in sys.modules)\n"
         "jax.export.export(jax.jit(rope_jax.rotate), platforms=['tpu'])(x, turn)\n"
-        "print('rope_jax.kernels.tpu' in sys.modules)\n"
+        "print('rope_jax.core.kernels.tpu' in sys.modules)\n"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert loaded.split() == ["False", "True"]
@@ -90,7 +90,7 @@ def test_public_names_are_documented_by_example():
         # values and protocols, whose functions carry the examples
         if (
             name
-            in "Layout PositionBias PositionEmbedding Schedule Rotation KVCache FrequencyChoice Generation Speculation Beams LayerRecipe Checkpoint Quantized".split()
+            in "Layout PositionBias PositionEmbedding Schedule Rotation KVCache FrequencyChoice Generation SpeculativeOutput Beams LayerRope Checkpoint Quantized".split()
         ):
             continue
         assert ">>>" in thing.__doc__, name

@@ -43,7 +43,7 @@ def can_be_drawn(figure):
 
 def test_wavelengths():
     axes = Figure(layout="constrained").subplots()
-    assert plot.wavelengths(axes, SCHEDULES, 64, length=LENGTH) is axes
+    assert plot.wavelengths(axes, SCHEDULES, 64, context_length=LENGTH) is axes
     names = ["Llama 2", "YaRN", "p-RoPE (24 of 32 pairs stand still)"]
     for name, (inv_freq, _) in zip(names, ORACLES.values(), strict=True):
         # a pair that stands still has no point
@@ -218,11 +218,11 @@ W = np.full((1, 1, 2, 2), 0.5)
         (lambda: plot.wavelengths(AXES, {}, 64), ValueError, "schedules must be 1 to 7, one colour each, got 0"),
         (lambda: plot.decay(AXES, EIGHT, 64, [1]), ValueError, "schedules must be 1 to 7, one colour each, got 8"),
         (lambda: plot.wavelengths(AXES, {"a": lambda _: X}, 8), TypeError, "frequencies must be host Frequencies"),
-        (lambda: plot.wavelengths(AXES, SCHEDULES, 64, 0), ValueError, "length must be at least 1, got 0"),
+        (lambda: plot.wavelengths(AXES, SCHEDULES, 64, 0), ValueError, "context_length must be at least 1, got 0"),
         (
             lambda: plot.wavelengths(AXES, SCHEDULES, 64, 1.5),
             TypeError,
-            "length must be an integer number of tokens",
+            "context_length must be an integer number of tokens",
         ),
         (lambda: plot.decay(FIGURE, SCHEDULES, 64, [1]), TypeError, "axes must be matplotlib Axes, got Figure"),
         (lambda: plot.decay(AXES, SCHEDULES, 64, 3), ValueError, r"distances must have shape \[P\], got \(\)"),

@@ -19,7 +19,7 @@ def _case(name, schedule, rotary_dim, rope_type, seq_len=None, **parameters):
 
 
 def _dynamic(seq_len):
-    ours = ("DynamicNTK", dict(factor=2.0, original_length=2048, length=seq_len))
+    ours = ("DynamicNTK", dict(factor=2.0, original_length=2048, context_length=seq_len))
     theirs = dict(factor=2.0, rope_theta=1e4, max_position_embeddings=2048)
     return _case(f"dynamic_{seq_len}", ours, 64, "dynamic", seq_len, **theirs)
 
@@ -44,7 +44,7 @@ def _longrope(name, seq_len, **options):
             rope_type="longrope", rope_theta=1e4, partial_rotary_factor=0.5, **divisors, **options
         ),
     )
-    ours = ("LongRope", dict(original_length=4096, factor=32.0, length=seq_len, **divisors, **options))
+    ours = ("LongRope", dict(original_length=4096, factor=32.0, context_length=seq_len, **divisors, **options))
     return dict(name=name, schedule=ours, rotary_dim=32, config=("Phi3Config", config), seq_len=seq_len)
 
 
@@ -129,7 +129,7 @@ def frequency_error(schedule, rotary_dim, inv_freq):
     """
     exponent = 0.0 if rotary_dim & (rotary_dim - 1) == 0 else np.log(schedule.base)
     blends = isinstance(schedule, rope_jax.Yarn | rope_jax.Llama3)
-    blend = 12 * rope_jax.geometric(rotary_dim, schedule.base) if blends else 0.0
+    blend = 12 * rope_jax.core.geometric(rotary_dim, schedule.base) if blends else 0.0
     return EPS32 * ((5 + exponent) * inv_freq + blend)
 
 

@@ -142,7 +142,7 @@ def main():
     import torch
     import transformers
 
-    from rope_jax._families import FAMILIES
+    from rope_jax.interop.families import FAMILIES
 
     warnings.filterwarnings("ignore")
     logging.getLogger("transformers").setLevel(logging.CRITICAL)

@@ -27,7 +27,7 @@ import torch
 import transformers
 
 import rope_jax
-from rope_jax._families import FAMILIES
+from rope_jax.interop.families import FAMILIES
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -276,7 +276,7 @@ def position_ids(rope, values, text_only):
 def our_rotation(rope, name, text_only, length):
     """Ours at the named positions, as numpy; many folders have the very same rotation."""
     _, ours_at = position_ids(rope, POSITIONS[name], text_only)
-    return tuple(map(as_numpy, rope.rotation(jnp.asarray(ours_at), length=length)))
+    return tuple(map(as_numpy, rope.rotation(jnp.asarray(ours_at), context_length=length)))
 
 
 @functools.cache
@@ -285,7 +285,7 @@ def our_queries(rope, text_only, length, dtype):
     _, ours_at = position_ids(rope, POSITIONS["near"], text_only)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(1, len(POSITIONS["near"]), 2, rope.head_dim)), dtype)
-    turned = rope.rotate(x, rope.rotation(jnp.asarray(ours_at), length=length))
+    turned = rope.rotate(x, rope.rotation(jnp.asarray(ours_at), context_length=length))
     return as_numpy(x.astype(jnp.float32)), as_numpy(turned.astype(jnp.float32))
 
 
@@ -295,7 +295,7 @@ def compare_rotation(rope, module, label, model_type):
     text_only = model_type == "hunyuan_vl_text"  # with pictures theirs is no rotation: see from_hf_config
     for name, values in POSITIONS.items():
         theirs_at, _ = position_ids(rope, values, text_only)
-        length = int(theirs_at.max()) + 1 if hasattr(rope.schedule, "length") else None
+        length = int(theirs_at.max()) + 1 if hasattr(rope.schedule, "context_length") else None
         theirs = their_cos_sin(copy.deepcopy(module), theirs_at, label)
         if not isinstance(theirs, tuple):
             theirs = theirs.real, theirs.imag
@@ -318,7 +318,7 @@ def compare_frequencies(rope, module, label):
     """The worst difference of the frequencies: in ulp of float32, and as a share of what float32 allows them."""
     name = "inv_freq" if label is None else f"{label}_inv_freq"
     theirs = as_numpy(getattr(module, name))
-    length = 1 if hasattr(rope.schedule, "length") else None
+    length = 1 if hasattr(rope.schedule, "context_length") else None
     frequencies = rope.frequencies(length)
     ours = np.abs(frequencies.inv_freq)
     if theirs.shape != ours.shape:
@@ -375,7 +375,7 @@ def compare_queries(rope, module, label, modeling, config, name):
         raise Different("no apply function")
     values = np.array([list(POSITIONS["near"])])
     theirs_at, _ = position_ids(rope, values[0], text_only=False)
-    length = int(theirs_at.max()) + 1 if hasattr(rope.schedule, "length") else None
+    length = int(theirs_at.max()) + 1 if hasattr(rope.schedule, "context_length") else None
     dtype, ours_dtype, eps = DTYPES[name]
     text_only = config.model_type == "hunyuan_vl_text"
     theirs_at, _ = position_ids(rope, values[0], text_only)
@@ -449,7 +449,7 @@ def compare(cls, modeling, config, values):
     compare_scales(recipe, modeling, config)
     figures = []
     for label, rope in ropes.items():
-        if isinstance(rope.schedule, rope_jax.Reversed):  # theirs turns forward, and its apply function back
+        if isinstance(rope.schedule, rope_jax.Negated):  # theirs turns forward, and its apply function back
             forward = dataclasses.replace(rope, schedule=rope.schedule.schedule)
         else:
             forward = rope

@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 
 import census
 
-from rope_jax._families import FAMILIES
+from rope_jax.interop.families import FAMILIES
 
 pytestmark = pytest.mark.oracle
 

@@ -130,8 +130,8 @@ def their_logits(model, ids):
 
 def length_for(model, length):
     """The length, for a model whose schedule asks for one."""
-    asks = isinstance(model.rope, rope_jax.Rope) and hasattr(model.rope.schedule, "length")
-    return dict(length=length) if asks else {}
+    asks = isinstance(model.rope, rope_jax.Rope) and hasattr(model.rope.schedule, "context_length")
+    return dict(context_length=length) if asks else {}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -208,14 +208,14 @@ def test_longrope_turns_by_the_length_that_it_is_given(tmp_path):
     model, params, _ = rope_jax.load_hf(tmp_path)
     ids = jnp.asarray(tokens(length=16))
     want = their_logits(their_model("phi3 long"), tokens(length=16))
-    np.testing.assert_allclose(model.apply(params, ids, length=16), want, atol=1e-4, rtol=0)
-    assert np.abs(model.apply(params, ids, length=17) - want).max() > 0.1
-    with pytest.raises(ValueError, match="LongRope needs a length"):
+    np.testing.assert_allclose(model.apply(params, ids, context_length=16), want, atol=1e-4, rtol=0)
+    assert np.abs(model.apply(params, ids, context_length=17) - want).max() > 0.1
+    with pytest.raises(ValueError, match="LongRope needs a context_length"):
         model.apply(params, ids)
     # A cache counts: its next token is that of the tokens so far, which transformers counts too.
     written = rope_jax.generate(model, params, ids, max_new_tokens=1, temperature=0)
     np.testing.assert_array_equal(written.tokens[:, 0], want[:, -1].argmax(-1))
-    other = model.apply(params, ids, length=17)
+    other = model.apply(params, ids, context_length=17)
     assert np.any(other[:, -1].argmax(-1) != want[:, -1].argmax(-1))
 
 

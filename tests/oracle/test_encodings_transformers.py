@@ -36,14 +36,14 @@ def t5_layer(causal):
 def test_t5_buckets(causal, num_buckets, max_distance):
     how = dict(num_buckets=num_buckets, max_distance=max_distance)
     theirs = T5Attention._relative_position_bucket(torch.tensor(-FAR), bidirectional=not causal, **how)
-    np.testing.assert_array_equal(rope_jax.relative_buckets(FAR, causal=causal, **how), theirs.numpy())
+    np.testing.assert_array_equal(rope_jax.attention.relative_buckets(FAR, causal=causal, **how), theirs.numpy())
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_t5_bias(causal):
     theirs = t5_layer(causal)
     table = theirs.relative_attention_bias.weight.detach().numpy()
-    ours = rope_jax.T5Bias().apply(
+    ours = rope_jax.attention.T5Bias().apply(
         {"params": {"table": table}}, np.subtract.outer(np.arange(T), np.arange(T))[None], N, causal
     )
     np.testing.assert_array_equal(ours, theirs.compute_bias(T, T).detach().numpy())
@@ -53,7 +53,7 @@ def test_t5_bias(causal):
 def test_t5_attention(causal):
     """A whole layer: scores without a scale, one bias for both directions of an encoder or the past of a decoder."""
     theirs, ours = t5_layer(causal), rope_jax.RotaryAttention(
-        num_heads=N, head_dim=H, rope=None, position_bias=rope_jax.T5Bias(), logit_scale=1.0, causal=causal
+        num_heads=N, head_dim=H, rope=None, position_bias=rope_jax.attention.T5Bias(), logit_scale=1.0, causal=causal
     )  # fmt: skip
     x = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
     kernel = lambda linear: linear.weight.detach().numpy().T
@@ -78,9 +78,11 @@ def test_bloom_alibi(heads):
     """Theirs is slope * s, ours -slope * (t - s): of one query they differ by a constant, which softmax drops."""
     theirs = build_alibi_tensor(torch.ones(1, T), heads, torch.float32).numpy().reshape(1, heads, 1, T)
     distance = np.tril(np.subtract.outer(np.arange(T), np.arange(T)))[None]
-    ours = np.float64(rope_jax.ALiBi()(distance, heads, True))
+    ours = np.float64(rope_jax.attention.ALiBi()(distance, heads, True))
     slopes = theirs[0, :, 0, 1]
-    np.testing.assert_allclose(rope_jax.ALiBi.slopes(heads), slopes, rtol=heads * oracles.EPS32)  # theirs: pow
+    np.testing.assert_allclose(
+        rope_jax.attention.ALiBi.slopes(heads), slopes, rtol=heads * oracles.EPS32
+    )  # theirs: pow
     past = np.tril(np.ones((T, T), bool))
     constant = np.float64(theirs) - ours
     same = constant - constant[..., :1]  # each key beside the first one
@@ -92,6 +94,6 @@ def test_marian_sines():
     """Theirs are all sines, then all cosines; the paper's alternate. Both give the same row up to that order."""
     theirs = MarianSinusoidalPositionalEmbedding(T, D)
     theirs.weight.data = theirs.create_weight()
-    ours = np.asarray(rope_jax.Sinusoidal()(jnp.arange(T), D))
+    ours = np.asarray(rope_jax.models.Sinusoidal()(jnp.arange(T), D))
     want = theirs((1, T)).numpy()
     np.testing.assert_allclose(np.concatenate([ours[:, 0::2], ours[:, 1::2]], axis=1), want, atol=1.2e-7 + 6e-8)

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import rope_jax  # noqa: E402
-from rope_jax._families import FAMILIES  # noqa: E402
+from rope_jax.interop.families import FAMILIES  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 
@@ -123,4 +123,4 @@ def test_the_layers_that_rotate_are_the_layers_that_rotate(case, monkeypatch):
     assert len(recipe.layers) == 8
     # Alike in kind and rotation is one object.
     assert len({id(layer) for layer in recipe.layers}) == len(set(recipe.layers))
-    assert rope_jax.from_hf_config(rope_jax.to_hf_config(recipe), compat=compat) == recipe
+    assert rope_jax.from_hf_config(rope_jax.interop.to_hf_config(recipe), compat=compat) == recipe

@@ -79,14 +79,14 @@ def test_cos_and_sin(name, positions):
 
     rope = rope_jax.Rope(case["rotary_dim"], cases.schedule(case))
     # Their module takes the length from the positions; ours is told.
-    length = int(positions.max()) + 1 if hasattr(rope.schedule, "length") else None
+    length = int(positions.max()) + 1 if hasattr(rope.schedule, "context_length") else None
     frequencies = rope.frequencies(length)
     # Within a module the base of the dynamic schedule is float32 throughout, hence more than in `cases`.
     np.testing.assert_allclose(to_numpy(module.inv_freq), frequencies.inv_freq, rtol=1e-6)
     assert module.attention_scaling == pytest.approx(frequencies.attention_factor, rel=1e-12)
 
     allowed = turn_tolerance(positions, frequencies, module.inv_freq)
-    for part, their_part in zip(rope.rotation(jnp.asarray(positions), length=length), theirs, strict=True):
+    for part, their_part in zip(rope.rotation(jnp.asarray(positions), context_length=length), theirs, strict=True):
         both_halves = np.concatenate([to_numpy(part)] * 2, axis=-1)
         assert np.all(np.abs(both_halves - to_numpy(their_part)) <= np.concatenate([allowed] * 2, axis=-1))
 
@@ -221,7 +221,7 @@ def test_logits_of_a_llama():
         num_heads=4,
         num_kv_heads=2,
         head_dim=16,
-        hidden_dim=96,
+        mlp_dim=96,
         tie_embeddings=False,
         norm_epsilon=1e-5,
         rope=rope_jax.Rope(16, schedule),

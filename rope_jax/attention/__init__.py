@@ -1,0 +1,32 @@
+"""One layer of attention: masks, biases, caches, the layer."""
+
+from rope_jax.attention.norm import RMSNorm
+from rope_jax.attention.bias import ALiBi, PositionBias, T5Bias, relative_buckets
+from rope_jax.attention.quantized import Quantized, quantize
+from rope_jax.attention.cache import KVCache, init_cache
+from rope_jax.attention.sharding import cache_partition_spec
+from rope_jax.attention.attend import AttentionBackend, attend, attention_weights
+from rope_jax.attention.ring import ring_attention, zigzag_inverse, zigzag_sequence_index
+from rope_jax.attention.layer import RotaryAttention
+from rope_jax.attention.adapter import rotary_attention_fn
+
+__all__ = [
+    "ALiBi",
+    "AttentionBackend",
+    "KVCache",
+    "PositionBias",
+    "Quantized",
+    "RMSNorm",
+    "RotaryAttention",
+    "T5Bias",
+    "attend",
+    "attention_weights",
+    "cache_partition_spec",
+    "init_cache",
+    "quantize",
+    "relative_buckets",
+    "ring_attention",
+    "rotary_attention_fn",
+    "zigzag_inverse",
+    "zigzag_sequence_index",
+]

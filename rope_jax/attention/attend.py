@@ -1,0 +1,263 @@
+"""Which keys does each query read, and what does it get from them?"""
+
+import functools
+import math
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, device_array
+from rope_jax.attention.mask import visible
+
+AttentionBackend = Literal["xla", "cudnn"]
+
+
+def attend(
+    q,
+    k,
+    v,
+    *,
+    bias=None,
+    mask=None,
+    causal: bool = False,
+    window: int | jax.Array | None = None,
+    scale: float | None = None,
+    logit_cap: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng=None,
+    implementation: AttentionBackend | None = None,
+) -> jax.Array:
+    """``softmax(scale q.k + bias) v`` (Vaswani et al. 2017, section 3.2.1), with grouped heads, masks and caps.
+
+    It is :func:`jax.nn.dot_product_attention`, except with a soft cap or dropout, which that has not, or for
+    bfloat16 under strict promotion and float16, which that breaks. Then the weights are formed here, in float32:
+    see :func:`attention_weights`.
+
+    The backward pass keeps q, k, v and what is laid over the scores, but no table of N times T times S: it forms
+    the weights again (Chen et al. 2016, section 4; Dao et al. 2022, section 3.1).
+
+    Args:
+      q: ``[B, T, N, H]``.
+      k: ``[B, S, K, H]``; N is a multiple of K, and query head n reads key head ``n // (N/K)``.
+      v: ``[B, S, K, H]``.
+      bias: floating ``[B or 1, N or 1, T or 1, S]``, added to the scaled (and capped) scores: see :class:`T5Bias`.
+        cuDNN adds it in q's dtype. A row that is -inf everywhere gives NaN.
+      mask: bool ``[B or 1, N or 1, T, S]``, True where a query may read a key.
+      causal: query t reads keys ``s <= t``. Beside the mask, not in its place.
+      window: query t reads keys with ``|t - s| < window``, an integer that may be traced.
+      scale: multiplies q.k; ``1/sqrt(H)`` where it is None.
+      logit_cap: soft bound of the scaled scores.
+      dropout_rate: share of the attention weights that is dropped, in [0, 1).
+      dropout_rng: a key; needed where the rate is over 0.
+      implementation: passed to ``jax.nn.dot_product_attention``: None lets JAX choose.
+
+    Returns:
+      ``[B, T, N, H]`` in q's dtype.
+
+    Raises:
+      TypeError: if q, k, v or bias is not floating, the mask not bool, or the window not an integer.
+      ValueError: if shapes do not go together, an option is out of its range, or an implementation is asked for
+        that has no cap or dropout.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> q, kv = jnp.ones((1, 3, 4, 8)), jnp.ones((1, 3, 2, 8))
+      >>> rope_jax.attend(q, kv, kv, causal=True).shape
+      (1, 3, 4, 8)
+    """
+    q, k, bias, mask = checked_scores(q, k, bias, mask)
+    batch, length, heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    v = device_array("v", v)
+    check_axes("v", v, "B S K H", B=batch, S=k.shape[1], K=kv_heads, H=head_dim)
+    check_dtype("v", v, jnp.floating, "floating")
+    window = window_size(window)
+    scale = real_number("scale", scale)
+    check_options(logit_cap, dropout_rate)
+    if implementation not in (None, *get_args(AttentionBackend)):
+        raise ValueError(
+            f"implementation must be None or one of {get_args(AttentionBackend)}, got {implementation!r}"
+        )
+
+    if isinstance(window, int) and isinstance(length, int) and isinstance(k.shape[1], int):
+        # A window that reaches everything is none: jax.nn's own overflows near 2^31.
+        window = None if window >= max(length, k.shape[1]) else window
+    # It widens narrow scores by promotion, in its backward pass too: strict promotion takes the path below.
+    promotion = jax.config.jax_numpy_dtype_promotion  # type: ignore[attr-defined]
+    broken = promotion == "strict" and q.dtype != jnp.float32
+    broken |= q.dtype == jnp.float16  # its product into float32 is not there on every CPU
+    if logit_cap is None and dropout_rate == 0.0 and (implementation == "cudnn" or not broken):
+        # Its window takes no symbolic length, and must be a number itself.
+        if window is not None and (isinstance(window, jax.Array) or not isinstance(length, int)):
+            near, window = _by_index(length, k.shape[1], causal=False, window=window), None
+            mask = near if mask is None else near & mask
+        if bias is not None:  # it is added to scores of this dtype
+            bias = bias.astype(q.dtype if implementation == "cudnn" else jnp.promote_types(q.dtype, jnp.float32))
+        attention = functools.partial(
+            jax.nn.dot_product_attention,
+            scale=scale,
+            is_causal=causal,
+            # How many keys before and after the query; cuDNN takes none after it in a causal window.
+            local_window_size=None if window is None else (window - 1, 0 if causal else window - 1),
+            implementation=implementation,
+        )
+        if implementation == "cudnn":  # it keeps no table either, and its forward pass is dear to run again
+            return attention(q, k, v, bias=bias, mask=mask)
+        return jax.checkpoint(lambda q, k, v, bias, mask: attention(q, k, v, bias=bias, mask=mask))(
+            q, k, v, bias, mask
+        )
+    if implementation == "cudnn":
+        raise ValueError("implementation must be None or 'xla' with a logit_cap or dropout, got 'cudnn'")
+    if dropout_rate > 0.0 and dropout_rng is None:
+        raise ValueError(f"dropout_rng must be given with dropout_rate {dropout_rate}, got None")
+
+    @jax.checkpoint
+    def attended(q, k, v, bias, mask, dropout_rng):
+        weights = attention_weights(
+            q, k, bias=bias, mask=mask, causal=causal, window=window, scale=scale, logit_cap=logit_cap
+        )
+        if dropout_rate > 0.0:
+            kept = jax.random.bernoulli(dropout_rng, 1.0 - dropout_rate, weights.shape)
+            weights = jnp.where(kept, weights / (1.0 - dropout_rate), 0.0)
+        weights = weights.astype(v.dtype).reshape(batch, kv_heads, heads // kv_heads, length, k.shape[1])
+        return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape).astype(q.dtype)
+
+    return attended(q, k, v, bias, mask, dropout_rng)
+
+
+def attention_weights(
+    q,
+    k,
+    *,
+    bias=None,
+    mask=None,
+    causal: bool = False,
+    window: int | jax.Array | None = None,
+    scale: float | None = None,
+    logit_cap: float | None = None,
+) -> jax.Array:
+    """How much each query reads of each key: ``softmax(scale q.k + bias)``, to be looked at.
+
+    With a soft cap c the scores are ``c tanh(scale q.k / c)`` (Gemma 2, section 2). :func:`attend` gives the
+    weighted sum of the values without forming this table, where it can.
+
+    Args:
+      q: ``[B, T, N, H]``, rotated.
+      k: ``[B, S, K, H]``, rotated.
+      bias: see :func:`attend`, as are the others.
+      mask: bool ``[B or 1, N or 1, T, S]``.
+      causal: query t reads keys ``s <= t``.
+      window: query t reads keys with ``|t - s| < window``.
+      scale: multiplies q.k; ``1/sqrt(H)`` where it is None.
+      logit_cap: soft bound of the scaled scores.
+
+    Returns:
+      float32 ``[B, N, T, S]``; each row sums to 1. A query that may read nothing reads all keys alike.
+
+    Raises:
+      TypeError: if q, k or bias is not floating, the mask not bool, or the window not an integer.
+      ValueError: if shapes do not go together, or an option is out of its range.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> ones = jnp.ones((1, 3, 1, 4))
+      >>> rope_jax.attention.attention_weights(ones, ones, causal=True)[0, 0, 1].tolist()
+      [0.5, 0.5, 0.0]
+    """
+    q, k, bias, mask = checked_scores(q, k, bias, mask)
+    window = window_size(window)
+    check_options(logit_cap, 0.0)
+    scale = real_number("scale", scale)
+    batch, length, heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    logits = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    logits *= jnp.asarray(1.0 / math.sqrt(head_dim) if scale is None else scale, jnp.float32)
+    if logit_cap is not None:
+        cap = jnp.asarray(logit_cap, jnp.float32)
+        logits = cap * jnp.tanh(logits / cap)
+    logits = logits.reshape(batch, heads, length, k.shape[1])
+    if bias is not None:
+        logits += bias.astype(jnp.float32)
+    seen = _by_index(length, k.shape[1], causal=causal, window=window)
+    seen = seen if mask is None else seen & mask
+    # Finite, so that a row that sees nothing is a mean and not NaN, as in jax.nn.dot_product_attention.
+    logits = jnp.where(seen, logits, 0.7 * jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def checked_scores(q, k, bias, mask):
+    """Queries, keys and what is laid over their scores, as arrays that go together."""
+    q, k = device_array("q", q), device_array("k", k)
+    check_axes("q", q, "B T N H")
+    batch, length, heads, head_dim = q.shape
+    check_axes("k", k, "B S K H", B=batch, H=head_dim)
+    for name, array in (("q", q), ("k", k)):
+        check_dtype(name, array, jnp.floating, "floating")
+    kv_length, kv_heads = k.shape[1:3]
+    if not (heads and kv_heads and head_dim):
+        raise ValueError(f"q and k must have heads and features, got N={heads}, K={kv_heads}, H={head_dim}")
+    if heads % kv_heads:
+        raise ValueError(f"q must have a multiple of K={kv_heads} heads, got N={heads}")
+    if mask is not None:
+        mask = device_array("mask", mask)
+        check_axes("mask", mask, "B N T S", B={1, batch}, N={1, heads}, T=length, S=kv_length)
+        check_dtype("mask", mask, jnp.bool, "bool")
+    if bias is not None:
+        bias = device_array("bias", bias)
+        check_axes("bias", bias, "B N T S", B={1, batch}, N={1, heads}, T={1, length}, S=kv_length)
+        check_dtype("bias", bias, jnp.floating, "floating")
+    return q, k, bias, mask
+
+
+def window_size(window) -> int | jax.Array | None:
+    """A window as an int where it is known, else as int32 ``[]``.
+
+    Raises:
+      TypeError: if it is not an integer.
+      ValueError: if it has axes, or is known and below 1 or 2^31 or more.
+    """
+    if window is None:
+        return None
+    if np.ndim(window):
+        raise ValueError(f"window must have shape [], got {np.shape(window)}")
+    if isinstance(window, jax.core.Tracer):
+        check_dtype("window", window, jnp.integer, "an integer")
+        return as_int32(window)  # one that it cannot hold reaches everything
+    window = check_integer("window", window)
+    if window < 1:
+        raise ValueError(f"window must be at least 1 token, got {window}")
+    if window >= 2**31:
+        raise ValueError(f"window must be below 2^31 tokens, got {window}")
+    return window
+
+
+def check_options(logit_cap: float | None, dropout_rate: float) -> None:
+    """Raises ValueError for one that is out of its range."""
+    cap = real_number("logit_cap", logit_cap)
+    if isinstance(cap, float) and not cap > 0:
+        raise ValueError(f"logit_cap must be positive and finite, got {logit_cap}")
+    rate = real_number("dropout_rate", dropout_rate)
+    if isinstance(rate, float) and not 0 <= rate < 1:
+        raise ValueError(f"dropout_rate must be in [0, 1), got {dropout_rate}")
+
+
+def real_number(argument: str, value):
+    """A number as a float where it is known; a traced one, or None, as it is."""
+    if value is None or isinstance(value, jax.core.Tracer):
+        return value
+    array = np.asarray(value)
+    if array.ndim or not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+        raise TypeError(f"{argument} must be a real number, got {value!r}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{argument} must be finite, got {value}")
+    return number
+
+
+def _by_index(length, kv_length, *, causal: bool, window: int | jax.Array | None) -> jax.Array:
+    """What queries and keys in order of their index may read: bool ``[1, 1, T, S]``."""
+    queries, keys = (jnp.arange(size, dtype=jnp.int32)[None] for size in (length, kv_length))
+    return visible(queries, keys, causal=causal, window=window)

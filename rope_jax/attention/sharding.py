@@ -1,0 +1,35 @@
+"""Which axis of a cache may lie along which axis of a mesh?"""
+
+import jax
+from jax.sharding import PartitionSpec
+
+from rope_jax.attention.cache import KVCache
+
+
+def cache_partition_spec(cache: KVCache) -> KVCache:
+    """The logical axis names of a cache, as :func:`flax.linen.get_partition_spec` gives those of parameters.
+
+    They are ``batch``, ``kv_length`` (S), ``kv_heads`` (K, as in the kernels of :class:`RotaryAttention`) and
+    ``head_dim``; before them ``layers`` in a cache of :meth:`Decoder.init_cache`. With your rules,
+    :func:`flax.linen.logical_to_mesh_sharding` makes a placement of them: for :func:`jax.device_put`, or for the
+    ``in_shardings`` and ``out_shardings`` of a step.
+
+    Args:
+      cache: a cache, or its shapes (:func:`jax.eval_shape`).
+
+    Returns:
+      The same tree, with a :class:`jax.sharding.PartitionSpec` for each array.
+
+    Example:
+      >>> import flax.linen as nn, jax, rope_jax
+      >>> cache = rope_jax.init_cache(batch=2, capacity=8, num_kv_heads=2, head_dim=4)
+      >>> names = rope_jax.attention.cache_partition_spec(cache)
+      >>> tuple(names.key), tuple(names.num_tokens)
+      (('batch', 'kv_length', 'kv_heads', 'head_dim'), ('batch',))
+      >>> mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+      >>> rules = [("batch", "data"), ("kv_heads", "model")]
+      >>> cache = jax.device_put(cache, nn.logical_to_mesh_sharding(names, mesh, rules))
+    """
+    layers = ("layers",) if len(cache.key.shape) == 5 else ()
+    names = (*layers, "batch", "kv_length", "kv_heads", "head_dim")  # other leaves have the first of these axes
+    return jax.tree.map(lambda leaf: PartitionSpec(*names[: leaf.ndim]), cache)

@@ -1,0 +1,47 @@
+"""The rotation: positions, frequencies, angles, rotate."""
+
+from rope_jax.core.positions import grid_positions, positions_from_mask, positions_from_segments
+from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule
+from rope_jax.core.schedules import (
+    Axial,
+    DynamicNTK,
+    Linear,
+    Llama3,
+    LongRope,
+    Negated,
+    NTKAware,
+    Proportional,
+    Standard,
+    Yarn,
+    geometric,
+)
+from rope_jax.core.angles import Rotation, rotation
+from rope_jax.core.primitive import Layout, RotateBackend
+from rope_jax.core.rotate import rotate
+from rope_jax.core.rope import Rope
+
+__all__ = [
+    "Axial",
+    "DynamicNTK",
+    "Frequencies",
+    "FrequencyChoice",
+    "Layout",
+    "Linear",
+    "Llama3",
+    "LongRope",
+    "NTKAware",
+    "Negated",
+    "Proportional",
+    "Rope",
+    "RotateBackend",
+    "Rotation",
+    "Schedule",
+    "Standard",
+    "Yarn",
+    "geometric",
+    "grid_positions",
+    "positions_from_mask",
+    "positions_from_segments",
+    "rotate",
+    "rotation",
+]

@@ -1,0 +1,95 @@
+"""Where is each token?"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rope_jax._checks import check_axes, check_dtype, check_mask, device_array
+
+
+def positions_from_mask(mask, segment_ids=None) -> jax.Array:
+    """Positions that count real tokens only, so that padding on either side moves nothing.
+
+    ``position[t] = sum(mask[s] for s < t in t's segment)`` where ``mask[t]``, else 0.
+
+    Args:
+      mask: bool or integer ``[..., T]``, nonzero at real tokens.
+      segment_ids: optional integers ``[..., T]``. A segment is a run of equal ids; counting restarts
+        wherever the id changes. Without it, a row is one segment.
+
+    Returns:
+      int32 ``[..., T]``, in tokens.
+
+    Raises:
+      TypeError: if ``mask`` is not bool or integer, or ``segment_ids`` not integer.
+      ValueError: if the shapes differ or there is no axis T.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> rope_jax.positions_from_mask(jnp.array([0, 1, 1, 0, 1, 1]), jnp.array([1, 1, 1, 2, 2, 2])).tolist()
+      [0, 0, 1, 0, 0, 1]
+    """
+    real = check_mask("mask", mask, "... T").astype(jnp.int32)
+    before = jnp.cumsum(real, axis=-1, dtype=jnp.int32) - real
+    if segment_ids is not None:
+        starts = segment_starts(segment_ids)
+        if starts.shape != real.shape:
+            raise ValueError(
+                f"segment_ids must have the shape of mask, [..., T] = {real.shape}, got {starts.shape}"
+            )
+        # `before` never falls, so the largest value seen at a start is that of the latest start.
+        before -= jax.lax.cummax(jnp.where(starts, before, 0), axis=before.ndim - 1)
+    return before * real
+
+
+def positions_from_segments(segment_ids) -> jax.Array:
+    """Positions of packed sequences: counting restarts at 0 wherever the segment id changes.
+
+    Args:
+      segment_ids: integers ``[..., T]``. No id is special; for padding inside a row give a mask to
+        :func:`positions_from_mask`.
+
+    Returns:
+      int32 ``[..., T]``, in tokens.
+
+    Raises:
+      TypeError: if ``segment_ids`` is not integer.
+      ValueError: if there is no axis T.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> rope_jax.positions_from_segments(jnp.array([7, 7, 7, 9, 9])).tolist()
+      [0, 1, 2, 0, 1]
+    """
+    return positions_from_mask(jnp.ones_like(segment_starts(segment_ids)), segment_ids)
+
+
+def segment_starts(segment_ids) -> jax.Array:
+    """Where a segment begins: bool ``[..., T]``."""
+    segment_ids = device_array("segment_ids", segment_ids)
+    check_axes("segment_ids", segment_ids, "... T")
+    check_dtype("segment_ids", segment_ids, jnp.integer, "integer")
+    first = jnp.ones_like(segment_ids[..., :1], bool)
+    return jnp.concatenate([first, segment_ids[..., 1:] != segment_ids[..., :-1]], axis=-1)
+
+
+def grid_positions(*sizes: int) -> jax.Array:
+    """Positions of the cells of a grid, row by row: the last axis runs fastest.
+
+    Args:
+      *sizes: the length of each of the A axes, at least 1 each: ``grid_positions(height, width)``.
+
+    Returns:
+      int32 ``[T, A]`` with ``T = prod(sizes)``, in cells.
+
+    Raises:
+      ValueError: if no size is given, or one is below 1.
+
+    Example:
+      >>> import rope_jax
+      >>> rope_jax.grid_positions(2, 2).tolist()
+      [[0, 0], [0, 1], [1, 0], [1, 1]]
+    """
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"sizes must be one or more lengths of at least 1, got {sizes}")
+    return jnp.asarray(np.indices(sizes, np.int32).reshape(len(sizes), -1).T)

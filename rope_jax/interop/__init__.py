@@ -1,0 +1,18 @@
+"""Other people's files: Hugging Face configs and checkpoints, weight layouts."""
+
+from rope_jax.interop.layout import convert_layout
+from rope_jax.interop.recipe import LayerRope, ModelRope, QueryTemperature
+from rope_jax.interop.read import from_hf_config
+from rope_jax.interop.write import to_hf_config
+from rope_jax.interop.checkpoint import Checkpoint, load_hf
+
+__all__ = [
+    "Checkpoint",
+    "LayerRope",
+    "ModelRope",
+    "QueryTemperature",
+    "convert_layout",
+    "from_hf_config",
+    "load_hf",
+    "to_hf_config",
+]

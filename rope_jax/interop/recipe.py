@@ -1,0 +1,124 @@
+"""What is a whole model's rotation, as a value?"""
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from rope_jax._checks import check_dtype, device_array
+from rope_jax.core.rope import Rope
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QueryTemperature:
+    """Queries grow with the position: ``1 + beta ln(1 + floor((m + offset) / period))`` (Meta 2025, Llama 4).
+
+    Attributes:
+      beta: how much.
+      period: after how many positions the first step comes.
+      offset: what is added to the position.
+
+    Raises:
+      ValueError: if beta is not positive and finite, or period not a positive integer.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> temperature = rope_jax.interop.QueryTemperature(beta=0.1, period=8192)
+      >>> [f"{factor:.4f}" for factor in temperature(jnp.array([0, 8191, 8192]))]
+      ['1.0000', '1.0000', '1.0693']
+    """
+
+    beta: float
+    period: int
+    offset: int = 0
+
+    def __post_init__(self):
+        if not (self.beta > 0 and math.isfinite(self.beta)):
+            raise ValueError(f"beta must be positive and finite, got {self.beta}")
+        if not (isinstance(self.period, int) and self.period > 0):
+            raise ValueError(f"period must be a positive integer, got {self.period}")
+
+    def __call__(self, positions) -> jax.Array:
+        """What queries at integer positions ``[..., T]``, not negative, are multiplied by: float32 ``[..., T]``.
+
+        Raises:
+          TypeError: if the positions are not integers.
+        """
+        positions = device_array("positions", positions)
+        check_dtype("positions", positions, jnp.integer, "integer")
+        # In two parts, so that the offset wraps no position around.
+        steps = positions // self.period + (positions % self.period + self.offset) // self.period
+        return 1.0 + self.beta * jnp.log1p(steps.astype(jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRope:
+    """How one layer's queries and keys know where they are.
+
+    Attributes:
+      rope: the rotation; None where the layer does not rotate, or has no attention.
+      type: the config's name for layers of this kind; None where it names none.
+      logit_factor: multiplies the scores, beside ``1/sqrt(H)`` of the whole head (DeepSeek-V2's use of YaRN).
+      query_temperature: multiplies the queries by their position; None where they stay as they are.
+    """
+
+    rope: Rope | None
+    type: str | None = None
+    logit_factor: float = 1.0
+    query_temperature: QueryTemperature | None = None
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ModelRope:
+    """A whole model's rotation, layer by layer: hashable, equal by value, shown with equal layers together.
+
+    Attributes:
+      model_type: the family, as Hugging Face names it.
+      layers: one :class:`LayerRope` for each layer.
+
+    Example:
+      >>> import rope_jax
+      >>> plain = rope_jax.interop.LayerRope(rope_jax.Rope(64, rope_jax.Standard()))
+      >>> rope_jax.interop.ModelRope("smollm3", (plain, plain, plain, rope_jax.interop.LayerRope(None))).layers[3].rope is None
+      True
+    """
+
+    model_type: str
+    layers: tuple[LayerRope, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if not all(isinstance(layer, LayerRope) for layer in self.layers):
+            raise TypeError(f"layers must hold a LayerRope for each layer, got {self.layers}")
+
+    @property
+    def rope(self) -> Rope:
+        """The one rotation of all layers.
+
+        Raises:
+          ValueError: if layers differ, or do not rotate.
+        """
+        ropes = {layer.rope for layer in self.layers}
+        if len(ropes) != 1 or None in ropes:
+            raise ValueError(f"rope is for models whose layers are all alike; take .layers[i].rope of {self}")
+        (rope,) = ropes
+        assert rope is not None
+        return rope
+
+    def __repr__(self):
+        kinds: dict[LayerRope, list[int]] = {}
+        for i, layer in enumerate(self.layers):
+            kinds.setdefault(layer, []).append(i)
+        shown = "".join(f"\n  {_runs(layers)}: {layer}" for layer, layers in kinds.items())
+        return f"ModelRope({self.model_type!r}, {len(self.layers)} layers:{shown})"
+
+
+def _runs(numbers: list[int]) -> str:
+    """``[0, 1, 2, 5]`` as ``0-2, 5``."""
+    runs: list[str] = []
+    for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        first, *_, last = [number for _, number in run] * 2
+        runs.append(str(first) if first == last else f"{first}-{last}")
+    return ", ".join(runs)

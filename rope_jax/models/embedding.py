@@ -1,0 +1,117 @@
+"""Position embeddings: what is added to the token embeddings, sinusoidal or learned."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rope_jax._checks import check_dtype, check_integer, device_array
+from rope_jax.core.angles import rotation
+from rope_jax.core.frequencies import Frequencies
+from rope_jax.core.schedules import geometric
+
+
+class PositionEmbedding(Protocol):
+    """What is added to the embeddings of tokens at ``positions [..., T]``: ``[..., T, D]`` for a width D.
+
+    One that has positions for so many tokens only says so by an attribute ``num_positions``: then a longer sequence is an
+    error where its num_positions is known.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> def ramp(positions, width):
+      ...     return jnp.broadcast_to(positions[..., None] / 1000, (*positions.shape, width))
+      >>> sizes = dict(vocab_size=11, num_layers=1, width=16, num_heads=2, head_dim=8, mlp_dim=32)
+      >>> model = rope_jax.Decoder(**sizes, rope=None, position_embedding=ramp)
+    """
+
+    def __call__(self, positions, width: int, /) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sinusoidal:
+    """Sines and cosines of the position (Vaswani et al. 2017, section 3.5).
+
+    ``PE[m, 2i] = sin(m * theta_i)``, ``PE[m, 2i + 1] = cos(m * theta_i)`` with ``theta_i = base^(-2i/D)``; right
+    at every int32 position, see :func:`rotation`. The paper multiplies the embeddings it is added to by
+    ``sqrt(D)``: ``Decoder(embedding_scale=...)``.
+
+    Attributes:
+      base: b, the ratio of the slowest wavelength to the fastest as D grows.
+
+    Raises:
+      ValueError: if the base is not above 1 and finite, or D is not even.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> rope_jax.models.Sinusoidal()(jnp.arange(3), 4)[0].tolist()  # position 0
+      [0.0, 1.0, 0.0, 1.0]
+    """
+
+    base: float = 10_000.0
+
+    def __post_init__(self):
+        if not isinstance(self.base, int | float | np.number) or not 1 < self.base < math.inf:
+            raise ValueError(f"base must be above 1 and finite, got {self.base!r}")
+
+    def __call__(self, positions, width: int) -> jax.Array:
+        """float32 ``[..., T, D]``."""
+        width = check_integer("width", width)
+        if width < 2 or width % 2:
+            raise ValueError(f"width must be even and at least 2, got {width}")
+        turn = rotation(positions, Frequencies(geometric(width, self.base)))
+        return jnp.stack([turn.sin, turn.cos], axis=-1).reshape(*turn.sin.shape[:-1], width)
+
+
+class LearnedPositions(nn.Module, kw_only=True):
+    """One learned vector for each position (Gehring et al. 2017, section 3.1; GPT-2, BERT).
+
+    ``PE[m] = table[m]``. Its axes are named ``positions`` and ``embed``.
+
+    Attributes:
+      num_positions: how many positions there are. One outside of ``[0, num_positions)`` has no vector: an error where it is
+        known (:class:`Decoder` and :func:`generate` know how long their sequences are), else NaN.
+      param_dtype: of the table.
+      embedding_init: of the table ``[num_positions, D]``.
+
+    Raises:
+      TypeError: if positions are not integers.
+      ValueError: if num_positions is below 1, or a known position is outside of the table.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, rope_jax
+      >>> positions = rope_jax.models.LearnedPositions(num_positions=16)
+      >>> params = positions.init(jax.random.key(0), jnp.arange(5), 8)
+      >>> positions.apply(params, jnp.arange(5), 8).shape
+      (5, 8)
+    """
+
+    num_positions: int
+    param_dtype: Any = jnp.float32
+    embedding_init: Callable[..., Any] = nn.initializers.normal(0.02)
+
+    @nn.compact
+    def __call__(self, positions, width: int) -> jax.Array:
+        """``[..., T, D]`` in the table's dtype."""
+        num_positions, width = (
+            check_integer("num_positions", self.num_positions, 1),
+            check_integer("width", width, 1),
+        )
+        positions = device_array("positions", positions)
+        check_dtype("positions", positions, jnp.integer, "integer")
+        if not isinstance(positions, jax.core.Tracer) and positions.size:
+            low, high = int(positions.min()), int(positions.max())
+            if low < 0 or high >= num_positions:
+                raise ValueError(f"positions must be in [0, num_positions={num_positions}), got {low} to {high}")
+        init = nn.with_logical_partitioning(self.embedding_init, ("positions", "embed"))
+        table: Any = self.param("table", init, (num_positions, width), self.param_dtype)
+        inside = (positions >= 0) & (
+            positions < num_positions
+        )  # in their own dtype: an index may be cut to 32 bits
+        index = jnp.where(inside, positions, jnp.zeros_like(positions)).astype(jnp.int32)
+        return jnp.where(inside[..., None], table[index], jnp.asarray(jnp.nan, table.dtype))

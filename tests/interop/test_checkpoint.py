@@ -1,0 +1,456 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import tokenizers
+from decoders import init
+
+import rope_jax
+
+ROPE = rope_jax.Rope(8, rope_jax.Standard(base=500.0))
+SIZES = dict(vocab_size=13, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24)
+LLAMA = dict(
+    model_type="llama",
+    vocab_size=13,
+    num_hidden_layers=2,
+    hidden_size=16,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    intermediate_size=24,
+    rope_theta=500.0,
+    max_position_embeddings=64,
+    tie_word_embeddings=True,
+)
+MODEL = rope_jax.Decoder(**SIZES, rope=ROPE)
+PARAMS = init(MODEL)
+TOKENS = jnp.arange(9)[None]
+
+
+def tensors_of(params, layers=2, fused=False, post_norms=False):
+    """The tensors of a folder, as torch has them: one for each layer, ``[out, in]``, heads side by side."""
+    p = jax.tree.map(np.asarray, params["params"])
+    out = {"model.embed_tokens.weight": p["embed"]["embedding"], "model.norm.weight": p["final_norm"]["scale"]}
+    if "unembed_kernel" in p:
+        out["lm_head.weight"] = p["unembed_kernel"]["kernel"].T
+    for i in range(layers):
+        w = jax.tree.map(lambda leaf, i=i: leaf[i], p["layers"])
+        attention = w["self_attention"]
+        here = {}
+        for letter, name in zip("qkv", ("query", "key", "value"), strict=True):
+            kernel = attention[name]["kernel"]
+            here[f"self_attn.{letter}_proj.weight"] = np.concatenate(
+                [kernel[:, n].T for n in range(kernel.shape[1])]
+            )
+            if "bias" in attention[name]:
+                here[f"self_attn.{letter}_proj.bias"] = np.concatenate(list(attention[name]["bias"]))
+            if f"{name}_norm" in attention:
+                here[f"self_attn.{letter}_norm.weight"] = attention[f"{name}_norm"]["scale"]
+        here["self_attn.o_proj.weight"] = np.concatenate(list(attention["out"]["kernel"])).T
+        for name in ("gate", "up", "down"):
+            here[f"mlp.{name}_proj.weight"] = w[name]["kernel"].T
+        here["input_layernorm.weight"] = w["attention_norm"]["scale"]
+        if post_norms:
+            here["post_attention_layernorm.weight"] = w["post_attention_norm"]["scale"]
+            here["pre_feedforward_layernorm.weight"] = w["mlp_norm"]["scale"]
+            here["post_feedforward_layernorm.weight"] = w["post_mlp_norm"]["scale"]
+        else:
+            here["post_attention_layernorm.weight"] = w["mlp_norm"]["scale"]
+        if fused:
+            q, k, v, gate, up = (
+                here.pop(f"{name}_proj.weight")
+                for name in ("self_attn.q", "self_attn.k", "self_attn.v", "mlp.gate", "mlp.up")
+            )
+            here["self_attn.qkv_proj.weight"] = np.concatenate([q, k, v])
+            here["mlp.gate_up_proj.weight"] = np.concatenate([gate, up])
+        out |= {f"model.layers.{i}.{name}": array for name, array in here.items()}
+    return {name: np.ascontiguousarray(array) for name, array in out.items()}
+
+
+def save(folder, config=None, tensors=None, shards=1):
+    """A model folder; its path."""
+    config, tensors = config or LLAMA, tensors or tensors_of(PARAMS)
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if shards == 1:
+        safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+        return folder
+    shard_of = {
+        name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(sorted(tensors))
+    }
+    for shard in set(shard_of.values()):
+        part = {name: array for name, array in tensors.items() if shard_of[name] == shard}
+        safetensors.numpy.save_file(part, folder / shard)
+    index = {"metadata": {}, "weight_map": shard_of}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def assert_same(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert isinstance(a, jax.Array) and a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+GEMMA = dict(
+    hidden_act=None,
+    hidden_activation="gelu_pytorch_tanh",
+    query_pre_attn_scalar=16,
+    sliding_window=5,
+    attn_logit_softcapping=50.0,
+    final_logit_softcapping=30.0,
+)
+GEMMA_FIELDS = dict(
+    activation=nn.gelu,
+    post_norms=True,
+    norm_unit_offset=True,
+    embedding_scale=4.0,
+    logit_scale=0.25,
+    window=(5, None),
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "how"),
+    [
+        ({}, {}, {}),
+        (dict(tie_word_embeddings=False), dict(tie_embeddings=False), {}),
+        (dict(rms_norm_eps=1e-3), dict(norm_epsilon=1e-3), {}),
+        (dict(model_type="mistral", sliding_window=4), dict(window=4), {}),
+        (dict(model_type="mistral", sliding_window=None), {}, {}),
+        (dict(model_type="qwen2", use_sliding_window=False, sliding_window=4), dict(qkv_bias=True), {}),
+        (
+            dict(model_type="qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1),
+            dict(qkv_bias=True, window=(None, 4)),
+            {},
+        ),
+        (dict(model_type="qwen3"), dict(qk_norm=True), {}),
+        (dict(model_type="phi3"), dict(norm_epsilon=1e-5), dict(fused=True)),
+        (dict(model_type="smollm3", no_rope_layers=[1, 0]), dict(rope=(ROPE, None)), {}),
+        (dict(model_type="smollm3", no_rope_layers=[1, 1], max_window_layers=28), {}, {}),
+        (
+            dict(model_type="gemma2", **GEMMA),
+            dict(**GEMMA_FIELDS, logit_cap=50.0, output_cap=30.0),
+            dict(post_norms=True),
+        ),
+        (
+            dict(
+                GEMMA,
+                model_type="gemma3_text",
+                attn_logit_softcapping=None,
+                final_logit_softcapping=None,
+                rope_local_base_freq=100.0,
+                sliding_window_pattern=2,
+            ),
+            dict(**GEMMA_FIELDS, qk_norm=True, rope=(rope_jax.Rope(8, rope_jax.Standard(base=100.0)), ROPE)),
+            dict(post_norms=True),
+        ),
+    ],
+    ids=lambda value: str(value.get("model_type", "llama")) if isinstance(value, dict) else None,
+)
+def test_every_family(config, fields, how, tmp_path):
+    """The model and the very parameters of a folder that was written from them."""
+    model = rope_jax.Decoder(**(SIZES | dict(rope=ROPE) | fields))
+    params = init(model)
+    config = {key: value for key, value in (LLAMA | config).items() if value is not None or key == "sliding_window"}
+    loaded = rope_jax.load_hf(save(tmp_path, config, tensors_of(params, **how)))
+    assert loaded.model == model and loaded.config == config
+    assert_same(loaded.params, params)
+    np.testing.assert_array_equal(loaded.model.apply(loaded.params, TOKENS), model.apply(params, TOKENS))
+
+
+def test_configs_as_they_were_published(tmp_path):
+    """Spelled as in the folders that people download, with all that these also say; the sizes are smaller."""
+    small = {key: LLAMA[key] for key in LLAMA if key not in ("model_type", "rope_theta", "tie_word_embeddings")}
+    common = dict(
+        initializer_range=0.02, use_cache=True, torch_dtype="bfloat16", bos_token_id=1, eos_token_id=[2, 5]
+    )
+    smollm2 = dict(
+        architectures=["LlamaForCausalLM"],
+        attention_bias=False,
+        attention_dropout=0.0,
+        is_llama_config=True,
+        mlp_bias=False,
+        model_type="llama",
+        pretraining_tp=1,
+        rope_interleaved=False,
+        rope_scaling=None,
+        rope_theta=100000,
+        tie_word_embeddings=True,
+        hidden_act="silu",
+        **{"transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}}},
+    )
+    gemma2 = dict(
+        architectures=["Gemma2ForCausalLM"],
+        attention_bias=False,
+        attn_logit_softcapping=50.0,
+        cache_implementation="hybrid",
+        final_logit_softcapping=30.0,
+        hidden_act="gelu_pytorch_tanh",
+        hidden_activation="gelu_pytorch_tanh",
+        model_type="gemma2",
+        pad_token_id=0,
+        query_pre_attn_scalar=256,
+        rms_norm_eps=1e-6,
+        rope_theta=10000.0,
+        sliding_window=4096,
+        sliding_window_size=4096,
+    )
+    phi3 = dict(
+        _name_or_path="Phi-3.5-mini-instruct",
+        auto_map={"AutoConfig": "configuration_phi3.Phi3Config"},
+        attention_bias=False,
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+        hidden_act="silu",
+        model_type="phi3",
+        original_max_position_embeddings=32,
+        rms_norm_eps=1e-5,
+        rope_scaling=dict(type="longrope", short_factor=[1.0] * 4, long_factor=[2.0] * 4),
+        rope_theta=10000.0,
+        sliding_window=262144,
+        tie_word_embeddings=False,
+        interpolate_factor=1,
+        full_attn_mod=1,
+        lm_head_bias=False,
+    )
+    cases = {
+        "smollm2": (smollm2, {}, {}),
+        "gemma2": (gemma2, GEMMA_FIELDS, dict(post_norms=True)),
+        "phi3": (phi3, dict(tie_embeddings=False), dict(fused=True)),
+    }
+    for name, (config, fields, how) in cases.items():
+        params = init(rope_jax.Decoder(**(SIZES | dict(rope=None) | fields)))
+        folder = save(tmp_path / name, small | common | config, tensors_of(params, **how))
+        assert_same(rope_jax.load_hf(folder).params, params)
+    model = rope_jax.load_hf(tmp_path / "gemma2").model
+    assert model.tie_embeddings and model.window == (4096, None) and model.logit_scale == 1 / 16
+    assert rope_jax.load_hf(tmp_path / "smollm2").model.rope == rope_jax.Rope(8, rope_jax.Standard(base=1e5))
+
+
+def test_shards(tmp_path):
+    assert_same(rope_jax.load_hf(save(tmp_path, shards=3)).params, PARAMS)
+
+
+@pytest.mark.parametrize("stored", [jnp.bfloat16, jnp.float16])
+def test_narrow_weights_stay_narrow(stored, tmp_path):
+    params = jax.tree.map(lambda leaf: leaf.astype(stored), PARAMS)
+    model, loaded, _ = rope_jax.load_hf(save(tmp_path, tensors=tensors_of(params)))
+    assert_same(loaded, params)
+    assert model.dtype == model.param_dtype == stored
+    wide = rope_jax.load_hf(tmp_path, dtype="float32")
+    assert_same(wide.params, params)
+    assert wide.model.dtype == jnp.float32 and wide.model.param_dtype == stored
+    exact = MODEL.apply(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params), TOKENS)
+    np.testing.assert_allclose(wide.model.apply(wide.params, TOKENS), exact, atol=1e-5)
+
+
+def test_what_is_no_parameter_may_be_there(tmp_path):
+    tensors = tensors_of(PARAMS)
+    tensors |= {
+        "lm_head.weight": tensors["model.embed_tokens.weight"].copy(),
+        "model.layers.1.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32),
+    }
+    assert_same(rope_jax.load_hf(save(tmp_path, tensors=tensors)).params, PARAMS)
+
+
+def change(tensors, name, change):
+    return tensors | {name: np.ascontiguousarray(change(tensors[name]))}
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (
+            lambda t: {name: a for name, a in t.items() if name != "model.layers.1.mlp.up_proj.weight"},
+            "tensors must include model.layers.1.mlp.up_proj.weight, got files without",
+        ),
+        (
+            lambda t: {name: a for name, a in t.items() if "embed" not in name},
+            "tensors must include model.embed_tokens.weight, got model.layers.0.* and 16 more",
+        ),
+        (
+            lambda t: t | {"model.layers.0.self_attn.q_proj.bias": np.ones(32, np.float32)},
+            "tensors must be those of the model, got model.layers.0.self_attn.q_proj.bias beside them",
+        ),
+        (
+            lambda t: t | {"model.layers.2.mlp.up_proj.weight": np.ones((24, 16), np.float32)},
+            "got model.layers.2.mlp.up_proj.weight beside them",
+        ),
+        (
+            lambda t: t | {"vision_tower.x": np.ones(3, np.float32)},
+            "got vision_tower.x beside them",
+        ),
+        (
+            lambda t: t | {"lm_head.weight": np.ones((13, 16), np.float32)},
+            "tensor lm_head.weight must equal model.embed_tokens.weight, for tie_word_embeddings is true",
+        ),
+        (
+            lambda t: change(t, "model.layers.1.mlp.gate_proj.weight", lambda a: a.T),
+            "tensor model.layers.1.mlp.gate_proj.weight must have shape (24, 16), got (16, 24)",
+        ),
+        (
+            lambda t: change(t, "model.layers.0.self_attn.o_proj.weight", lambda a: a.T),
+            "tensor model.layers.0.self_attn.o_proj.weight must have shape (16, 32), got (32, 16)",
+        ),
+        (
+            lambda t: change(t, "model.norm.weight", lambda a: a[None]),
+            "tensor model.norm.weight must have shape (16,), got (1, 16)",
+        ),
+        (
+            lambda t: change(t, "model.embed_tokens.weight", lambda a: a.astype(np.int8)),
+            "tensor model.embed_tokens.weight must be stored as F32, F16, BF16, got I8",
+        ),
+        (
+            lambda t: change(t, "model.layers.1.mlp.up_proj.weight", lambda a: a.astype(np.float16)),
+            "tensors model.layers.*.mlp.up_proj.weight must be stored alike in all layers, got",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(broken, says, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(says).replace(r"\*", ".*")):
+        rope_jax.load_hf(save(tmp_path, tensors=broken(tensors_of(PARAMS))))
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        (dict(model_type="mamba"), "model_type must be one of llama, mistral, .*, got 'mamba'"),
+        (dict(model_type=None), "model_type must be one of llama, .*, got None"),
+        (dict(hidden_act="relu"), "hidden_act must be 'silu' or 'gelu_pytorch_tanh', got 'relu'"),
+        (dict(quantization_config={"bits": 4}), "quantization_config must be None, got {'bits': 4}"),
+        (dict(rope_interleaved=True), "a key 'rope_interleaved' = True that is not known"),
+        (dict(rope_theeta=1.0), "rope_theeta"),
+        (dict(sliding_window=4), "the key 'sliding_window' = 4 is not known for model_type 'llama'"),
+        (dict(dual_chunk_attention_config={}), "key 'dual_chunk_attention_config' = {} that is not known"),
+        (dict(hidden_size="16"), "hidden_size must be an integer of at least 1, got '16'"),
+        (dict(hidden_size=None), "hidden_size must be an integer of at least 1, got None"),
+        (dict(rope_scaling=dict(rope_type="spiral", factor=2.0)), "spiral"),
+        (dict(model_type="mistral", attention_bias=True), "attention_bias must be False, got True"),
+        (dict(model_type="phi3", lm_head_bias=True), "lm_head_bias must be False, got True"),
+        (
+            dict(model_type="qwen2", layer_types=["full_attention"]),
+            "layer_types must have an entry for each of 2 layers",
+        ),
+        (dict(model_type="qwen2", layer_types=["full_attention", "chunked_attention"]), "layer_types must be"),
+        (dict(model_type="qwen2", layer_types=["sliding_attention"] * 2), "sliding_window must be a number"),
+        (dict(GEMMA, model_type="gemma3_text"), "attn_logit_softcapping must be None, got 50.0"),
+        (
+            dict(GEMMA, model_type="gemma2", hidden_act="silu"),
+            "hidden_act must be None or 'gelu_pytorch_tanh', got",
+        ),
+        (dict(GEMMA, model_type="gemma2", use_bidirectional_attention=True), "use_bidirectional_attention must be"),
+        (dict(GEMMA, model_type="gemma2", sliding_window_size=6), "sliding_window_size must be None or 5, got 6"),
+        (dict(model_type="gemma3", text_config=3), "text_config must be an object, got 3"),
+    ],
+    ids=str,
+)
+def test_configs_that_ask_for_more_are_refused(told, says, tmp_path):
+    with pytest.raises(ValueError, match=says):
+        rope_jax.load_hf(save(tmp_path, LLAMA | told))
+
+
+def test_a_missing_key_is_named(tmp_path):
+    for key in ("vocab_size", "num_attention_heads", "intermediate_size"):
+        config = {name: value for name, value in LLAMA.items() if name != key}
+        with pytest.raises(ValueError, match=key):
+            rope_jax.load_hf(save(tmp_path, config))
+
+
+def test_folders_that_are_none(tmp_path):
+    def says(message):
+        return pytest.raises(ValueError, match=message)
+
+    with says("folder must hold config.json, got .*nowhere without it"):
+        rope_jax.load_hf(tmp_path / "nowhere")
+    folder = save(tmp_path / "model", shards=2)
+    index = folder / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    for value, message in (
+        (
+            {"weight_map": weight_map | {"model.norm.weight": "../model.safetensors"}},
+            "files that are in the folder",
+        ),
+        ({"weight_map": weight_map | {"model.norm.weight": "gone.safetensors"}}, "got 'gone.safetensors'"),
+        ({"weight_map": weight_map | {"x": weight_map["model.norm.weight"]}}, "x is in None, got model-0"),
+        ({"weight_map": ["x"]}, "must hold a weight_map from tensors to files"),
+        ([], "must hold a JSON object, got list"),
+    ):
+        index.write_text(json.dumps(value))
+        with says(message):
+            rope_jax.load_hf(folder)
+    index.unlink()
+    with says("folder must hold model.safetensors or model.safetensors.index.json"):
+        rope_jax.load_hf(folder)
+    (folder / "model.safetensors").write_bytes(b"no tensors here")
+    with says("must be a safetensors file"):
+        rope_jax.load_hf(folder)
+    (folder / "config.json").write_text("{")
+    with says("config.json must be JSON"):
+        rope_jax.load_hf(folder)
+    with pytest.raises(TypeError, match="dtype must be floating, got int8"):
+        rope_jax.load_hf(save(tmp_path / "fine"), dtype="int8")
+
+
+WORDS = "<s> </s> the quick brown fox jumps over a lazy dog . ?".split()
+SCRIPT = Path(__file__).parents[2] / "configs/generate_hf.py"
+
+
+def run(*arguments):
+    """The script, as a user runs it."""
+    command = [sys.executable, SCRIPT, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+
+
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory):
+    """A folder with a tokenizer of one token for each word."""
+    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="?")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    folder = save(tmp_path_factory.mktemp("talking"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_the_script_writes_what_generate_writes(talking):
+    prompt = jnp.array([[0, *map(WORDS.index, ["the", "lazy", "fox"])]])
+    tokens = rope_jax.generate(MODEL, PARAMS, prompt, max_new_tokens=12, temperature=0).tokens[0].tolist()
+    stop = tokens[4]
+    (talking / "generation_config.json").write_text(json.dumps({"eos_token_id": [stop, 99]}))
+    done = run(talking, "--prompt", "the lazy fox", "--max-new-tokens", 12)
+    assert done.returncode == 0, done.stderr
+    text, _, speed = done.stdout.partition("\n\n")
+    written = [WORDS[token] for token in tokens[: tokens.index(stop)] if token > 1]
+    assert text.split() == ["the", "lazy", "fox", *written]
+    count = tokens.index(stop) + 1
+    says = rf"[\d,]+ parameters, computed in float32: {count} tokens, the first after .* s .*, the others at .* tokens/s"
+    assert re.fullmatch(says, speed.strip())
+
+    sampled = ["--temperature", 5, "--top-k", 9, "--max-new-tokens", 12, "--prompt", "the lazy fox"]
+    one, two = (run(talking, *sampled, "--seed", seed).stdout.partition("\n\n")[0] for seed in (0, 1))
+    assert one != two and one.startswith("the lazy fox")
+
+
+def test_the_script_says_what_is_wrong(talking, tmp_path):
+    for arguments, message in (
+        ([tmp_path], "generate_hf: FOLDER must hold tokenizer.json"),
+        ([talking, "--top-k", 3], "generate_hf: --top-k and --top-p are for a --temperature above 0, got 0"),
+        ([talking, "--temperature", 1, "--top-k", 0], "generate_hf: top_k must be at least 1, got 0"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2 and done.stderr.startswith(message) and not done.stdout

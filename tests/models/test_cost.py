@@ -1,0 +1,156 @@
+"""What RoPE costs, counted and not timed: what is saved for the backward pass, what is evaluated, what is compiled."""
+
+import collections
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rope_jax
+
+V, B, T, N, K, H, D = 11, 2, 24, 4, 2, 16, 32
+ROPE = rope_jax.Rope(H, rope_jax.Standard())
+SLOW = rope_jax.Rope(H, rope_jax.Yarn(factor=4.0, original_length=8))
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, V, (B, T)), jnp.int32)
+
+
+def layer(rope, **change):
+    return rope_jax.RotaryAttention(num_heads=N, num_kv_heads=K, head_dim=H, rope=rope, **change)
+
+
+def decoder(rope, num_layers=12, **change):
+    sizes = dict(vocab_size=V, width=D, num_heads=N, num_kv_heads=K, head_dim=H, mlp_dim=40)
+    return rope_jax.Decoder(**sizes, rope=rope, num_layers=num_layers, **change)
+
+
+# ------------------------------------------------------------------------------- what is saved for the gradient
+
+
+def saved(module, inputs) -> collections.Counter:
+    """How many arrays of each shape and dtype the backward pass holds on to."""
+    params = nn.unbox(module.init(jax.random.key(0), inputs))
+    _, backward = jax.vjp(lambda params: module.apply(params, inputs), params)
+    kept = {id(leaf): leaf for leaf in jax.tree.leaves(backward) if hasattr(leaf, "shape")}
+    return collections.Counter((leaf.shape, leaf.dtype.name) for leaf in kept.values())
+
+
+def sizes(counted) -> list[int]:
+    """Entries of each array, all of them float32."""
+    assert {kind for _, kind in counted} <= {"float32"}
+    return [int(np.prod(shape)) for shape, _ in counted.elements()]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("rotary_dim", [H, H // 2])
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_a_layer_saves_cos_and_sin_and_nothing_else_for_its_rope(layout, rotary_dim, dtype):
+    """T x R/2 each, once for the queries and once for the keys; of all else what it would keep without rope."""
+    rope = rope_jax.Rope(H, rope_jax.Standard(), rotary_dim=rotary_dim, layout=layout)
+    x = jax.random.normal(jax.random.key(1), (B, T, D), dtype)
+    turned, plain = (saved(layer(each, dtype=dtype), x) for each in (rope, None))
+    assert not plain - turned
+    more = sizes(turned - plain)
+    assert set(more) == {T * rotary_dim // 2} and len(more) <= 4
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "change", [{}, {"logit_cap": 30.0}, {"window": 5}, {"position_bias": rope_jax.attention.ALiBi()}]
+)
+def test_a_layer_saves_no_table_of_scores(change, dtype):
+    """N x T x T is what a plain softmax keeps, two or three times: nothing with T twice, but what lies over it."""
+    x = jax.random.normal(jax.random.key(1), (B, T, D), dtype)
+    square = [shape for shape, _ in saved(layer(ROPE, dtype=dtype, **change), x) if shape.count(T) > 1]
+    assert all(shape[0] == 1 for shape in square)  # a mask or a bias: of no row, so of no scores
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_block_saves_each_of_its_wide_features_once(dtype):
+    """Of SwiGLU gate, up and their product; of a norm its input and its output, which the next product reads."""
+    tokens = decoder(ROPE, num_layers=1, dtype=dtype)
+    kept = saved(tokens, TOKENS)
+    wide, narrow = ((1, B, T, size) for size in (40, D))
+    assert sum(count for (shape, _), count in kept.items() if shape == wide) == 3
+    assert sum(count for (shape, _), count in kept.items() if shape == narrow) <= 4
+
+
+def test_learned_frequencies_save_queries_and_keys_too():
+    """The count sees what is as large as x: here it must be there, for the derivative in the frequencies."""
+    x = jax.random.normal(jax.random.key(1), (B, T, D))
+    more = saved(layer(ROPE, learn_frequencies=True), x) - saved(layer(None), x)
+    assert max(sizes(more)) >= B * T * K * H // 2
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_stack_of_layers_saves_what_one_layer_does(remat):
+    turned, plain = (saved(decoder(rope, remat=remat), TOKENS) for rope in (ROPE, None))
+    assert not plain - turned
+    more = sizes(turned - plain)
+    assert set(more) == {T * H // 2} and len(more) <= 4
+
+
+# ------------------------------------------------------------------------------------ how often it is evaluated
+
+
+def equations(jaxpr, scanned=False):
+    """Every equation of a program and of the programs inside, and whether it is in the body of a scan."""
+    for equation in jaxpr.eqns:
+        yield equation, scanned
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner, scanned or equation.primitive.name == "scan")
+
+
+def counted(function, *args) -> dict[str, int]:
+    """Scans, and products of uint32, of which only the exact phases are made, outside of scans and inside."""
+    found = {"scans": 0, "outside": 0, "inside": 0}
+    for equation, scanned in equations(jax.make_jaxpr(function)(*args).jaxpr):
+        found["scans"] += equation.primitive.name == "scan"
+        if equation.primitive.name == "mul" and equation.outvars[0].aval.dtype == jnp.uint32:
+            found["inside" if scanned else "outside"] += 1
+    return found
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize(
+    ("rope", "num_layers", "distinct"),
+    [(ROPE, 1, 1), (ROPE, 12, 1), ((ROPE, SLOW) * 6, 12, 2), (None, 12, 0)],
+    ids=["one layer", "alike", "unlike", "none"],
+)
+def test_each_rotation_is_evaluated_once_for_all_layers_and_their_gradient(rope, num_layers, distinct, remat):
+    once = counted(ROPE.rotation, jnp.arange(T))["outside"]
+    assert once > 0
+    model = decoder(rope, num_layers, remat=remat)
+    params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
+    loss = lambda params: jnp.sum(model.apply(params, TOKENS) ** 2)
+    assert counted(loss, params) == {"scans": 1, "outside": distinct * once, "inside": 0}
+    assert counted(jax.grad(loss), params) == {"scans": 2, "outside": distinct * once, "inside": 0}
+
+
+# --------------------------------------------------------------------------------------------- what is compiled
+
+
+@pytest.mark.parametrize("rope", [ROPE, (ROPE, SLOW), None], ids=["alike", "unlike", "none"])
+def test_64_decoded_tokens_compile_one_program_and_nothing_beside_it(rope):
+    model = decoder(rope, num_layers=2)
+    tokens = jnp.tile(TOKENS, 3)[:, :70]
+    params = nn.unbox(model.init(jax.random.key(0), tokens))
+    step = jax.jit(lambda token, cache: model.apply(params, token, cache=cache), donate_argnames="cache")
+    _, cache = step(tokens[:, :6], model.init_cache(batch=B, capacity=70))
+    later = [tokens[:, at : at + 1] for at in range(6, 70)]
+    compiled = []
+
+    def listen(event, seconds, **_):
+        compiled.extend([seconds] if event == "/jax/core/compile/backend_compile_duration" else [])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for token in later:
+            logits, cache = step(token, cache)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(compiled) == 1 and cache.num_tokens.tolist() == [[70] * B] * 2
+    assert not np.isnan(logits).any()
