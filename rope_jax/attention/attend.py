@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, device_array
-from rope_jax.attention.mask import visible
+from rope_jax.attention.mask import attention_mask
 
 AttentionBackend = Literal["xla", "cudnn"]
 
@@ -260,4 +260,4 @@ def real_number(argument: str, value):
 def _by_index(length, kv_length, *, causal: bool, window: int | jax.Array | None) -> jax.Array:
     """What queries and keys in order of their index may read: bool ``[1, 1, T, S]``."""
     queries, keys = (jnp.arange(size, dtype=jnp.int32)[None] for size in (length, kv_length))
-    return visible(queries, keys, causal=causal, window=window)
+    return attention_mask(queries, keys, causal=causal, window=window)

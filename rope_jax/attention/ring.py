@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, device_array
 from rope_jax.attention.attend import check_options, checked_scores, real_number, window_size
-from rope_jax.attention.mask import visible
+from rope_jax.attention.mask import attention_mask
 
 # ------------------------------------------------------------------------------------------ the sequence_index of tokens
 
@@ -347,7 +347,7 @@ def _scores(queries: _Queries, keys: _Keys, window, rule: _Rule):
     if rule.logit_cap is not None:
         bounded = jnp.tanh(scores / rule.logit_cap)
         scores, slope = rule.logit_cap * bounded, 1 - bounded**2
-    seen = visible(queries.sequence_index, keys.sequence_index, causal=rule.causal, window=window)
+    seen = attention_mask(queries.sequence_index, keys.sequence_index, causal=rule.causal, window=window)
     return jnp.where(seen, scores, -jnp.inf), slope
 
 

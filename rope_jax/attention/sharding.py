@@ -1,5 +1,7 @@
 """Which axis of a cache may lie along which axis of a mesh?"""
 
+import dataclasses
+
 import jax
 from jax.sharding import PartitionSpec
 
@@ -31,5 +33,10 @@ def cache_partition_spec(cache: KVCache) -> KVCache:
       >>> cache = jax.device_put(cache, nn.logical_to_mesh_sharding(names, mesh, rules))
     """
     layers = ("layers",) if len(cache.key.shape) == 5 else ()
-    names = (*layers, "batch", "kv_length", "kv_heads", "head_dim")  # other leaves have the first of these axes
-    return jax.tree.map(lambda leaf: PartitionSpec(*names[: leaf.ndim]), cache)
+    names = (*layers, "batch", "kv_length", "kv_heads", "head_dim")  # a scale has the first of these axes
+    stored = {
+        name: jax.tree.map(lambda leaf: PartitionSpec(*names[: leaf.ndim]), getattr(cache, name))
+        for name in ("key", "value")
+    }
+    counters = jax.tree.map(lambda leaf: PartitionSpec("batch"), cache)
+    return dataclasses.replace(counters, **stored)

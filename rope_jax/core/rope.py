@@ -143,17 +143,17 @@ class Rope:
         q, k = self.rotate_all([q, k], turn, implementation=implementation)
         return q, k
 
-    def rerotate(self, k, positions, *, old_length, new_length) -> jax.Array:
+    def rerotate(self, k, positions, *, old_context_length, new_context_length) -> jax.Array:
         """Keys that were turned by the frequencies for one context_length, as if turned by those for another.
 
         For a schedule that chooses among fixed frequencies, :class:`LongRope`. The change of angle is exact at
         every int32 position; k is rounded once more, to its dtype.
 
         Args:
-          k: ``[B, S, K, H]``, turned to ``positions`` for ``old_length``.
+          k: ``[B, S, K, H]``, turned to ``positions`` for ``old_context_length``.
           positions: integers ``[B or 1, S]``.
-          old_length: integers, ``[]`` or ``[B]``; may be traced.
-          new_length: likewise.
+          old_context_length: integers, ``[]`` or ``[B]``; may be traced.
+          new_context_length: likewise.
 
         Raises:
           ValueError: if the schedule's frequencies change with every context_length: keep such keys unrotated.
@@ -166,11 +166,11 @@ class Rope:
           >>> rope = rope_jax.Rope(head_dim=4, schedule=schedule)
           >>> k, positions = jnp.ones((1, 3, 1, 4)), jnp.arange(14, 17)[None]
           >>> short, long = (rope.rotate(k, rope.rotation(positions, context_length=context_length)) for context_length in (16, 17))
-          >>> moved = rope.rerotate(short, positions, old_length=16, new_length=17)
+          >>> moved = rope.rerotate(short, positions, old_context_length=16, new_context_length=17)
           >>> bool(jnp.allclose(moved, long, atol=1e-6))
           True
         """
-        old, new = self.frequencies(old_length), self.frequencies(new_length)
+        old, new = self.frequencies(old_context_length), self.frequencies(new_context_length)
         if not (old.on_host and new.on_host):
             raise ValueError(
                 f"schedule must choose among fixed frequencies, got {type(self.schedule).__name__}: store its keys "

@@ -53,9 +53,9 @@ class ForwardPass:
         if cache is None:
             cache = self.model.init_cache(batch=batch, capacity=width + room, dtype=dtype)
         else:
-            if cache.num_tokens.shape[-1] != batch:
+            if cache.num_tokens.shape[0] != batch:
                 cache = cache.select_rows(jnp.zeros((batch,), jnp.int32))
-            if cache.sinks is None:
+            if cache.eviction is None:
                 cache = cache.grow(cache.capacity + width + room)
         hidden, cache = self._hidden(prompt, cache, mask)
         last = jnp.full((batch,), width - 1, jnp.int32)

@@ -245,7 +245,9 @@ def _check_cache(model: Decoder, cache: KVCache, prompt, mask, cache_dtype) -> N
     check_axes("cache.key", cache.key, "layers B S K H", **sizes)
     if known_any(cache.overflowed):
         raise ValueError(
-            f"cache must not have overflowed, got S={cache.capacity}, rows {cache.num_tokens[0].tolist()}"
+            f"cache must not have overflowed, got S={cache.capacity}, rows {cache.num_tokens.tolist()}"
         )
-    if cache.sinks is not None:
-        cache.with_one_count().advance("prompt", prompt.shape[1], mask, max_window=model.max_window())
+    if cache.eviction is not None:
+        cache.slots.advance(
+            "prompt", cache.num_tokens, prompt.shape[1], mask, max_window=model.max_window
+        )

@@ -110,7 +110,7 @@ def check_room(argument: str, model: Decoder, prompt, mask, count: int, cache: K
     if longest is None or not is_known((mask, cache)):
         return
     real = np.array([prompt.shape[1]]) if mask is None else np.asarray(mask).sum(axis=1)
-    real = (real + (0 if cache is None else np.asarray(cache.num_tokens[0]))).max()
+    real = (real + (0 if cache is None else np.asarray(cache.num_tokens))).max()
     if real + count - 1 > longest:  # the last token is written and not read
         raise ValueError(
             f"{argument} must be at most {longest + 1 - real} after a prompt of {real} tokens: "

@@ -150,7 +150,7 @@ def _speculate(
         return (token, cache), token
 
     def next_round(state: _State) -> _State:
-        before = state.cache.num_tokens[0]
+        before = state.cache.num_tokens
         # The last one proposed is read, so that the draft knows it too, and what follows it is not used.
         (_, draft_cache), proposed = lax.scan(propose, (state.token, state.draft_cache), length=draft_tokens + 1)
         proposed = proposed[:-1].T

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_dtype, check_integer, device_array
+from rope_jax._checks import check_axes, check_dtype, check_integer, device_array
 from rope_jax.core.angles import rotation
 from rope_jax.core.frequencies import Frequencies
 from rope_jax.core.schedules import geometric
@@ -115,3 +115,16 @@ class LearnedPositions(nn.Module, kw_only=True):
         )  # in their own dtype: an index may be cut to 32 bits
         index = jnp.where(inside, positions, jnp.zeros_like(positions)).astype(jnp.int32)
         return jnp.where(inside[..., None], table[index], jnp.asarray(jnp.nan, table.dtype))
+
+
+def add_positions(x, position_embedding: PositionEmbedding, positions, mask) -> jax.Array:
+    """Embeddings ``x [B, T, D]`` plus the position embedding at ``positions [B or 1, T]``; padding reads position 0."""
+    positions = positions if mask is None else jnp.where(mask, positions, jnp.zeros_like(positions))
+    added = position_embedding(positions, x.shape[-1])
+    if not isinstance(added, jax.Array):
+        raise TypeError(f"position_embedding must return an array, got {type(added).__name__}")
+    check_dtype("position_embedding(positions)", added, jnp.floating, "floating")
+    added = added[None] if added.ndim == 2 else added
+    sizes = dict(B={1, x.shape[0]}, T=x.shape[1], D=x.shape[2])
+    check_axes("position_embedding(positions)", added, "B T D", **sizes)
+    return x + added.astype(x.dtype)

@@ -1,0 +1,417 @@
+"""Decide once a step what does not depend on the layer: positions, rotations, cache slots, and facts for masks.
+
+:func:`make_plan` checks the call and returns an immutable pytree. A stack of layers hands the plan down as one
+broadcast argument, so that cos and sin are evaluated once for all layers, and nothing is checked twice. The plan
+carries facts (causal, window, segments, sequence indices), not a mask: a kernel needs the facts, and only the
+plain form of attention builds a mask from them.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from rope_jax._checks import as_int32, check_axes, check_dtype, check_mask, device_array, known_any
+from rope_jax.attention.attend import window_size
+from rope_jax.attention.bias import PositionBias, bias_of_order
+from rope_jax.attention.cache import KVCache, check_cache
+from rope_jax.attention.mask import attention_mask, next_positions, same_segment
+from rope_jax.attention.quantized import Quantized
+from rope_jax.attention.ring import checked_sequence_index
+from rope_jax.core.angles import Rotation
+from rope_jax.core.frequencies import FrequencyChoice
+from rope_jax.core.positions import segment_starts
+from rope_jax.core.rope import Rope
+
+Ropes = Rope | None | tuple[Rope | None, ...]
+"""The rope of all layers, or a tuple with the rope of each layer."""
+Windows = int | jax.Array | None | tuple[int | None, ...]
+"""The window of all layers, or a tuple with the window of each layer."""
+
+static = functools.partial(dataclasses.field, metadata=dict(static=True))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The facts of one step, for all layers of a model.
+
+    Attributes:
+      positions: integers ``[B or 1, T]``, or ``[..., T, A]``: the positions that queries and keys are rotated to.
+      sequence_index: int32 ``[B or 1, T]``: the rank of each token in its row, which causality and windows go by.
+      key_sequence_index: int32 ``[B or 1, S]``, of the cache's slots; None without a cache.
+      key_positions: int32 ``[B or 1, S]``, of the cache's slots; None unless the cache holds unrotated keys.
+      mask: bool ``[B, T]``, True at real tokens; None if all tokens are real.
+      segments: int32 ``[B, T]``, the number of each token's segment; None if a row is one sequence.
+      rotation: cos and sin at ``positions``. For layers with unlike ropes ``[C, B or 1, T, R/2]``, one for each of
+        the C distinct ropes.
+      key_rotation: cos and sin at ``key_positions``, likewise.
+      bias: floating ``[B or 1, N or 1, T, S]``, added to the scores; None without a position bias.
+      slots: int32 ``[B, T]``, where the cache stores the new tokens; None without a cache.
+      num_tokens: int32 ``[B]``, the cache's counter after this step.
+      context_length: int32 ``[B]``, the cache's context length after this step; None if the stored keys do not
+        depend on it.
+      rope_of_layer: int32 ``[layers]``, which of the C rotations each layer reads; None if the ropes are alike.
+      window_of_layer: int32 ``[layers]``; None if the windows are alike.
+      traced_window: int32 ``[]``, a window that only run time knows.
+      window: a window that is known, the same for all layers.
+      causal: whether a token reads only itself and earlier tokens.
+      num_sink_tokens: tokens at the start of a row which every window includes.
+      ropes: the rope or ropes that the plan was made for.
+      in_order: whether tokens lie in the order of their index, without gaps and without a cache: then ``causal`` and
+        ``window`` say all that a mask would.
+    """
+
+    positions: jax.Array
+    sequence_index: jax.Array
+    key_sequence_index: jax.Array | None = None
+    key_positions: jax.Array | None = None
+    mask: jax.Array | None = None
+    segments: jax.Array | None = None
+    rotation: Rotation | None = None
+    key_rotation: Rotation | None = None
+    bias: jax.Array | None = None
+    slots: jax.Array | None = None
+    num_tokens: jax.Array | None = None
+    context_length: jax.Array | None = None
+    rope_of_layer: jax.Array | None = None
+    window_of_layer: jax.Array | None = None
+    traced_window: jax.Array | None = None
+    window: int | None = static(default=None)
+    causal: bool = static(default=True)
+    num_sink_tokens: int = static(default=0)
+    ropes: Ropes = static(default=None)
+    in_order: bool = static(default=True)
+
+    def of_layer(self, layer) -> "Plan":
+        """The plan of one layer of a stack, if layers differ: its rotation and its window."""
+        rotation, key_rotation = self.rotation, self.key_rotation
+        if self.rope_of_layer is not None:
+            rope = self.rope_of_layer[layer]
+            rotation, key_rotation = jax.tree.map(lambda leaf: leaf[rope], (rotation, key_rotation))
+        window = self.traced_window if self.window_of_layer is None else self.window_of_layer[layer]
+        return dataclasses.replace(
+            self,
+            rotation=rotation,
+            key_rotation=key_rotation,
+            traced_window=window,
+            rope_of_layer=None,
+            window_of_layer=None,
+        )
+
+    def attention_mask(self) -> jax.Array | None:
+        """The facts as a mask: bool ``[B or 1, 1, T, S]``. None if ``causal`` and ``window`` say it all."""
+        if self.in_order:
+            return None if self.segments is None else same_segment(self.segments)
+        mask = attention_mask(
+            self.sequence_index,
+            self.sequence_index if self.key_sequence_index is None else self.key_sequence_index,
+            causal=self.causal,
+            window=self.window if self.traced_window is None else self.traced_window,
+            num_sink_tokens=self.num_sink_tokens,
+        )
+        if self.slots is not None:  # padding is not stored: no slot holds it
+            return mask
+        if self.mask is not None:
+            mask &= self.mask[:, None, None, :]
+        return mask if self.segments is None else mask & same_segment(self.segments)
+
+    def begin(self, cache: KVCache) -> KVCache:
+        """The cache as this step needs it: stored keys rotated to the frequencies of the step's context length.
+
+        Only :class:`LongRope` and its like ever change the frequencies of stored keys, when a row outgrows its
+        original length. A step in which no row does costs nothing.
+        """
+        if self.context_length is None:
+            return cache
+        (rope,) = [rope for rope in distinct_ropes(self.ropes) if rope is not None]
+        old = jnp.where(cache.context_length == 0, self.context_length, cache.context_length)
+        before, now = rope.frequencies(old), rope.frequencies(self.context_length)
+        if not isinstance(before, FrequencyChoice) or not isinstance(now, FrequencyChoice):
+            return cache  # other frequencies did not change, or their row is overflowed
+        rerotate = functools.partial(
+            rope.rerotate,
+            positions=cache.slots.sequence_index(cache.num_tokens),
+            old_context_length=old,
+            new_context_length=self.context_length,
+        )
+        stacked = cache.key.ndim == 5
+        key = jax.lax.cond(
+            jnp.any(before.index != now.index),
+            jax.vmap(rerotate) if stacked else rerotate,
+            lambda key: key,
+            cache.key,
+        )
+        return dataclasses.replace(cache, key=key)
+
+    def end(self, cache: KVCache) -> KVCache:
+        """The cache with its counters advanced by this step."""
+        context_length = cache.context_length if self.context_length is None else self.context_length
+        return dataclasses.replace(cache, num_tokens=self.num_tokens, context_length=context_length)
+
+
+def make_plan(
+    ropes: Ropes,
+    shape: tuple[int, int],
+    *,
+    positions=None,
+    sequence_index=None,
+    mask=None,
+    segment_ids=None,
+    causal: bool = True,
+    window: Windows = None,
+    position_bias: PositionBias | None = None,
+    num_heads: int | None = None,
+    cache: KVCache | None = None,
+    context_length=None,
+    learned: bool = False,
+    argument: str = "x",
+) -> Plan:
+    """Checks the arguments of one step and decides what all layers share.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, rope_jax
+      >>> rope = rope_jax.Rope(head_dim=16, schedule=rope_jax.Standard())
+      >>> x = jnp.ones((2, 5, 64))
+      >>> layer = rope_jax.RotaryAttention(num_heads=4, head_dim=16, rope=rope)
+      >>> params = layer.init(jax.random.key(0), x)
+      >>> plan = rope_jax.attention.make_plan(rope, x.shape[:2])  # once, for as many layers as there are
+      >>> layer.apply(params, layer.apply(params, x, plan=plan), plan=plan).shape
+      (2, 5, 64)
+
+    Args, shape:
+      ropes: the rope of the layers, or a tuple with one for each layer; None for layers without rotation.
+      shape: ``(B, T)``.
+      learned: whether layers learn their frequencies, and compute rotations of their own.
+      argument: what errors call the tokens.
+
+    Args, tokens:
+      positions: integers ``[T]`` or ``[B or 1, T]`` (``[..., T, A]`` if the rope has axes). By default the count of
+        real tokens so far, within each segment, after the tokens in the cache.
+      sequence_index: integers ``[B or 1, T]``, if tokens are stored out of order; by default the count of real tokens
+        so far. Positions default to it.
+      mask: bool or integer ``[B, T]``, nonzero at real tokens.
+      segment_ids: integers ``[B, T]`` of packed sequences: runs of equal ids read only themselves.
+
+    Args, attention:
+      causal: whether a token reads only itself and earlier tokens.
+      window: a token reads only tokens less than this many away; may be traced; a tuple has one for each layer.
+      position_bias: added to the scores; see :class:`RotaryAttention`.
+      num_heads: N, for the position bias.
+
+    Args, cache:
+      cache: the tokens before these.
+      context_length: the length that the frequencies are for, if the schedule depends on it: integers, ``[]`` or
+        ``[B]``. By default the tokens of each row so far, if there is a cache.
+
+    Returns:
+      :class:`Plan`.
+
+    Raises:
+      ValueError: if the arguments do not go together, or tokens are known at trace time not to fit in the cache.
+      TypeError: if an array has a dtype of another kind.
+    """
+    batch, length = shape
+    rotating = [rope for rope in distinct_ropes(ropes) if rope is not None]
+    first = rotating[0] if rotating else None
+    if mask is not None:
+        mask = check_mask("mask", mask, "B T", B=batch, T=length)
+    segments = None if segment_ids is None else _segments(segment_ids, shape)
+    if cache is not None:
+        _check_with_cache(cache, ropes, causal, segment_ids)
+    in_order = sequence_index is None and mask is None and cache is None
+
+    # The counter is read before it advances: the new tokens come after those in the cache.
+    seen = None if cache is None else cache.num_tokens
+    if sequence_index is not None:
+        for name, value in (("cache", cache), ("segment_ids", segment_ids)):  # these count tokens by their index
+            if value is not None:
+                raise ValueError(f"{name} must be left out with sequence_index, got {type(value).__name__}")
+        sequence_index = checked_sequence_index(sequence_index, batch, length)
+    by_count = positions is None
+    if positions is not None:
+        positions = _checked_positions(positions, shape, first, cache)
+    elif first is not None and first.axes is not None:
+        raise ValueError(f"positions [..., T, A] must be given to a rope with axes {first.axes}, got None")
+    elif sequence_index is not None:
+        positions = sequence_index
+    else:
+        positions = next_positions(shape, mask, segment_ids, seen)
+    if sequence_index is None:
+        sequence_index = next_positions(shape, mask, seen=seen)
+
+    window, traced_window, window_of_layer, max_window = _windows(window)
+    facts: dict = dict(
+        positions=positions,
+        sequence_index=sequence_index,
+        mask=mask,
+        segments=segments,
+        window=window,
+        traced_window=traced_window,
+        window_of_layer=window_of_layer,
+        causal=causal,
+        ropes=ropes,
+        in_order=in_order,
+    )
+    keys, so_far = sequence_index, None
+    if cache is not None:
+        num_tokens = cache.slots.advance(argument, seen, length, mask, max_window=max_window)
+        after = seen + (length if mask is None else jnp.sum(mask, axis=-1, dtype=jnp.int32))
+        # A row is at least one token long; with sink tokens, positions are counted inside the cache.
+        so_far = jnp.clip(after, 1, cache.capacity if cache.num_sink_tokens else None)
+        stored, num_tokens = _stored_context_length(cache, ropes, context_length, so_far, num_tokens, by_count)
+        keys = cache.slots.positions(after)
+        facts |= dict(
+            key_sequence_index=cache.slots.sequence_index(after),
+            key_positions=None if cache.rotated else keys,
+            slots=cache.slots.of_new_tokens(seen, jnp.ones(shape, bool) if mask is None else mask),
+            num_tokens=num_tokens,
+            context_length=stored,
+            num_sink_tokens=cache.num_sink_tokens,
+        )
+    if not learned:
+        facts["rotation"], facts["rope_of_layer"] = _rotations(ropes, positions, context_length, so_far)
+        if cache is not None and not cache.rotated and rotating:
+            facts["key_rotation"], _ = _rotations(ropes, keys, context_length, so_far)
+    if position_bias is not None:
+        facts["bias"] = bias_of_order(position_bias, sequence_index, keys, num_heads, causal)
+    return Plan(**facts)
+
+
+# ------------------------------------------------------------------------------------------- checks of one argument
+
+
+def _segments(segment_ids, shape) -> jax.Array:
+    """The number of each token's segment: int32 ``[B, T]``. An id that comes back starts a new segment."""
+    segment_ids = device_array("segment_ids", segment_ids)
+    check_axes("segment_ids", segment_ids, "B T", B=shape[0], T=shape[1])
+    return jnp.cumsum(segment_starts(segment_ids), axis=-1, dtype=jnp.int32)
+
+
+def _check_with_cache(cache, ropes: Ropes, causal: bool, segment_ids) -> None:
+    """Raises unless the step can go with a cache."""
+    check_cache(cache)
+    if segment_ids is not None:
+        raise ValueError("segment_ids must be left out with a cache: a cached row is one sequence")
+    if not causal:
+        raise ValueError("causal must be True with a cache: earlier tokens cannot read later ones")
+    if cache.rope is not None and cache.rope != ropes:
+        raise ValueError(f"cache must hold keys rotated by {ropes}, got keys of {cache.rope}")
+
+
+def _checked_positions(positions, shape, rope: Rope | None, cache: KVCache | None) -> jax.Array:
+    """The given positions, if the rope and the cache can take them."""
+    positions = device_array("positions", positions)
+    axes = "T" if rope is None or rope.axes is None else "T A"
+    if positions.ndim > len(axes.split()):
+        check_axes("positions", positions, f"B {axes}", B={1, shape[0]}, T=shape[1])
+    else:
+        check_axes("positions", positions, axes, T=shape[1])
+    if cache is not None and rope is not None and (not cache.rotated or rope.needs_context_length):
+        kind = "unrotated keys" if not cache.rotated else "keys whose frequencies depend on the context length"
+        raise ValueError(
+            f"positions must be left out with a cache of {kind}: it rotates keys to their sequence index"
+        )
+    return positions
+
+
+def _windows(window: Windows):
+    """A known window, a traced window, the window of each layer, and the largest of them: of each, what there is."""
+    if not isinstance(window, tuple):
+        window = window_size(window)
+        return (window, None, None, window) if isinstance(window, int | None) else (None, window, None, None)
+    windows = [window_size(each) for each in window]
+    longest = jnp.iinfo(jnp.int32).max  # a window longer than any row is none
+    of_layer = jnp.array([longest if each is None else each for each in windows], jnp.int32)
+    return None, None, of_layer, None if None in windows else max(windows)
+
+
+# -------------------------------------------------------------------------------- frequencies and the context length
+
+
+def distinct_ropes(ropes: Ropes) -> tuple[Rope | None, ...]:
+    """Each different rope once, None for layers without rotation included."""
+    return tuple(dict.fromkeys(ropes)) if isinstance(ropes, tuple) else (ropes,)
+
+
+def _depends_on_length(rope: Rope) -> bool:
+    """Whether a schedule takes a context length; unlike ``needs_context_length`` also if it has a fixed one."""
+    return hasattr(rope.schedule, "context_length")
+
+
+def _rotations(ropes: Ropes, positions, context_length, so_far) -> tuple[Rotation | None, jax.Array | None]:
+    """The rotation of all layers, and None; or the distinct rotations, stacked, and the one of each layer.
+
+    Schedules that depend on the context length take the given one, else their own, else the tokens so far.
+    """
+    distinct = distinct_ropes(ropes)
+    rotating = [rope for rope in distinct if rope is not None]
+    if not rotating:
+        if context_length is not None:
+            raise ValueError(
+                f"context_length must be left out without a rope that depends on it, got {context_length}"
+            )
+        return None, None
+    # If none depends on a length, the first says so itself.
+    takers = [rope for rope in rotating if _depends_on_length(rope)] or rotating
+    rotations: dict[Rope | None, Rotation] = {}
+    for rope in rotating:
+        length = context_length if rope in takers else None
+        if length is None and rope.needs_context_length:
+            length = so_far
+        rotations[rope] = rope.rotation(positions, context_length=length)
+    if not isinstance(ropes, tuple) or len(distinct) == 1:
+        return rotations[distinct[0]], None
+    like = rotations[rotating[0]]
+    identity = Rotation(jnp.ones_like(like.cos), jnp.zeros_like(like.sin))
+    parts = zip(*(rotations.get(rope, identity) for rope in distinct), strict=True)
+    stacked = Rotation(*(jnp.stack(jnp.broadcast_arrays(*part)) for part in parts))
+    return stacked, jnp.array([distinct.index(rope) for rope in ropes], jnp.int32)
+
+
+def _stored_context_length(cache: KVCache, ropes: Ropes, context_length, so_far, num_tokens, by_count: bool):
+    """The context length that stored keys are rotated for after this step, None if they do not depend on it; and
+    ``num_tokens``, with rows overflowed whose stored keys would need other frequencies and cannot get them.
+    """
+    distinct = distinct_ropes(ropes)
+    takers = [rope for rope in distinct if rope is not None and _depends_on_length(rope)]
+    if not cache.rotated or not takers:
+        return None, num_tokens
+    growing = context_length is None and any(rope.needs_context_length for rope in takers)
+    if len(distinct) > 1:
+        if context_length is None and not growing:
+            return None, num_tokens
+        raise ValueError(
+            "cache must hold unrotated keys, init_cache(rotated=False), if layers differ in rope and the frequencies "
+            "of some depend on the context length"
+        )
+    (rope,) = takers
+    if isinstance(cache.key, Quantized):
+        raise ValueError(
+            "rotated must be False in a cache of eight bits if frequencies depend on the context length, "
+            "got a cache of rotated keys"
+        )
+    if context_length is None:
+        context_length = so_far if growing else rope.schedule.context_length  # type: ignore[attr-defined]
+    context_length = device_array("context_length", context_length)
+    check_dtype("context_length", context_length, jnp.integer, "integer")
+    batch = cache.num_tokens.shape[0]
+    check_axes("context_length", context_length, "B" if context_length.ndim else "", B=batch)
+    new = jnp.broadcast_to(as_int32(context_length), (batch,))
+    old = jnp.where(cache.context_length == 0, new, cache.context_length)
+    if by_count and all(isinstance(rope.frequencies(length), FrequencyChoice) for length in (old, new)):
+        return new, num_tokens  # Plan.begin rotates the stored keys again
+    name = type(rope.schedule).__name__
+    if growing:
+        raise ValueError(
+            "keys must be stored unrotated, init_cache(rotated=False), with a schedule that is no choice among fixed "
+            f"frequencies, got {name}"
+        )
+    if known_any(old != new):
+        given = "" if by_count else " to given positions"
+        raise ValueError(
+            f"context_length must stay {old.tolist()}, as the cache holds keys rotated by the frequencies of "
+            f"{name}{given}, got {new.tolist()}: see init_cache(rotated=False)"
+        )
+    return new, jnp.where(old != new, jnp.int32(cache.slots.overflow), num_tokens)
