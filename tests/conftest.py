@@ -1,5 +1,7 @@
 """Every test runs with strict dtype promotion: nothing is promoted that the code does not promote itself."""
 
+import collections
+import resource
 from pathlib import Path
 
 import hypothesis
@@ -21,3 +23,74 @@ def forget_programs():
     """Thousands of live programs cost gigabytes, and make every garbage collection slow."""
     yield
     jax.clear_caches()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--compilations", action="store_true", help="count the programs that each file compiles")
+
+
+def pytest_configure(config):
+    if config.getoption("--compilations"):
+        config.pluginmanager.register(Compilations())
+
+
+class Compilations:
+    """Reports for each file: processor seconds, seconds in the compiler, programs compiled, programs read from disk."""
+
+    def __init__(self):
+        self.counts = collections.defaultdict(lambda: [0.0, 0.0, 0, 0])
+        self.peaks = {}  # bytes by worker
+        self.file = "collection"
+        jax.monitoring.register_event_duration_secs_listener(self.compiled)
+        jax.monitoring.register_event_listener(self.event)
+
+    def compiled(self, event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.counts[self.file][1] += seconds
+            self.counts[self.file][2] += 1
+
+    def event(self, event, **_):
+        if event == "/jax/compilation_cache/cache_hits":  # jax calls a program that it reads compiled as well
+            self.counts[self.file][2] -= 1
+            self.counts[self.file][3] += 1
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        self.file, start = item.location[0], processor_seconds()
+        result = yield
+        self.counts[self.file][0] += processor_seconds() - start
+        return result
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session):
+        self.peaks[getattr(session.config, "workerinput", {}).get("workerid", "main")] = peak_bytes()
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["compilations"] = [dict(self.counts), self.peaks]
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node):
+        counts, peaks = node.workeroutput["compilations"]
+        self.peaks |= peaks
+        for file, row in counts.items():
+            self.counts[file] = [a + b for a, b in zip(self.counts[file], row, strict=True)]
+
+    def pytest_terminal_summary(self, terminalreporter):
+        terminalreporter.section("compilations")
+        print_row = lambda name, cpu, compiling, programs, read: terminalreporter.write_line(
+            f"{cpu:7.1f} s {compiling:7.1f} s compiling {programs:6d} programs {read:6d} read   {name}"
+        )
+        for file, row in sorted(self.counts.items(), key=lambda each: -each[1][0]):
+            print_row(file, *row)
+        print_row("all", *map(sum, zip(*self.counts.values(), strict=True)))
+        for worker, peak in sorted(self.peaks.items()):
+            terminalreporter.write_line(f"{peak / 1e9:5.2f} GB at most in {worker}")
+
+
+def processor_seconds():
+    """Of this process and of the processes that it waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def peak_bytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
