@@ -1,6 +1,6 @@
 """What does the TPU compiler say that rotating costs?
 
-    python benchmarks/tpu.py    # needs libtpu (pip install ".[tpu]"), but no TPU
+    python -m benchmarks.tpu    # needs libtpu (pip install ".[tpu]"), but no TPU
 
 A cost model's figures, not times: tpu_compiler.py says what they are good for.
 
@@ -27,10 +27,10 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 from jax import lax
-from record import markdown, publish
-from tpu_compiler import CHIPS, compiled, cost, plain_pass
 
 import rope_jax
+from benchmarks.record import markdown, publish
+from benchmarks.tpu_compiler import CHIPS, compiled, cost, plain_pass
 from rope_jax.plot import COLOURS
 
 TOKENS, WIDTH = 4096, 4096

@@ -403,7 +403,7 @@ def test_folders_that_are_none(tmp_path):
 
 
 WORDS = "<s> </s> the quick brown fox jumps over a lazy dog . ?".split()
-SCRIPT = Path(__file__).parents[2] / "configs/generate_hf.py"
+SCRIPT = Path(__file__).parents[2] / "examples/generate_hf.py"
 
 
 def run(*arguments):

@@ -1,4 +1,4 @@
-"""configs/ahead_of_time.py, and an exported prefill, by the TPU's compiler. Without libtpu these tests are skipped."""
+"""examples/ahead_of_time.py, and an exported prefill, by the TPU's compiler. Without libtpu these tests are skipped."""
 
 import flax.linen as nn
 import jax
@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import pytest
 from jax import export
 from jax.sharding import SingleDeviceSharding
-from scripts import load
 
 import rope_jax
+from examples import ahead_of_time
+from examples import export as exporting
 
 pytest.importorskip("libtpu")
 SIZES = dict(vocab_size=512, num_layers=2, width=256, num_heads=4, num_kv_heads=2, mlp_dim=512)
@@ -31,7 +32,7 @@ def standard_promotion():
 
 @pytest.fixture(scope="module")
 def script():
-    return load("ahead_of_time")
+    return ahead_of_time
 
 
 def built(script, data, sequence, model):
@@ -99,7 +100,6 @@ def test_refusals(script, capsys):
 @pytest.mark.parametrize(("sizes", "kernels"), [("2, 128, 144", 1), ("b, t, s", 0)])
 def test_what_was_exported_compiles_for_a_tpu(script, sizes, kernels):
     """With its kernel where the sizes were fixed, in the one layer that is compiled."""
-    exporting = load("export")
     model = rope_jax.Decoder(**SIZES, head_dim=128, rope=rope_jax.Rope(128, rope_jax.Standard()))
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
     step = exporting.steps(model, params, exporting.symbolic(sizes))["prefill"]

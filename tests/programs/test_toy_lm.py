@@ -11,11 +11,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from scripts import load
 
 import rope_jax
+from configs import toy_lm
 
-SCRIPT = Path(__file__).parents[2] / "configs/toy_lm.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "configs/toy_lm.py"
 SMALL = [
     "--num-layers",
     "1",
@@ -27,7 +28,7 @@ SMALL = [
     "2",
     "--head-dim",
     "8",
-    "--hidden-dim",
+    "--mlp-dim",
     "16",
     "--length",
     "16",
@@ -59,7 +60,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def toy():
-    return load("toy_lm")
+    return toy_lm
 
 
 def command(*args):
@@ -139,9 +140,8 @@ def test_eight_devices_on_a_mesh_give_the_same_losses(text, tmp_path, uninterrup
 
 def test_the_mesh_really_shards(text, tmp_path):
     code = (
-        "import sys, importlib.util, jax\n"
-        "spec = importlib.util.spec_from_file_location('toy_lm', sys.argv[1])\n"
-        "toy = importlib.util.module_from_spec(spec); sys.modules['toy_lm'] = toy; spec.loader.exec_module(toy)\n"
+        "import jax\n"
+        "from configs import toy_lm as toy\n"
         "config = toy.Config(mesh='data=2,model=4')\n"
         "state = toy.initial_state(toy.build_model(config), toy.build_optimizer(config), toy.build_mesh(config), config)\n"
         "layers = state['params']['params']['layers']\n"
@@ -151,9 +151,10 @@ def test_the_mesh_really_shards(text, tmp_path):
         "print(len(moments), *{str(x.sharding.spec) for x in moments})\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(SCRIPT)],
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
+        cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
     )
     assert done.returncode == 0, done.stderr

@@ -1,9 +1,9 @@
 """Writes a decoder to a folder that runs without rope_jax: its prefill, its decode step and its parameters.
 
-    python configs/export.py                                        # a small model with random weights
-    python configs/export.py FOLDER --out runs/llama                # one that rope_jax.load_hf reads
-    python configs/export.py FOLDER --sizes "8, 1024, 2048"         # fixed sizes: a TPU's prefill has the kernel
-    python configs/run_exported.py runs/export --prompt 72 105      # with jax and numpy alone
+    python examples/export.py                                        # a small model with random weights
+    python examples/export.py FOLDER --out runs/llama                # one that rope_jax.load_hf reads
+    python examples/export.py FOLDER --sizes "8, 1024, 2048"         # fixed sizes: a TPU's prefill has the kernel
+    python examples/run_exported.py runs/export --prompt 72 105      # with jax and numpy alone
 
 The folder holds prefill.bin and decode.bin (of jax.export: StableHLO, one file for all platforms), params.npz, and
 about.json, which says what goes in and what comes out. A cache is a dictionary of arrays there, zeros before the
@@ -164,7 +164,7 @@ def main(config: Config) -> None:
     how = dict(max_new_tokens=16, temperature=0, context_length=config.length)
     tokens = rope_jax.generate(model, params, np.array([prompt]), **how).tokens[0].tolist()
     print(f"rope_jax goes on with {' '.join(map(str, tokens))}\nas must do, without it:")
-    print(f"    python configs/run_exported.py {config.out} --prompt {' '.join(map(str, prompt))}")
+    print(f"    python examples/run_exported.py {config.out} --prompt {' '.join(map(str, prompt))}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Compiles a training step and a decode step for TPU chips that are not there: will they fit?
 
-    python configs/ahead_of_time.py                                          # the four chips of a v5e host
-    python configs/ahead_of_time.py --topology v5p:2x2x2 --mesh data=4,sequence=1,model=2
-    python configs/ahead_of_time.py --mesh data=1,sequence=4,model=1 --batch 1 --length 65536
+    python examples/ahead_of_time.py                                          # the four chips of a v5e host
+    python examples/ahead_of_time.py --topology v5p:2x2x2 --mesh data=4,sequence=1,model=2
+    python examples/ahead_of_time.py --mesh data=1,sequence=4,model=1 --batch 1 --length 65536
 
 The TPU's own compiler does it, on any Linux machine (pip install libtpu); a topology is a generation and its chips,
 v5e:4x4 or v5p:2x2x4, whole hosts of four. The batch is divided over data, the tokens of a row over sequence (ring

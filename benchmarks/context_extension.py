@@ -1,7 +1,7 @@
 """What do position encodings, and the ways to extend RoPE, make of sequences longer than those of the training?
 
-    python configs/context_extension.py full      # about an hour on two CPU cores
-    python configs/context_extension.py quick     # under ten minutes: one seed, shorter, the same tables and plots
+    python -m benchmarks.context_extension full      # about an hour on two CPU cores
+    python -m benchmarks.context_extension quick     # under ten minutes: one seed, shorter, the same tables and plots
 
 Trains the toy decoder once with each encoding and seed, on the same bytes in the same order, at one length; reads
 held-out text at up to `factor` times that length; then extends the RoPE model by every published method, without
@@ -25,16 +25,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import toy_lm
 import tqdm
 import tyro
 
 import rope_jax
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from clock import in_turns
-from record import machine
-from study import report
+from benchmarks.clock import in_turns
+from benchmarks.context_extension_report import report
+from benchmarks.record import machine
+from configs import toy_lm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Config:
     workdir: Path = Path("runs/context_extension")
     """Where each finished unit of work is kept."""
     results: Path | None = None
-    """Where context_extension.json, .md and two .png go, made by benchmarks/study.py. Default: the workdir."""
+    """Where context_extension.json, .md and two .png go, made by benchmarks/context_extension_report.py. Default: the workdir."""
     data: Path | None = None
     """As in toy_lm."""
 
@@ -385,7 +383,7 @@ class Study:
         seeds = range(self.config.seeds)
         methods = {m: [self.kept(f"extend-{m}-{seed}") for seed in seeds] for m in METHODS}
         return {
-            "command": " ".join(["python", "configs/context_extension.py", *sys.argv[1:]]),
+            "command": " ".join(["python", "-m", "benchmarks.context_extension", *sys.argv[1:]]),
             **machine(),
             "config": {k: v for k, v in dataclasses.asdict(self.config).items() if k not in FREE} | {"span": SPAN},
             "encodings": {e: [self.kept(f"read-{e}-{seed}") for seed in seeds] for e in ENCODINGS},

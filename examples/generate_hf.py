@@ -1,8 +1,8 @@
 """Continues a text with a language model from a local folder of Hugging Face's making.
 
-    python configs/generate_hf.py FOLDER --prompt "The capital of France is"
-    python configs/generate_hf.py FOLDER --prompt "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 1
-    python configs/generate_hf.py FOLDER --dtype float32 --max-new-tokens 200
+    python examples/generate_hf.py FOLDER --prompt "The capital of France is"
+    python examples/generate_hf.py FOLDER --prompt "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 1
+    python examples/generate_hf.py FOLDER --dtype float32 --max-new-tokens 200
 
 FOLDER holds config.json, model.safetensors (or its shards and their index) and tokenizer.json, of a family that
 rope_jax.load_hf knows: Llama, Mistral, Qwen 2 and 3, Phi-3, SmolLM3, Gemma 2 and 3. Nothing is downloaded.

@@ -1,7 +1,7 @@
-"""Runs what configs/export.py wrote, with jax and numpy alone: the model's own code is not there.
+"""Runs what examples/export.py wrote, with jax and numpy alone: the model's own code is not there.
 
-    python configs/run_exported.py runs/export --prompt 72 105
-    python configs/run_exported.py runs/export --prompt 72 105 33 --prompt 7 --max-new-tokens 64
+    python examples/run_exported.py runs/export --prompt 72 105
+    python examples/run_exported.py runs/export --prompt 72 105 33 --prompt 7 --max-new-tokens 64
 
 Prompts are token ids; each row of output is what greedy decoding writes after one of them. -1 is no token: the
 row's logits are NaN, as after a token that the model does not have.
