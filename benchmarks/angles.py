@@ -1,4 +1,4 @@
-"""Are exact angles slower than float32 cos and sin of the same table?
+"""Times exact cos and sin beside float32 ones of the same table.
 
     python -m benchmarks.angles
 

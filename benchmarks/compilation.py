@@ -1,4 +1,4 @@
-"""How long does it take to compile, and how often?
+"""Times the compilation of a rotation, and counts the compilations.
 
     python -m benchmarks.compilation      # pip install ".[peers]" for those to compare with; one minute
 

@@ -1,6 +1,6 @@
-"""What did benchmarks/context_extension.py find, over its seeds?
+"""Tables and plots of the study in context_extension.py, from results/context_extension.json.
 
-python -m benchmarks.context_extension_report      # makes the tables and the plots again, from results/context_extension.json
+python -m benchmarks.context_extension_report      # writes them again
 """
 
 import itertools

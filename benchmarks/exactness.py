@@ -1,4 +1,4 @@
-"""How far are cos and sin from the truth?
+"""Measures the worst error of cos and sin against exact integer arithmetic.
 
     python -m benchmarks.exactness            # every schedule, sampled over the whole int32 range
     python -m benchmarks.exactness --every    # besides, every one of the 2^30 phases of a quarter turn; minutes

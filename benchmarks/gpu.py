@@ -1,4 +1,4 @@
-"""How near to the card's copy bandwidth is rotating q and k, and who is nearer?
+"""Times the rotation of q and k on a GPU, over its copy bandwidth, beside other libraries.
 
     python -m benchmarks.gpu        # without a GPU it says "not measured", and why
 

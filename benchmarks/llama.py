@@ -1,4 +1,4 @@
-"""How do a training step, and a token decoded with a cache, compare with transformers' Llama in torch?
+"""Times a training step, and a token decoded with a cache, beside transformers' Llama in torch.
 
     python -m benchmarks.llama      # about six minutes on two cores; torch and transformers: make .venv/oracle
 

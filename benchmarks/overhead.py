@@ -1,4 +1,4 @@
-"""What does RoPE add to a training step, and to a token that is decoded with a cache?
+"""Times what RoPE adds to a training step, and to a token decoded with a cache.
 
     python -m benchmarks.overhead
 

@@ -1,4 +1,4 @@
-"""On what was it measured, and where is it kept? Every benchmark ends here."""
+"""Writes results with their command, machine and versions. Every benchmark ends here."""
 
 import datetime
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""How near is rotating q and k to just reading and writing them, and who is nearer?
+"""Times the rotation of q and k on a CPU, over reading and writing them, beside other libraries.
 
     python -m benchmarks.rotate      # pip install ".[peers]" for those to compare with; five minutes on two cores
 

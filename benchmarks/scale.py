@@ -1,4 +1,4 @@
-"""Does a 7B-shaped model fit on 1 to 256 chips, with 8k, 128k and 1M tokens in a row, and what do the chips send?
+"""Compiles a training step of a 7B-shaped model for 1 to 256 chips; counts memory and communication.
 
     python -m benchmarks.scale        # libtpu, no TPU: compiled, not run; an hour or two on two CPU cores
 
@@ -243,7 +243,7 @@ def compiled(generation: str, case: Case, sizes: dict) -> dict:
     memory = ahead_of_time.memory(program)
     return {
         "state": memory["arguments"],
-        "peak": memory["at the peak"],
+        "peak": memory["peak"],
         "collectives": collectives(program.as_text()),
     }
 

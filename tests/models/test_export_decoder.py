@@ -160,9 +160,9 @@ def test_fixed_sizes_and_bfloat16(exporting, running, tmp_path):
     want = rope_jax.generate(model, params, tokens, mask=mask, max_new_tokens=NEW, temperature=0).tokens[:2]
     np.testing.assert_array_equal(written, want)
     for prompts, new, says in (
-        ([[1]] * 4, 1, "it was exported for 3 prompts, got 4"),
-        ([[1] * 9], 1, "it was exported for 8 tokens a prompt, got 9"),
-        ([[1] * 8], 17, "it was exported for 24 tokens in the cache, got 25"),
+        ([[1]] * 4, 1, "the model was exported for at most 3 prompts, got 4"),
+        ([[1] * 9], 1, "the model was exported for at most 8 tokens a prompt, got 9"),
+        ([[1] * 8], 17, "the model was exported for at most 24 tokens in the cache, got 25"),
         ([[1]], 0, "max_new_tokens must be at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=says):
@@ -203,7 +203,7 @@ def said_by(module, capsys, *args):
 def test_as_a_user_runs_them(exporting, running, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run_exported"])
     status, out, _ = said_by(exporting, capsys, "--out", tmp_path)
-    promised = out.split("rope_jax goes on with ")[1].splitlines()[0]
+    promised = out.split("rope_jax writes ")[1].splitlines()[0]
     assert status == 0 and len(promised.split()) == 16 and "about.json" in out
     args = out.split("run_exported.py ")[1].split()
     assert said_by(running, capsys, *args) == (0, promised + "\n", "")
@@ -215,11 +215,11 @@ def test_as_a_user_runs_them(exporting, running, tmp_path, capsys, monkeypatch):
 
 def test_refusals(exporting, tmp_path, capsys):
     for args, says in (
-        (("--sizes", "b, t"), "--sizes must be three letters or numbers, as in 'b, t, s', got 'b, t'"),
-        (("--sizes", "b, b, s"), "--sizes must be three letters"),
-        (("--sizes", "b, 0, s"), "--sizes must be three letters"),
-        (("--sizes", "b, 2*t, s"), "--sizes must be three letters"),
-        (("--length", 9), "context_length must be left out: Standard does not depend on it"),
+        (("--sizes", "b, t"), "--sizes must be three different letters or numbers, such as 'b, t, s', got 'b, t'"),
+        (("--sizes", "b, b, s"), "--sizes must be three different letters or numbers"),
+        (("--sizes", "b, 0, s"), "--sizes must be three different letters or numbers"),
+        (("--sizes", "b, 2*t, s"), "--sizes must be three different letters or numbers"),
+        (("--context-length", 9), "context_length must be left out: Standard does not depend on it"),
         ((tmp_path / "none",), "config.json"),
     ):
         status, out, err = said_by(exporting, capsys, *args, "--out", tmp_path / "out")

@@ -399,7 +399,7 @@ def test_another_study_or_a_broken_unit_is_refused(few, text, whole, capsys):
     config.write_text(kept[:-9])
     with pytest.raises(SystemExit):
         few.main(tiny(text, whole, seeds=2))
-    assert "config.json must describe the work beside it" in capsys.readouterr().err
+    assert "config.json must describe the run in its folder" in capsys.readouterr().err
     config.write_text(kept)
 
 

@@ -119,7 +119,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(text, tmp_path, uninterrupted):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
-    assert process.returncode == 128 + signal.SIGINT and "saved; run again to go on" in err
+    assert process.returncode == 128 + signal.SIGINT and "saved; run again to resume" in err
     stopped = len(losses(tmp_path))
     assert 1 <= stopped < 60
     again = run(*args)
@@ -277,7 +277,7 @@ class TestBadInput:
             (("--encoding", "alibi", "--schedule", "ntkaware", "factor=2"), "--schedule belongs to"),
             (("--prompt", "\udcff"), "--prompt must be text"),
             (("--seed", 10**20), "too large"),
-            (("--encoding", "learned", "--prompt", 16 * "a"), "--prompt must leave room in the 16 positions"),
+            (("--encoding", "learned", "--prompt", 16 * "a"), "--prompt must be shorter than the 16 positions"),
             (("--prompt", ""), "--prompt must be positive, got ''"),
         ):
             if "--data" not in args:
@@ -295,7 +295,7 @@ class TestBadInput:
         before = {path: path.read_bytes() for path in sorted((tmp_path / "w").rglob("*")) if path.is_file()}
         capsys.readouterr()
         says = refused(toy, capsys, *args, "--base", 5.0)
-        assert "is another one: base 10000.0 there, 5.0 here. Choose another --workdir" in says
+        assert "holds a different run: base 10000.0 there, 5.0 here. Choose another --workdir" in says
         other = tmp_path / "other.txt"
         other.write_text(text.read_text().replace("fox", "cat"))
         assert "corpus" in refused(toy, capsys, *args, "--data", other)
@@ -314,7 +314,9 @@ class TestBadInput:
         alien = tmp_path / "alien" / "config.json"
         alien.parent.mkdir()
         alien.write_text('{"model_type": "llama"}')
-        assert "is another one: model_type llama there" in refused(toy, capsys, *args, "--workdir", alien.parent)
+        assert "holds a different run: model_type llama there" in refused(
+            toy, capsys, *args, "--workdir", alien.parent
+        )
         assert alien.read_text() == '{"model_type": "llama"}'
         (tmp_path / "w" / "config.json").write_text("{")
-        assert "config.json must describe the work beside it" in refused(toy, capsys, *args)
+        assert "config.json must describe the run in its folder" in refused(toy, capsys, *args)

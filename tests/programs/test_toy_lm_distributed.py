@@ -249,7 +249,7 @@ class TestFaults:
         with pair(*flags, codes=("", sends_itself("SIGTERM", "step", 6))) as both:
             outputs = [process.communicate(timeout=LIMIT) for process in both]
         assert [process.returncode for process in both] == [128 + signal.SIGTERM] * 2, outputs
-        assert all("toy_lm: stopped at step 6, saved; run again to go on" in err for _, err in outputs)
+        assert all("toy_lm: stopped at step 6, saved; run again to resume" in err for _, err in outputs)
         (out, _), _ = together(*flags)
         assert "held out; step 6\n" in out and losses(tmp_path) == losses(uninterrupted("data=2")[0])
 
@@ -294,7 +294,7 @@ class TestBadStart:
             finally:
                 process.kill()
         assert process.returncode == 1
-        assert err.strip() == f"toy_lm: --coordinator {address}: not all processes were there within 3 s"
+        assert err.strip() == f"toy_lm: --coordinator {address}: not all processes started within 3 s"
 
     def test_no_platform_that_knows(self, start, tmp_path):
         with start("--coordinator", "auto", "--workdir", tmp_path) as process:
