@@ -17,8 +17,8 @@ oracle: .venv/oracle
 	$(BIN)/python -m pytest -m oracle -s tests/oracle
 
 tpu: .venv/test,tpu
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/test_tpu.py tests/test_benchmarks_tpu.py \
-		tests/test_ahead_of_time.py tests/test_benchmarks_scale.py
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/core/test_kernels_tpu.py tests/programs/test_benchmarks_tpu.py \
+		tests/programs/test_ahead_of_time.py tests/programs/test_benchmarks_scale.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .

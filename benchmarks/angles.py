@@ -1,6 +1,6 @@
-"""Are exact angles slower than float32 cos and sin of the same table?
+"""Times exact cos and sin beside float32 ones of the same table.
 
-    python benchmarks/angles.py
+    python -m benchmarks.angles
 
 Predicted: float32 cos and sin each reduce an argument of any size, dozens of operations; ours is four integer
 products, one reduction and two short polynomials. Both write 2 x 4 bytes per pair. At 131,072 x 64 it should be at
@@ -15,11 +15,11 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import matplotlib.figure
-from clock import in_turns, ratios
 from matplotlib import ticker
-from record import publish
 
 import rope_jax
+from benchmarks.clock import in_turns, ratios
+from benchmarks.record import publish
 from rope_jax.plot import COLOURS
 
 ROTARY_DIM = 128

@@ -1,4 +1,4 @@
-"""How long does each of several things take, on a machine that is never quiet?"""
+"""Times several calls in turns, so that a busy machine slows all of them alike."""
 
 import collections
 import statistics

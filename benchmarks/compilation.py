@@ -1,6 +1,6 @@
-"""How long does it take to compile, and how often?
+"""Times the compilation of a rotation, and counts the compilations.
 
-    python benchmarks/compilation.py      # pip install ".[peers]" for those to compare with; one minute
+    python -m benchmarks.compilation      # pip install ".[peers]" for those to compare with; one minute
 
 Predicted: the time goes by the number of operations. Exact angles are four integer products and two polynomials,
 written out, where a peer writes `cos` and `sin`: more operations than a peer's, and more time, once. (The times say
@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import jax.numpy as jnp
 import matplotlib.figure
-from clock import in_turns, ratios
-from peers import OURS, PACKAGES, PEERS, Recipe, peer
-from record import markdown, publish
 
 import rope_jax
+from benchmarks.clock import in_turns, ratios
+from benchmarks.peers import OURS, PACKAGES, PEERS, Recipe, peer
+from benchmarks.record import markdown, publish
 from rope_jax.plot import COLOURS
 
 RECIPE = Recipe(layout="half", base=10_000.0, head_dim=128, rotary_dim=128, length=4096, dtype="bfloat16")

@@ -1,26 +1,22 @@
-"""How far are cos and sin from the truth?
+"""Measures the worst error of cos and sin against exact integer arithmetic.
 
-    python benchmarks/exactness.py            # every schedule, sampled over the whole int32 range
-    python benchmarks/exactness.py --every    # besides, every one of the 2^30 phases of a quarter turn; minutes
+    python -m benchmarks.exactness            # every schedule, sampled over the whole int32 range
+    python -m benchmarks.exactness --every    # besides, every one of the 2^30 phases of a quarter turn; minutes
 
 The truth is exact integer arithmetic with mpmath's 2 pi (tests/oracles.py); for --every it is numpy's float64.
 float32 is `jnp.cos(position * inv_freq)`, what RoPE implementations compute, at the same positions.
 """
 
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-import oracles
-from record import save
-from schedules import CASES, ROTARY_DIM
-
 import rope_jax
+from benchmarks.record import save
+from tests import oracles
+from tests.schedules import CASES, ROTARY_DIM
 
 INT32 = np.iinfo(np.int32)
 RANGES = {

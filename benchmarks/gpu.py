@@ -1,6 +1,6 @@
-"""How near to the card's copy bandwidth is rotating q and k, and who is nearer?
+"""Times the rotation of q and k on a GPU, over its copy bandwidth, beside other libraries.
 
-    python benchmarks/gpu.py        # without a GPU it says "not measured", and why
+    python -m benchmarks.gpu        # without a GPU it says "not measured", and why
 
 The copy is `-x` of the same arrays: it reads and writes each byte once, and XLA cannot drop it as it drops `x`.
 Predicted, in bytes over those of the copy: rope_jax and plain split and concatenate, where each array is one
@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
-from clock import in_turns, ratios
-from record import markdown, publish, save
 
 import rope_jax
+from benchmarks.clock import in_turns, ratios
+from benchmarks.record import markdown, publish, save
 from rope_jax.plot import COLOURS
 
 SIZES = {"B": 4, "T": 4096, "N": 32, "K": 8, "H": 128}

@@ -1,6 +1,6 @@
-"""How do a training step, and a token decoded with a cache, compare with transformers' Llama in torch?
+"""Times a training step, and a token decoded with a cache, beside transformers' Llama in torch.
 
-    python benchmarks/llama.py      # about six minutes on two cores; torch and transformers: make .venv/oracle
+    python -m benchmarks.llama      # about six minutes on two cores; torch and transformers: make .venv/oracle
 
 One folder of random weights, read by rope_jax.load_hf and by transformers; the same tokens, float32, AdamW with
 the same numbers. First the losses of three steps and the logits of the decoded tokens must agree; then they are
@@ -15,7 +15,6 @@ microsecond each in a program compiled as one, ten or more where Python makes ea
 import functools
 import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,16 +25,14 @@ import matplotlib.figure
 import numpy as np
 import optax
 import safetensors.numpy
-from clock import in_turns, ratios
 from matplotlib import ticker
-from overhead import decoding, rounding, said
-from record import markdown, publish
 
 import rope_jax
+from benchmarks.clock import in_turns, ratios
+from benchmarks.overhead import decoding, rounding, said
+from benchmarks.record import markdown, publish
+from configs import toy_lm
 from rope_jax.plot import COLOURS
-
-sys.path.append(str(Path(__file__).parents[1] / "configs"))
-import toy_lm
 
 try:
     import torch

@@ -1,6 +1,6 @@
-"""What does RoPE add to a training step, and to a token that is decoded with a cache?
+"""Times what RoPE adds to a training step, and to a token decoded with a cache.
 
-    python benchmarks/overhead.py
+    python -m benchmarks.overhead
 
 The toy LM and its own training step, in its own shape, with its rope and with none; and the same two models with
 tokens decoded one by one. In turns, and the model without rope a second time: how far that one is from 1 is what
@@ -14,22 +14,18 @@ Predicted, of the default shape: 96 pairs a token and layer, 6 operations each, 
 import dataclasses
 import functools
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
-from clock import in_turns, ratios
-from record import markdown, publish
 
+from benchmarks.clock import in_turns, ratios
+from benchmarks.context_extension import training_step
+from benchmarks.record import markdown, publish
+from configs import toy_lm
 from rope_jax.plot import COLOURS
-
-sys.path.append(str(Path(__file__).parents[1] / "configs"))
-import toy_lm
-from context_extension import training_step
 
 ROUNDS = 301
 BATCHES = (1, 8)  # rows that are decoded together

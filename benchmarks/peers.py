@@ -1,8 +1,8 @@
-"""How does each peer turn queries and keys, called through its own door?
+"""The libraries to compare with: how each rotates queries and keys through its own public functions.
 
-Every peer is its own installed function, in its own arrays and its own order of axes. Where a peer has no such
-door, or is not installed, a sentence says so in its place. jax peers are jitted and torch peers run without
-gradients, because that is how they are used; what can be prepared is prepared outside the call.
+A peer is called through its own public function, with its own arrays and order of axes. If a peer is not installed
+or has no such function, a sentence stands in its place. jax peers are jitted and torch peers run without gradients,
+as in use. All preparation happens outside the timed call.
 """
 
 import functools

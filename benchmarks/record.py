@@ -1,4 +1,4 @@
-"""On what was it measured, and where is it kept? Every benchmark ends here."""
+"""Writes results with their command, machine and versions. Every benchmark ends here."""
 
 import datetime
 import importlib.metadata
@@ -60,7 +60,7 @@ def publish(
     """
     path = Path(script)
     kept = {
-        "command": " ".join(["python", f"benchmarks/{path.name}", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", f"benchmarks.{path.stem}", *sys.argv[1:]]),
         **machine(),
         **({"packages": versions(packages)} if packages else {}),
         "result": result,
@@ -76,7 +76,7 @@ def save(script: str, result: dict) -> None:
     """Prints the result and writes it to results/<script>.json with its command and machine."""
     path = Path(script)
     kept = {
-        "command": " ".join(["python", f"benchmarks/{path.name}", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", f"benchmarks.{path.stem}", *sys.argv[1:]]),
         **machine(),
         "result": result,
     }

@@ -1,6 +1,6 @@
-"""How near is rotating q and k to just reading and writing them, and who is nearer?
+"""Times the rotation of q and k on a CPU, over reading and writing them, beside other libraries.
 
-    python benchmarks/rotate.py      # pip install ".[peers]" for those to compare with; five minutes on two cores
+    python -m benchmarks.rotate      # pip install ".[peers]" for those to compare with; five minutes on two cores
 
 Predicted: the limit is `x * 2` over the same q and k, jitted: it reads 84 MB of float32 and writes as many.
 Rotating also reads cos and sin, as much as one head of forty, and does three operations where the limit does one;
@@ -26,11 +26,11 @@ from pathlib import Path
 import jax
 import matplotlib.figure
 import numpy as np
-from clock import in_turns, ratios
 from matplotlib import ticker
-from peers import OURS, PACKAGES, PEERS, Peer, Recipe, backward, forward, own, peer, read
-from record import markdown, publish
 
+from benchmarks.clock import in_turns, ratios
+from benchmarks.peers import OURS, PACKAGES, PEERS, Peer, Recipe, backward, forward, own, peer, read
+from benchmarks.record import markdown, publish
 from rope_jax.plot import COLOURS
 
 BASE = 10_000.0

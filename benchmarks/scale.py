@@ -1,6 +1,6 @@
-"""Does a 7B-shaped model fit on 1 to 256 chips, with 8k, 128k and 1M tokens in a row, and what do the chips send?
+"""Compiles a training step of a 7B-shaped model for 1 to 256 chips; counts memory and communication.
 
-    python benchmarks/scale.py        # libtpu, no TPU: compiled, not run; an hour or two on two CPU cores
+    python -m benchmarks.scale        # libtpu, no TPU: compiled, not run; an hour or two on two CPU cores
 
 One training step, forward, backward and AdamW, of the shape of Mistral 7B (Jiang et al. 2023, table 1), computed in
 bfloat16, each block formed again in the backward pass. Parameters and two moments are float32 and divided over all
@@ -31,12 +31,10 @@ import flax.linen as nn
 import jax
 import matplotlib.figure
 from matplotlib import ticker
-from record import markdown, publish
 
+from benchmarks.record import markdown, publish
+from examples import ahead_of_time
 from rope_jax.plot import COLOURS
-
-sys.path.append(str(Path(__file__).parents[1] / "configs"))
-import ahead_of_time
 
 MISTRAL = dict(
     vocab_size=32_000, num_layers=32, width=4096, num_heads=32, num_kv_heads=8, head_dim=128, mlp_dim=14_336
@@ -245,7 +243,7 @@ def compiled(generation: str, case: Case, sizes: dict) -> dict:
     memory = ahead_of_time.memory(program)
     return {
         "state": memory["arguments"],
-        "peak": memory["at the peak"],
+        "peak": memory["peak"],
         "collectives": collectives(program.as_text()),
     }
 

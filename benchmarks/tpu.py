@@ -1,8 +1,8 @@
-"""What does the TPU compiler say that rotating costs?
+"""Estimates the cost of rotation on TPUs by the cost model of the TPU compiler.
 
-    python benchmarks/tpu.py    # needs libtpu (pip install ".[tpu]"), but no TPU
+    python -m benchmarks.tpu    # needs libtpu (pip install ".[tpu]"), but no TPU
 
-A cost model's figures, not times: tpu_compiler.py says what they are good for.
+The figures are a cost model's, not times: tpu_compiler.py says how far to trust them.
 
 Predicted: to rotate is to read and to write q and k, 84 MB here, and about 5 operations an element, which is less
 than the vector units can do while those bytes pass. So rotation alone is at the limit of the memory. Behind the
@@ -27,10 +27,10 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 from jax import lax
-from record import markdown, publish
-from tpu_compiler import CHIPS, compiled, cost, plain_pass
 
 import rope_jax
+from benchmarks.record import markdown, publish
+from benchmarks.tpu_compiler import CHIPS, compiled, cost, plain_pass
 from rope_jax.plot import COLOURS
 
 TOKENS, WIDTH = 4096, 4096

@@ -1,13 +1,13 @@
-"""What does the TPU compiler say that a program costs, on a machine that has no TPU?
+"""Reads the cost of a program from the TPU compiler, on a machine without a TPU.
 
-Its figures are a cost model's, not times: good for comparing two forms of one computation. To know of them:
+The figures are a cost model's, not times: they compare two forms of one computation. Their limits:
 
-- Estimated cycles are there for fusions and copies; not for the kernels that Pallas makes (a custom call), nor for
-  what is fetched to on-chip memory in the background. A kernel is counted by its bytes over the chip's bandwidth.
-- For its own simplest pass over memory the compiler counts more than that, see `plain_pass`. Where a kernel is in
-  it, a figure belongs beside the one that counts the kernel at that rate; what is true of a good one lies between.
-- Its "bytes accessed" are those of on-chip memory too, which is large enough to hold a whole q. What goes through
-  the memory outside (HBM) is read from the layouts of the optimised program instead, padded to whole tiles.
+- The compiler estimates cycles for fusions and copies. It has no estimate for Pallas kernels (custom calls) or for
+  background copies to on-chip memory. A kernel is counted by its bytes over the chip's bandwidth.
+- The compiler counts its own simplest pass over memory at a slower rate, see `plain_pass`. A figure with a kernel
+  is therefore shown at both rates; a good kernel lies between the two.
+- The compiler's "bytes accessed" include on-chip memory, which can hold a whole q. The bytes through HBM are read
+  from the layouts of the optimised program instead, padded to whole tiles.
 """
 
 import math

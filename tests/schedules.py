@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import oracles
-
 import rope_jax
+from tests import oracles
 
 PAIRS = 32
 SHORT = [1 + 0.05 * i for i in range(PAIRS)]

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import rope_jax
+from benchmarks import clock, scale
+from benchmarks import context_extension_report as report
 
 ROOT = Path(__file__).parents[1]
 ROOMS = [
@@ -150,21 +152,19 @@ def test_the_readme_quotes_what_was_measured():
 
 
 @pytest.mark.parametrize("name", ["rotate", "angles", "overhead", "llama", "compilation", "tpu", "gpu"])
-def test_the_readme_shows_what_the_benchmarks_found(name, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_the_readme_shows_what_the_benchmarks_found(name):
     kept = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
     shown = README.split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
-    assert shown == importlib.import_module(name).table(kept)
+    assert shown == importlib.import_module(f"benchmarks.{name}").table(kept)
     speed = " ".join(README.split("## Speed")[1].split("## The demo")[0].split())
     assert f"`{kept['command']}`" in speed and kept["processor"] in speed and kept["date"] in speed
     assert f"Python {kept['python']}, jax {kept['jax']}" in speed
 
 
-def test_the_readme_shows_what_was_compiled_for_many_chips(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_the_readme_shows_what_was_compiled_for_many_chips():
     kept = json.loads((ROOT / "benchmarks/results/scale.json").read_text())
     shown = README.split("<!-- scale -->\n")[1].split("\n<!-- /scale -->")[0]
-    assert shown == importlib.import_module("scale").table(kept)
+    assert shown == scale.table(kept)
 
 
 def census_in_words():
@@ -207,36 +207,29 @@ def test_the_readme_says_what_the_census_found():
     assert " ".join(written.split()) == " ".join(census_in_words().split())
 
 
-def test_the_readme_shows_what_the_study_found(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import study
-
+def test_the_readme_shows_what_the_study_found():
     kept = json.loads((ROOT / "benchmarks/results/context_extension.json").read_text())
-    assert README.split("<!-- study -->\n")[1].split("\n<!-- /study -->")[0] == study.short_table(kept)
-    assert (ROOT / "benchmarks/results/context_extension.md").read_text() == study.tables(kept)
+    assert README.split("<!-- study -->\n")[1].split("\n<!-- /study -->")[0] == report.short_table(kept)
+    assert (ROOT / "benchmarks/results/context_extension.md").read_text() == report.tables(kept)
     paragraph = " ".join(README.split("## Beside other encodings")[1].split("<!-- study -->")[0].split())
     assert kept["command"].split(" --")[0] in paragraph
     assert f"{kept['processor']}, Python {kept['python']}, jax {kept['jax']}, {kept['date']}" in paragraph
 
 
-def test_the_readme_says_of_the_study_what_its_numbers_say(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import clock
-    import study
-
+def test_the_readme_says_of_the_study_what_its_numbers_say():
     kept = json.loads((ROOT / "benchmarks/results/context_extension.json").read_text())
     said = " ".join(README.split("Where the toy agrees")[1].split("## Looking")[0].split())
     config, encodings, methods = kept["config"], kept["encodings"], kept["methods"]
 
     def bits(readings, octave, key="long"):
-        value = study.by_octave(readings, key, config)[octave]
+        value = report.by_octave(readings, key, config)[octave]
         return value and value[0]
 
     within, next_to, last = 0, 1, -1
     assert bits(encodings["sinusoidal"], next_to) > bits(encodings["sinusoidal"], within) + 1
     assert bits(encodings["learned"], next_to) is None
     assert abs(bits(encodings["alibi"], last) - bits(encodings["alibi"], within)) < 0.2
-    assert np.mean(study.shares(encodings["alibi"], "384 in 1024")) < 0.5
+    assert np.mean(report.shares(encodings["alibi"], "384 in 1024")) < 0.5
     jobs = kept["speed"]["milliseconds"]
     _, long_step, token, _ = jobs
     assert f"{clock.ratios(jobs[long_step], 't5', 'none')[1]:.2f} times a training step at 1,024" in said

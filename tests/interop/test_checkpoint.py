@@ -403,7 +403,7 @@ def test_folders_that_are_none(tmp_path):
 
 
 WORDS = "<s> </s> the quick brown fox jumps over a lazy dog . ?".split()
-SCRIPT = Path(__file__).parents[2] / "configs/generate_hf.py"
+SCRIPT = Path(__file__).parents[2] / "examples/generate_hf.py"
 
 
 def run(*arguments):
@@ -449,7 +449,7 @@ def test_the_script_writes_what_generate_writes(talking):
 def test_the_script_says_what_is_wrong(talking, tmp_path):
     for arguments, message in (
         ([tmp_path], "generate_hf: FOLDER must hold tokenizer.json"),
-        ([talking, "--top-k", 3], "generate_hf: --top-k and --top-p are for a --temperature above 0, got 0"),
+        ([talking, "--top-k", 3], "generate_hf: --top-k and --top-p need a --temperature above 0, got 0"),
         ([talking, "--temperature", 1, "--top-k", 0], "generate_hf: top_k must be at least 1, got 0"),
     ):
         done = run(*arguments)

@@ -1,9 +1,10 @@
-"""configs/export.py and configs/run_exported.py: a decoder out of the process, and its tokens in one without rope_jax."""
+"""examples/export.py and examples/run_exported.py: a decoder out of the process, and its tokens in one without rope_jax."""
 
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 from decoders import TOLERANCE, V, build, init
 from jax import export as jax_export
-from scripts import CONFIGS, load
 
 import rope_jax
+from examples import export, run_exported
 
+ROOT = Path(__file__).parents[2]
 MODEL = build()
 PARAMS = init(MODEL)
 PLATFORMS = ["cpu", "cuda", "tpu"]
@@ -26,21 +28,21 @@ NEW = 16
 ELSEWHERE = """
 import json, sys
 sys.modules["rope_jax"] = sys.modules["flax"] = None
-sys.path.insert(0, sys.argv[1])
-import numpy, pathlib, run_exported
-model = run_exported.load(pathlib.Path(sys.argv[2]))
-written = [run_exported.greedy(model, prompts, int(sys.argv[3])) for prompts in json.load(sys.stdin)]
+import numpy, pathlib
+from examples import run_exported
+model = run_exported.load(pathlib.Path(sys.argv[1]))
+written = [run_exported.greedy(model, prompts, int(sys.argv[2])) for prompts in json.load(sys.stdin)]
 assert sys.modules["rope_jax"] is sys.modules["flax"] is None
 assert not [name for name in sys.modules if name.startswith(("rope_jax.", "flax."))]
-numpy.savez(sys.argv[4], *[array for pair in written for array in pair])
+numpy.savez(sys.argv[3], *[array for pair in written for array in pair])
 """
 
 
 def elsewhere(folder, target, batches, new=NEW):
     """Tokens and logits of each batch of prompts, from a process that has the folder and no rope_jax."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-W", "error", "-c", ELSEWHERE, CONFIGS, folder, str(new), target]
-    subprocess.run(command, input=json.dumps(batches), text=True, check=True, cwd=folder, env=environment)
+    command = [sys.executable, "-W", "error", "-c", ELSEWHERE, folder, str(new), target]
+    subprocess.run(command, input=json.dumps(batches), text=True, check=True, cwd=ROOT, env=environment)
     with np.load(target) as arrays:
         flat = [arrays[f"arr_{i}"] for i in range(2 * len(batches))]
     return list(zip(flat[::2], flat[1::2], strict=True))
@@ -48,12 +50,12 @@ def elsewhere(folder, target, batches, new=NEW):
 
 @pytest.fixture(scope="module")
 def exporting():
-    return load("export")
+    return export
 
 
 @pytest.fixture(scope="module")
 def running():
-    return load("run_exported")
+    return run_exported
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +160,9 @@ def test_fixed_sizes_and_bfloat16(exporting, running, tmp_path):
     want = rope_jax.generate(model, params, tokens, mask=mask, max_new_tokens=NEW, temperature=0).tokens[:2]
     np.testing.assert_array_equal(written, want)
     for prompts, new, says in (
-        ([[1]] * 4, 1, "it was exported for 3 prompts, got 4"),
-        ([[1] * 9], 1, "it was exported for 8 tokens a prompt, got 9"),
-        ([[1] * 8], 17, "it was exported for 24 tokens in the cache, got 25"),
+        ([[1]] * 4, 1, "the model was exported for at most 3 prompts, got 4"),
+        ([[1] * 9], 1, "the model was exported for at most 8 tokens a prompt, got 9"),
+        ([[1] * 8], 17, "the model was exported for at most 24 tokens in the cache, got 25"),
         ([[1]], 0, "max_new_tokens must be at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=says):
@@ -201,7 +203,7 @@ def said_by(module, capsys, *args):
 def test_as_a_user_runs_them(exporting, running, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run_exported"])
     status, out, _ = said_by(exporting, capsys, "--out", tmp_path)
-    promised = out.split("rope_jax goes on with ")[1].splitlines()[0]
+    promised = out.split("rope_jax writes ")[1].splitlines()[0]
     assert status == 0 and len(promised.split()) == 16 and "about.json" in out
     args = out.split("run_exported.py ")[1].split()
     assert said_by(running, capsys, *args) == (0, promised + "\n", "")
@@ -213,11 +215,11 @@ def test_as_a_user_runs_them(exporting, running, tmp_path, capsys, monkeypatch):
 
 def test_refusals(exporting, tmp_path, capsys):
     for args, says in (
-        (("--sizes", "b, t"), "--sizes must be three letters or numbers, as in 'b, t, s', got 'b, t'"),
-        (("--sizes", "b, b, s"), "--sizes must be three letters"),
-        (("--sizes", "b, 0, s"), "--sizes must be three letters"),
-        (("--sizes", "b, 2*t, s"), "--sizes must be three letters"),
-        (("--length", 9), "context_length must be left out: Standard does not depend on it"),
+        (("--sizes", "b, t"), "--sizes must be three different letters or numbers, such as 'b, t, s', got 'b, t'"),
+        (("--sizes", "b, b, s"), "--sizes must be three different letters or numbers"),
+        (("--sizes", "b, 0, s"), "--sizes must be three different letters or numbers"),
+        (("--sizes", "b, 2*t, s"), "--sizes must be three different letters or numbers"),
+        (("--context-length", 9), "context_length must be left out: Standard does not depend on it"),
         ((tmp_path / "none",), "config.json"),
     ):
         status, out, err = said_by(exporting, capsys, *args, "--out", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""configs/ahead_of_time.py, and an exported prefill, by the TPU's compiler. Without libtpu these tests are skipped."""
+"""examples/ahead_of_time.py, and an exported prefill, by the TPU's compiler. Without libtpu these tests are skipped."""
 
 import flax.linen as nn
 import jax
@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import pytest
 from jax import export
 from jax.sharding import SingleDeviceSharding
-from scripts import load
 
 import rope_jax
+from examples import ahead_of_time
+from examples import export as exporting
 
 pytest.importorskip("libtpu")
 SIZES = dict(vocab_size=512, num_layers=2, width=256, num_heads=4, num_kv_heads=2, mlp_dim=512)
@@ -31,7 +32,7 @@ def standard_promotion():
 
 @pytest.fixture(scope="module")
 def script():
-    return load("ahead_of_time")
+    return ahead_of_time
 
 
 def built(script, data, sequence, model):
@@ -53,9 +54,9 @@ def test_each_chip_has_its_share_of_a_training_step(script, mesh):
     share = 3 * 4 * count(model) / 4  # float32 parameters and two moments on four chips
     # Beside it tokens, the step's number, and each small array in tiles of its own: less than a fiftieth.
     assert share < memory["arguments"] < 1.02 * share
-    assert memory["results beside them"] <= 4096  # the loss; the state goes out where it came in
+    assert memory["new results"] <= 4096  # the loss; the state goes out where it came in
     # At least what the backward pass is given, the residual stream of each layer, in bfloat16.
-    assert memory["at the peak"] - memory["arguments"] > model.num_layers * BATCH * LENGTH * model.width * 2 / 4
+    assert memory["peak"] - memory["arguments"] > model.num_layers * BATCH * LENGTH * model.width * 2 / 4
 
 
 @pytest.mark.parametrize("mesh", [(2, 1, 2), (2, 2, 1)], ids=str)
@@ -65,7 +66,7 @@ def test_each_chip_has_its_share_of_a_decode_step(script, mesh):
     cache = 2 * model.num_layers * BATCH * LENGTH * model.num_kv_heads * model.head_dim * 2
     share = (4 * count(model) + cache) / 4
     assert share < memory["arguments"] < 1.02 * share
-    assert memory["results beside them"] <= 4096  # the tokens; the cache goes out where it came in
+    assert memory["new results"] <= 4096  # the tokens; the cache goes out where it came in
 
 
 def test_as_a_user_runs_it(script, capsys):
@@ -83,9 +84,9 @@ def test_refusals(script, capsys):
     for change, says in (
         (
             dict(mesh="data=4,sequence=1,model=4"),
-            "--mesh must be data=I,sequence=J,model=K, 4 chips together, got data",
+            "--mesh must be data=I,sequence=J,model=K with I * J * K = 4 chips, got data",
         ),
-        (dict(mesh="2x2"), "--mesh must be data=I,sequence=J,model=K, 4 chips together, got 2x2"),
+        (dict(mesh="2x2"), "--mesh must be data=I,sequence=J,model=K with I * J * K = 4 chips, got 2x2"),
         (dict(topology="v5e:3x1"), "v5e:3x1"),
         (dict(num_kv_heads=3), "num_kv_heads must divide num_heads=4, got 3"),
         (dict(batch=3), "3"),
@@ -99,7 +100,6 @@ def test_refusals(script, capsys):
 @pytest.mark.parametrize(("sizes", "kernels"), [("2, 128, 144", 1), ("b, t, s", 0)])
 def test_what_was_exported_compiles_for_a_tpu(script, sizes, kernels):
     """With its kernel where the sizes were fixed, in the one layer that is compiled."""
-    exporting = load("export")
     model = rope_jax.Decoder(**SIZES, head_dim=128, rope=rope_jax.Rope(128, rope_jax.Standard()))
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
     step = exporting.steps(model, params, exporting.symbolic(sizes))["prefill"]

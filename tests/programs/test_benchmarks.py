@@ -2,26 +2,23 @@
 
 import io
 import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from benchmarks import angles, compilation, peers, record, rotate
+
 TINY = dict(length=6, features=(512, 256), rows=2, warm=1)
 JAX_PEERS = ("rope_jax", "split and concatenate", "equinox")
 
 
 @pytest.fixture(autouse=True)
 def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setitem(sys.modules, "equinox", None)  # as where it is not installed
 
 
 def kept(result):
-    import record
-
-    return {"command": "python benchmarks/some.py", **record.machine(), "packages": {"some": "1"}, "result": result}
+    return {"command": "python -m benchmarks.some", **record.machine(), "packages": {"some": "1"}, "result": result}
 
 
 def drawn(figure):
@@ -31,16 +28,12 @@ def drawn(figure):
 
 
 def measured(peers=JAX_PEERS, **case):
-    import rotate
-
     whole = dict(form="rotate", layout="half", head_dim=128, rotary_dim=128, dtype="float32")
     result = rotate.measure([whole | case], peers, rounds=dict.fromkeys(rotate.DOORS, 2), **TINY)
     return result["cases"][0]["found"]
 
 
 def test_rotate_runs_without_the_peers():
-    import rotate
-
     cases = [case for case in rotate.all_cases() if case["dtype"] == "float32" and case["rotary_dim"] in (128, 32)]
     result = rotate.measure(cases, JAX_PEERS, rounds=dict.fromkeys(rotate.DOORS, 2), **TINY)
     for case in result["cases"]:
@@ -57,8 +50,6 @@ def test_rotate_runs_without_the_peers():
 
 
 def test_every_form_and_size_is_asked_for_once():
-    import rotate
-
     cases = list(rotate.all_cases())
     assert len({tuple(case.items()) for case in cases}) == len(cases)
     assert {case["form"] for case in cases} == set(rotate.DOORS) == set(rotate.ROUNDS)
@@ -67,7 +58,6 @@ def test_every_form_and_size_is_asked_for_once():
 
 def altered(alter):
     """A peer like ours but for one thing."""
-    import peers
 
     def build(recipe):
         return alter(recipe, peers.ours(recipe))
@@ -76,8 +66,6 @@ def altered(alter):
 
 
 def other_pairs(recipe):
-    import peers
-
     return peers.ours(recipe._replace(layout="interleaved"))
 
 
@@ -94,8 +82,6 @@ WRONG = {
 @pytest.mark.parametrize("form", ["rotate", "backward"])
 @pytest.mark.parametrize("alter", WRONG.values(), ids=WRONG)
 def test_a_peer_that_computes_something_else_is_noticed(alter, form, monkeypatch):
-    import peers
-
     monkeypatch.setitem(peers.PEERS, "wrong", altered(alter))
     found = measured(("rope_jax", "wrong"), form=form, dtype="bfloat16")["wrong"]
     assert found["not timed"].startswith("computes something else") and "milliseconds" not in found
@@ -103,8 +89,6 @@ def test_a_peer_that_computes_something_else_is_noticed(alter, form, monkeypatch
 
 
 def test_a_peer_of_another_dtype_or_without_a_door_is_not_timed(monkeypatch):
-    import peers
-
     def wide(recipe, ours):
         return ours._replace(turn=lambda q, k, r: tuple(x.astype(jnp.float32) for x in ours.turn(q, k, r)))
 
@@ -123,8 +107,6 @@ def test_a_peer_of_another_dtype_or_without_a_door_is_not_timed(monkeypatch):
 
 
 def test_what_is_allowed_is_what_rounding_costs():
-    import rotate
-
     exact = rotate.allowed("float32", "float32", 0, 1.0)
     assert 2**-24 < exact < 20 * 2**-24
     assert rotate.allowed("float32", "bfloat16", 0, 1.0) == pytest.approx(2 * 2**0.5 * 2**-8, rel=1e-3)
@@ -132,8 +114,6 @@ def test_what_is_allowed_is_what_rounding_costs():
 
 
 def test_angles_run():
-    import angles
-
     result = angles.measure({1: 3, 16: 3})
     assert list(result["positions x pairs"]) == ["1 x 64", "16 x 64"]
     rows = angles.table(kept(result)).splitlines()
@@ -142,8 +122,6 @@ def test_angles_run():
 
 
 def test_compilation_runs():
-    import compilation
-
     result = compilation.measure(JAX_PEERS, rounds=2, steps=3)
     assert result["equal ropes"] == 1
     for name in ("rope_jax", "split and concatenate"):
@@ -154,7 +132,5 @@ def test_compilation_runs():
 
 
 def test_programs_are_counted():
-    import compilation
-
     assert compilation.programs(jnp.sin, [(jnp.ones(n),) for n in (1, 2, 1)]) == 2
     assert compilation.programs(lambda n, x: x * n, [(n, jnp.ones(1)) for n in (1, 2, 1, 3)], static=(0,)) == 3

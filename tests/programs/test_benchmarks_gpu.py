@@ -15,33 +15,25 @@ import numpy as np
 import pytest
 
 import rope_jax
+from benchmarks import gpu
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SIZES = {"B": 2, "T": 24, "N": 4, "K": 2, "H": 32}
 
 
 @pytest.fixture(scope="module")
-def gpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        import gpu
-
-        yield gpu
-
-
-@pytest.fixture(scope="module")
-def kept(gpu):
+def kept():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "torch", None)
         result = gpu.measure(jax.devices("cpu")[0], SIZES, rounds=3, repeats=2, layer_repeats=1)
-    return {"command": "python benchmarks/gpu.py", "device": "a processor, 2 CPU cores", "result": result}
+    return {"command": "python -m benchmarks.gpu", "device": "a processor, 2 CPU cores", "result": result}
 
 
 def copied(kept):
     return json.loads(json.dumps(copy.deepcopy(kept)))
 
 
-def test_every_form_is_checked_and_timed(gpu, kept):
+def test_every_form_is_checked_and_timed(kept):
     forms = {f"{name}{kind}" for name in gpu.TURNS for kind in ("", " donated")}
     for part in ("rotating", "tiny"):
         for direction in gpu.DIRECTIONS:
@@ -62,7 +54,7 @@ def test_every_form_is_checked_and_timed(gpu, kept):
         assert all(ratio > 0 for ratio in layer["with over without"])
 
 
-def test_the_sizes_are_those_of_the_question(gpu):
+def test_the_sizes_are_those_of_the_question():
     assert gpu.SIZES == {"B": 4, "T": 4096, "N": 32, "K": 8, "H": 128} and gpu.BAR == 0.9
 
 
@@ -74,7 +66,7 @@ def arrays_of_two():
 
 
 @pytest.mark.parametrize("wrong", ["the other way", "NaN", "in bfloat16"])
-def test_a_form_that_is_not_equal_is_refused(gpu, monkeypatch, wrong):
+def test_a_form_that_is_not_equal_is_refused(monkeypatch, wrong):
     def low(x, rotation):
         return gpu.split_and_concatenate(x.astype(jnp.float32), [part * (1 + 2.0**-7) for part in rotation]).astype(
             x.dtype
@@ -93,7 +85,7 @@ def test_a_form_that_is_not_equal_is_refused(gpu, monkeypatch, wrong):
             gpu.checked(form, arrays, rotation, direction)
 
 
-def test_a_peer_that_fails_takes_no_others_figures_away(gpu, monkeypatch):
+def test_a_peer_that_fails_takes_no_others_figures_away(monkeypatch):
     def raising(error):
         def start(q, k):
             raise error
@@ -122,7 +114,7 @@ def test_a_peer_that_fails_takes_no_others_figures_away(gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("chained", [False, True])
-def test_a_window_waits_once_and_feeds_on_only_what_it_must(gpu, chained):
+def test_a_window_waits_once_and_feeds_on_only_what_it_must(chained):
     waited = []
     run = gpu.window(lambda n: (n + 1,), (0,), wait=waited.append, chained=chained)
     assert run(5) == ((5,) if chained else (1,))
@@ -130,7 +122,7 @@ def test_a_window_waits_once_and_feeds_on_only_what_it_must(gpu, chained):
     assert len(waited) == 2
 
 
-def test_donated_arrays_are_given_away(gpu, monkeypatch):
+def test_donated_arrays_are_given_away(monkeypatch):
     given: list = []
 
     def window(step, arrays, window=gpu.window, **options):
@@ -145,7 +137,7 @@ def test_donated_arrays_are_given_away(gpu, monkeypatch):
             assert {x.is_deleted() for x in given} == {name.endswith(" donated")}
 
 
-def test_the_table_says_who_meets_the_bars(gpu, kept):
+def test_the_table_says_who_meets_the_bars(kept):
     kept = copied(kept)
     rotating = kept["result"]["rotating"]
     for direction, share in zip(gpu.DIRECTIONS, (0.97, 0.5), strict=True):
@@ -169,7 +161,7 @@ def test_the_table_says_who_meets_the_bars(gpu, kept):
     assert len(widths) == 1
 
 
-def test_the_picture_shows_each_form_that_was_timed(gpu, kept, tmp_path):
+def test_the_picture_shows_each_form_that_was_timed(kept, tmp_path):
     figure = gpu.draw(kept)
     figure.savefig(tmp_path / "gpu.png")
     assert (tmp_path / "gpu.png").stat().st_size > 10_000
@@ -180,10 +172,10 @@ def test_the_picture_shows_each_form_that_was_timed(gpu, kept, tmp_path):
         assert axes.get_xlim()[0] == 0 and axes.get_xlim()[1] > max(want)
 
 
-def test_without_a_gpu_it_says_so(gpu, tmp_path):
+def test_without_a_gpu_it_says_so(tmp_path):
     shutil.copytree(BENCHMARKS, tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results", "__pycache__"))
     ran = subprocess.run(
-        [sys.executable, "benchmarks/gpu.py"],
+        [sys.executable, "-m", "benchmarks.gpu"],
         cwd=tmp_path,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(BENCHMARKS.parent)},
         capture_output=True,
@@ -196,11 +188,11 @@ def test_without_a_gpu_it_says_so(gpu, tmp_path):
     assert kept["result"] == {"not measured": "no GPU; the backend found is cpu"}
     assert gpu.table(kept) == (
         "Rotation on a GPU is not measured: no GPU; the backend found is cpu. "
-        "`python benchmarks/gpu.py` measures it where there is one."
+        "`python -m benchmarks.gpu` measures it where there is one."
     )
 
 
-def test_with_a_gpu_it_measures(gpu, monkeypatch):
+def test_with_a_gpu_it_measures(monkeypatch):
     card, published = types.SimpleNamespace(platform="gpu"), []
     monkeypatch.setattr(gpu, "measure", lambda device: {"measured on": device})
     monkeypatch.setattr(gpu, "publish", lambda *args, **options: published.append((args, options)))
@@ -210,9 +202,9 @@ def test_with_a_gpu_it_measures(gpu, monkeypatch):
     assert "liger-kernel" in options["packages"]
 
 
-def test_what_is_kept_can_be_shown(gpu):
+def test_what_is_kept_can_be_shown():
     kept = json.loads((BENCHMARKS / "results/gpu.json").read_text())
-    assert "benchmarks/gpu.py" in kept["command"] and gpu.table(kept)
+    assert "benchmarks.gpu" in kept["command"] and gpu.table(kept)
     assert (BENCHMARKS / "results/gpu.png").exists() == ("not measured" not in kept["result"])
 
 
@@ -250,7 +242,7 @@ def stand_ins(torch):
     }
 
 
-def test_every_peer_agrees_and_is_timed(gpu, monkeypatch):
+def test_every_peer_agrees_and_is_timed(monkeypatch):
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers.models.llama.modeling_llama")  # before it could meet the stand-ins
     for where, function in stand_ins(torch).items():
@@ -271,14 +263,14 @@ def test_every_peer_agrees_and_is_timed(gpu, monkeypatch):
     assert lines[-1] == "- Not timed: none." and not any("not measured" in line for line in lines)
 
 
-def test_a_torch_that_finds_no_gpu_is_recorded(gpu, monkeypatch):
+def test_a_torch_that_finds_no_gpu_is_recorded(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     card = types.SimpleNamespace(platform="gpu")
     assert gpu.torch_forms(card, None, None, "forward") == dict.fromkeys(gpu.PEERS, "this torch finds no GPU")
 
 
-def test_an_installation_that_is_broken_is_recorded(gpu, monkeypatch):
+def test_an_installation_that_is_broken_is_recorded(monkeypatch):
     pytest.importorskip("torch")
 
     def broken(where):

@@ -1,17 +1,18 @@
 """benchmarks/overhead.py and benchmarks/llama.py at sizes that take seconds: what they check, keep, say and draw."""
 
 import dataclasses
+import importlib
 import json
 import math
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from benchmarks import overhead
+from configs import toy_lm
+
 TINY = dict(num_layers=2, width=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, batch=2, length=12)
 
 
@@ -22,20 +23,15 @@ def standard_promotion():
 
 
 @pytest.fixture(scope="module")
-def benchmarks():
-    sys.path[:0] = [str(ROOT / "configs"), str(ROOT / "benchmarks")]
-    import llama
-    import overhead
-
-    yield overhead, llama
-    sys.path[:] = sys.path[2:]
+def llama():
+    return importlib.import_module("benchmarks.llama")  # here, since it imports torch if torch is installed
 
 
 @pytest.fixture(scope="module")
-def config(benchmarks, tmp_path_factory):
+def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_bytes(np.random.default_rng(0).integers(97, 123, 3000).astype(np.uint8).tobytes())
-    return benchmarks[0].toy_lm.Config(data=path, **TINY)
+    return toy_lm.Config(data=path, **TINY)
 
 
 def numbers(quartiles):
@@ -43,8 +39,7 @@ def numbers(quartiles):
     assert 0 < low <= middle <= high and math.isfinite(high)
 
 
-def test_overhead(benchmarks, config):
-    overhead, _ = benchmarks
+def test_overhead(config):
     result = overhead.measure(config, rounds=3, batches=(1, 2), written=3)
     assert list(result) == ["training step, 2 x 12", "decoded token, rows: 1", "decoded token, rows: 2"]
     for row in result.values():
@@ -61,8 +56,7 @@ def test_overhead(benchmarks, config):
     assert drawn["bar: 1.03"] == [overhead.BAR] * 2
 
 
-def test_overhead_is_counted_by_token_and_in_the_same_round(benchmarks):
-    overhead, _ = benchmarks
+def test_overhead_is_counted_by_token_and_in_the_same_round():
     times = {"rope": [3.0, 8.0, 10.0], "none": [2.0, 4.0, 8.0], "none again": [2.0, 4.0, 4.0]}
     assert overhead.summary(times, 2) == {
         "milliseconds": [1.5, 2.0, 3.0],
@@ -71,9 +65,8 @@ def test_overhead_is_counted_by_token_and_in_the_same_round(benchmarks):
     }
 
 
-def test_what_is_decoded_is_decoded_again_from_the_same_place(benchmarks, config):
-    overhead, _ = benchmarks
-    model = overhead.toy_lm.build_model(config)
+def test_what_is_decoded_is_decoded_again_from_the_same_place(config):
+    model = toy_lm.build_model(config)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 9)), jnp.int32)
     params = jax.jit(model.init)(jax.random.key(0), tokens)
     call = overhead.decoding(model, params, tokens, 4)
@@ -82,9 +75,8 @@ def test_what_is_decoded_is_decoded_again_from_the_same_place(benchmarks, config
     np.testing.assert_allclose(jnp.stack(first, 1), jax.jit(model.apply)(params, tokens)[:, 4:], atol=1e-5)
 
 
-def test_models_that_differ_by_more_than_the_turn_are_not_timed(benchmarks, config):
-    overhead, _ = benchmarks
-    model = overhead.toy_lm.build_model(config)
+def test_models_that_differ_by_more_than_the_turn_are_not_timed(config):
+    model = toy_lm.build_model(config)
     tokens = jnp.zeros((1, 70), jnp.int32)
     params = jax.jit(model.init)(jax.random.key(0), tokens)
     overhead.check(model, model.clone(rope=None), params, tokens)
@@ -92,8 +84,7 @@ def test_models_that_differ_by_more_than_the_turn_are_not_timed(benchmarks, conf
         overhead.check(model, model.clone(rope=None, norm_epsilon=0.1), params, tokens)
 
 
-def test_llama_without_torch(benchmarks, monkeypatch):
-    _, llama = benchmarks
+def test_llama_without_torch(llama, monkeypatch):
     monkeypatch.setattr(llama, "torch", None)
     result = llama.measure({"tiny": TINY | {"rounds": 3}}, batches=(1, 2), written=3)
     jobs = result["shapes"]["tiny"]["jobs"]
@@ -111,9 +102,8 @@ def test_llama_without_torch(benchmarks, monkeypatch):
     assert [label.get_text() for label in axes.get_yticklabels()] == [f"tiny: {job}" for job in jobs]
 
 
-def test_llama_with_somebody_who_agrees_and_one_who_does_not(benchmarks, monkeypatch):
+def test_llama_with_somebody_who_agrees_and_one_who_does_not(llama, monkeypatch):
     """The place of torch is taken by calls that need none."""
-    _, llama = benchmarks
 
     class Torch:
         class compiler:
@@ -145,9 +135,8 @@ def test_llama_with_somebody_who_agrees_and_one_who_does_not(benchmarks, monkeyp
         llama.compare(ours, broken, allowed=1e-4, rounds=3)
 
 
-def test_the_shapes_are_the_toy_lm_and_a_larger_one(benchmarks):
-    _, llama = benchmarks
-    toy = llama.toy_lm.Config()
+def test_the_shapes_are_the_toy_lm_and_a_larger_one(llama):
+    toy = toy_lm.Config()
     told = dataclasses.asdict(toy)
     assert all(told[name] == value for name, value in llama.SHAPES["toy LM"].items() if name != "rounds")
     assert llama.SHAPES["width 512"]["mlp_dim"] == 1408 and llama.SHAPES["width 512"]["length"] == 256

@@ -8,16 +8,9 @@ from pathlib import Path
 import jax
 import pytest
 
+from benchmarks import scale
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def scale():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        import scale
-
-        yield scale
 
 
 # As a TPU's compiler writes it, cut short. Forward, three turns of a loop: a gather of 4 shards, that goes on in three
@@ -116,7 +109,7 @@ ENTRY %main (shard: f32[2,128], grads: bf16[16,128], which: s32[]) -> f32[4,128]
 """
 
 
-def test_collectives_are_counted_as_often_as_their_loops_turn(scale):
+def test_collectives_are_counted_as_often_as_their_loops_turn():
     shard, whole, grads = 4 * 2 * 128, 4 * 8 * 128, 2 * 16 * 128
     assert scale.collectives(HLO) == {
         "all-gather": {"operands": 3 * shard, "sent": 3 * 3 * shard},
@@ -154,13 +147,13 @@ def test_collectives_are_counted_as_often_as_their_loops_turn(scale):
         ("replica_groups=[2,2]<=[4]", "replica_groups={}", "replica_groups must be listed, tiled or of a mesh"),
     ],
 )
-def test_what_it_cannot_read_is_an_error(scale, old, new, says):
+def test_what_it_cannot_read_is_an_error(old, new, says):
     assert old in HLO
     with pytest.raises(ValueError, match=says):
         scale.collectives(HLO.replace(old, new))
 
 
-def test_bytes_and_groups(scale):
+def test_bytes_and_groups():
     assert scale.bytes_of("(bf16[3,5]{1,0:T(8,128)(2,1)}, f32[], /*index=2*/s32[7]{0:T(128)S(1)}, pred[2])") == 64
     for attributes, size in (
         ("channel_id=1, replica_groups={{0,4},{1,5},{2,6},{3,7}}, dimensions={0}", 2),
@@ -171,7 +164,7 @@ def test_bytes_and_groups(scale):
         assert scale.group_size(attributes) == size
 
 
-def test_what_a_compiler_says_of_too_little_memory(scale):
+def test_what_a_compiler_says_of_too_little_memory():
     for words, want in (
         (
             "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (33.5G) "
@@ -184,7 +177,7 @@ def test_what_a_compiler_says_of_too_little_memory(scale):
     assert scale.needed("UNIMPLEMENTED: no such thing") is None
 
 
-def test_the_cases_are_those_of_the_question(scale):
+def test_the_cases_are_those_of_the_question():
     ring = [case for case in scale.cases() if case.model == 1 and case.attention == "ring"]
     assert {(case.length, case.chips) for case in ring} == {
         (length, chips) for length in (2**13, 2**17, 2**20) for chips in (1, 4, 16, 64, 256)
@@ -199,7 +192,7 @@ def test_the_cases_are_those_of_the_question(scale):
 
 
 @pytest.fixture
-def kept(scale):
+def kept():
     """Of three cases: both fit, one fits, none does."""
     program = {
         "state": 2 * scale.GIB,
@@ -232,11 +225,11 @@ def kept(scale):
             "v5p": {"does not compile": "UNIMPLEMENTED: why"},
         },
     ]
-    kept = {"command": "python benchmarks/scale.py", "jax": "0", "date": "today", "packages": {"libtpu": "1"}}
+    kept = {"command": "python -m benchmarks.scale", "jax": "0", "date": "today", "packages": {"libtpu": "1"}}
     return kept | {"result": {"sizes": {}, "parameters": 7_250_000_000, "cases": copy.deepcopy(rows)}}
 
 
-def test_the_table(scale, kept):
+def test_the_table(kept):
     text = scale.table(kept)
     assert "| 8k | 16 | 16 x 1 x 1 | ring | 10.0 | 10.0 | 4.0 | 5.0 |" in text
     assert "| 1M | 256 | 1 x 32 x 8 | plain | does not fit: 20.0 | does not compile | - | - |" in text
@@ -244,7 +237,7 @@ def test_the_table(scale, kept):
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
 
 
-def test_the_whole_table(scale, kept):
+def test_the_whole_table(kept):
     lines = scale.whole_table(kept).splitlines()
     assert lines[2] == "| 8k | 16 | 16 x 1 x 1 | 8,192 | ring | 2.0 | 10.0 | 10.0 | 4.0 | 5.0 |"
     assert lines[3].startswith("| 128k | 4 | 1 x 4 x 1 | 32,768 | ring | 2.0 | does not fit: 20.0 | 10.0 | 4.0 |")
@@ -258,7 +251,7 @@ def test_the_whole_table(scale, kept):
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
 
 
-def test_the_picture(scale, kept, tmp_path):
+def test_the_picture(kept, tmp_path):
     figure = scale.draw(kept)
     figure.savefig(tmp_path / "scale.png")
     assert (tmp_path / "scale.png").stat().st_size > 10_000
@@ -269,7 +262,7 @@ def test_the_picture(scale, kept, tmp_path):
     assert list(moved.lines[0].get_ydata()) == [9.0]
 
 
-def test_what_is_kept_can_be_shown(scale):
+def test_what_is_kept_can_be_shown():
     kept = json.loads((BENCHMARKS / "results/scale.json").read_text())
     assert kept["result"]["sizes"] == scale.MISTRAL and len(kept["result"]["cases"]) == len(scale.cases())
     assert len(scale.table(kept).splitlines()) == len(scale.cases()) + 4
@@ -292,7 +285,7 @@ def no_tpu_here():
     jax.config.update("jax_enable_compilation_cache", True)
 
 
-def test_a_small_model_sends_what_arithmetic_says(scale, no_tpu_here, monkeypatch):
+def test_a_small_model_sends_what_arithmetic_says(no_tpu_here, monkeypatch):
     monkeypatch.setattr(scale, "TOPOLOGIES", {"v5e": {4: "2x2"}})
     length, ring = 2048, 4
     cases = [scale.Case(length, 4, 1), scale.Case(length, 1, ring), scale.Case(2**20, 1, ring, attention="plain")]

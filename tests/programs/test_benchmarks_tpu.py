@@ -10,23 +10,10 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
+from benchmarks import tpu
+from benchmarks import tpu_compiler as compiler
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def tpu(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import tpu
-
-    return tpu
-
-
-@pytest.fixture
-def compiler(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import tpu_compiler
-
-    return tpu_compiler
 
 
 # ------------------------------------------------------------------------------------- reading the program
@@ -67,11 +54,11 @@ TILES = 64 * 128 * 2  # bytes of bf16[64,64] whose 64 columns fill half of 128 l
         ("u32[]{:S(2)}", 4, False),
     ],
 )
-def test_an_array_is_as_large_as_its_tiles(compiler, text, size, in_hbm):
+def test_an_array_is_as_large_as_its_tiles(text, size, in_hbm):
     assert compiler.arrays(text) == [(size, in_hbm)]
 
 
-def test_a_program_is_counted_by_hand(compiler):
+def test_a_program_is_counted_by_hand():
     chip = compiler.CHIPS["v5e"]
     kernel_bytes = 4 * TILES  # two operands, two results, one of them in the place of an operand
     kernel_cycles = round(kernel_bytes / 819e9 * 1.5e9)
@@ -90,14 +77,14 @@ def test_a_program_is_counted_by_hand(compiler):
 
 
 @pytest.mark.parametrize("opcode", ["while", "conditional"])
-def test_what_runs_an_unknown_number_of_times_is_not_counted(compiler, opcode):
+def test_what_runs_an_unknown_number_of_times_is_not_counted(opcode):
     with pytest.raises(ValueError, match="loops or branches"):
         compiler.cost(compiler.CHIPS["v5e"], PROGRAM.replace(" copy-done(", f" {opcode}("), 0)
 
 
 # Programs for a machine that is not here can be put into the cache that conftest.py sets, but not be loaded from it.
 @pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
-def test_a_real_program_is_read(compiler):
+def test_a_real_program_is_read():
     pytest.importorskip("libtpu")
     chip = compiler.CHIPS["v6e"]
     x = jax.ShapeDtypeStruct((256, 1024), jnp.bfloat16)
@@ -126,7 +113,7 @@ def test_a_real_program_is_read(compiler):
 # ------------------------------------------------------------------------------------------- what is compiled
 
 
-def test_the_forms_are_one_rotation(tpu, monkeypatch):
+def test_the_forms_are_one_rotation(monkeypatch):
     tpu.check(tpu.Heads(2, 1, 16, 16), tokens=8)
     tpu.check(tpu.Heads(2, 1, 16, 8), tokens=8)
     monkeypatch.setattr(tpu, "strided_slices", lambda x, cos, sin: tpu.split_and_concatenate(x, cos, sin))
@@ -134,7 +121,7 @@ def test_the_forms_are_one_rotation(tpu, monkeypatch):
         tpu.check(tpu.Heads(2, 1, 16, 16), tokens=8)
 
 
-def test_every_program_of_a_name_computes_the_same_shapes(tpu):
+def test_every_program_of_a_name_computes_the_same_shapes():
     shapes = {}
     for job in (*tpu.rotation_jobs(), *tpu.projection_jobs(), *tpu.attention_jobs()):
         results = jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(job.function, *job.args))
@@ -146,7 +133,7 @@ def test_every_program_of_a_name_computes_the_same_shapes(tpu):
 
 
 @pytest.fixture
-def kept(tpu):
+def kept():
     """Two chips; rotation costs a half of the floor more with XLA, and a kernel of a tenth of it without."""
 
     def cost(cycles, of_kernels=0):
@@ -183,7 +170,7 @@ def kept(tpu):
         },
     }
     return {
-        "command": "python benchmarks/tpu.py",
+        "command": "python -m benchmarks.tpu",
         "jax": "1.2.3",
         "packages": {"libtpu": "4.5.6"},
         "date": "2000-01-01",
@@ -191,7 +178,7 @@ def kept(tpu):
     }
 
 
-def test_the_table_says_what_a_kernel_may_cost_and_that_these_are_no_times(tpu, kept, monkeypatch):
+def test_the_table_says_what_a_kernel_may_cost_and_that_these_are_no_times(kept, monkeypatch):
     monkeypatch.setattr(tpu, "ASKED", ("v1", "v2"))
     text = tpu.table(json.loads(json.dumps(kept)))
     assert "not times" in text and "On v1 / v2" in text
@@ -204,7 +191,7 @@ def test_the_table_says_what_a_kernel_may_cost_and_that_these_are_no_times(tpu, 
     assert "bytes over those of q and k | 1.1 | 1.05 | 1.05 | 1.05 |" in text
 
 
-def test_the_whole_table_has_every_form_of_every_program(tpu, kept):
+def test_the_whole_table_has_every_form_of_every_program(kept):
     text = tpu.whole_table(kept)
     assert "not times" in text and "jax 1.2.3, libtpu 4.5.6" in text
     assert text.count("| rope_jax.rotate, half | 1.50 | 1,500 |") == 2 * 3
@@ -215,7 +202,7 @@ def test_the_whole_table_has_every_form_of_every_program(tpu, kept):
     assert {line.count("|") for line in tables} == {12}
 
 
-def test_the_picture_shows_chips_beside_each_other(tpu, kept):
+def test_the_picture_shows_chips_beside_each_other(kept):
     figure = tpu.draw(kept)
     figure.canvas.draw()
     assert "not times" in figure.get_suptitle()
@@ -226,9 +213,8 @@ def test_the_picture_shows_chips_beside_each_other(tpu, kept):
 
 
 def test_without_libtpu_it_says_so_and_keeps_what_was_kept(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("record.publish", lambda *args, **kwargs: pytest.fail("published"))
+    monkeypatch.setattr("benchmarks.record.publish", lambda *args, **kwargs: pytest.fail("published"))
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(BENCHMARKS / "tpu.py"), run_name="__main__")
     assert stopped.value.code == "not measured: libtpu is not installed"

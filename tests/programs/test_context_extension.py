@@ -1,11 +1,9 @@
-"""configs/context_extension.py at a size that takes seconds, and benchmarks/study.py on numbers worked out by hand."""
+"""benchmarks/context_extension.py at a size that takes seconds, and its report on numbers worked out by hand."""
 
 import dataclasses
 import functools
 import json
 import math
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +11,9 @@ import numpy as np
 import pytest
 
 import rope_jax
-
-ROOT = Path(__file__).parents[2]
+from benchmarks import clock
+from benchmarks import context_extension as study
+from benchmarks import context_extension_report as report
 
 
 @pytest.fixture(autouse=True)
@@ -24,38 +23,29 @@ def standard_promotion():
 
 
 @pytest.fixture(scope="module")
-def study():
-    sys.path[:0] = [str(ROOT / "configs"), str(ROOT / "benchmarks")]
-    import context_extension
-
-    yield context_extension
-    sys.path[:] = sys.path[2:]
-
-
-@pytest.fixture(scope="module")
 def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_bytes(np.random.default_rng(0).integers(97, 123, 6000).astype(np.uint8).tobytes())
     return path
 
 
-def tiny(study, text, workdir, **change):
+def tiny(text, workdir, **change):
     sizes = dict(seeds=1, length=64, factor=2, num_layers=1, width=16, steps=4, batch=4, tune_steps=2)
     reading = dict(sequences=16, questions=16, generations=1, rounds=2)
     return study.Config(workdir=workdir, data=text, **sizes | reading | change)
 
 
 @pytest.fixture(scope="module")
-def trained(study, text, tmp_path_factory):
+def trained(text, tmp_path_factory):
     """A model of random weights that are large enough for every byte to matter."""
-    config = tiny(study, text, tmp_path_factory.mktemp("trained"))
+    config = tiny(text, tmp_path_factory.mktemp("trained"))
     model = study.toy_lm.build_model(study.toy_config(config, "rope", 0))
     params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
     params = jax.tree.map(lambda p: p + 0.2 * jax.random.normal(jax.random.key(1), p.shape), params)
     return config, model, params, study.Study(config).held_out
 
 
-def test_one_key_and_one_question_are_planted_at_every_distance(study):
+def test_one_key_and_one_question_are_planted_at_every_distance():
     text = np.full((4000, 33), 97)
     planted = study.plant(text, np.random.default_rng(0))
     assert (text == 97).all(), "the text itself must stay"
@@ -85,7 +75,7 @@ def costs(model, params, rows):
     return (log_z - np.take_along_axis(logits, rows[:, 1:, None], axis=-1)[..., 0]) / math.log(2)
 
 
-def test_one_long_window_is_read_byte_by_byte(study, trained):
+def test_one_long_window_is_read_byte_by_byte(trained):
     config, model, params, held_out = trained
     rows = study.held_out_windows(held_out, config)
     assert rows.shape == (16, 129) and (rows[0] == held_out[:129]).all() and (rows[-1] == held_out[-129:]).all()
@@ -94,7 +84,7 @@ def test_one_long_window_is_read_byte_by_byte(study, trained):
     assert np.allclose(curve, expected, atol=1e-4) and np.ptp(expected) > 1e-2
 
 
-def test_each_byte_is_read_by_the_model_of_its_length(study, trained):
+def test_each_byte_is_read_by_the_model_of_its_length(trained):
     config, model, params, held_out = trained
     other = model.clone(rope=rope_jax.Rope(model.head_dim, rope_jax.Linear(factor=2.0)))
     short, long = (study.read_long(lambda length, m=m: m, params, held_out, config) for m in (model, other))
@@ -103,7 +93,7 @@ def test_each_byte_is_read_by_the_model_of_its_length(study, trained):
     assert study.read_long(lambda length: model if length == 64 else None, params, held_out, config) == short[:2]
 
 
-def test_sliding_windows_see_no_more_than_the_training_length(study, trained):
+def test_sliding_windows_see_no_more_than_the_training_length(trained):
     config, model, params, held_out = trained
     rows = study.held_out_windows(held_out, config)
     by_start = {start: costs(model, params, rows[:, start : start + 65]).mean(axis=0) for start in (0, 32, 64)}
@@ -116,7 +106,7 @@ def test_sliding_windows_see_no_more_than_the_training_length(study, trained):
     assert not np.allclose(curve, study.read_long(lambda length: model, params, held_out, config), atol=1e-3)
 
 
-def test_passkeys_are_counted(study, trained, monkeypatch):
+def test_passkeys_are_counted(trained, monkeypatch):
     config, _, _, held_out = trained
     asked = []
 
@@ -134,7 +124,7 @@ def test_passkeys_are_counted(study, trained, monkeypatch):
     assert [tokens.shape for tokens in asked[:3]] == [(16, 64), (16, 128), (16, 128)]
 
 
-def test_every_method_is_what_its_name_says(study):
+def test_every_method_is_what_its_name_says():
     config = study.Config()
     divisors = [1.0, 1.5, 2.0, 4.0]
 
@@ -158,7 +148,7 @@ def test_every_method_is_what_its_name_says(study):
     )
 
 
-def test_the_search_ends_no_worse_than_it_began_and_its_divisors_never_fall(study, trained):
+def test_the_search_ends_no_worse_than_it_began_and_its_divisors_never_fall(trained):
     config, model, params, held_out = trained
     found = study.search_factors(model, params, held_out, config, seed=0)
     again = study.search_factors(model, params, held_out, config, seed=0)
@@ -182,7 +172,7 @@ def test_the_search_ends_no_worse_than_it_began_and_its_divisors_never_fall(stud
 
 
 @pytest.fixture(scope="module")
-def few(study):
+def few():
     """The whole study with three encodings and two methods, to be run in seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "ENCODINGS", ("rope", "learned", "none"))
@@ -208,7 +198,7 @@ def spied(few, text, tmp_path_factory):
     with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(few.toy_lm, "train_step", step)
         patch.setattr(few, "cached_step", cached)
-        few.main(tiny(few, text, workdir, seeds=2))
+        few.main(tiny(text, workdir, seeds=2))
     return workdir, steps, caches
 
 
@@ -248,16 +238,16 @@ def test_the_fine_tuning_is_long_and_of_each_seed(few, text, spied):
     for seed in (0, 1):  # each seed's own parameters, and its own factors
         assert kept["methods"]["unmodified"]["plain"][seed]["long"] == pytest.approx(seeds[seed]["long"], abs=1e-5)
         assert kept["methods"]["unmodified"]["tuned"][seed]["long"] != seeds[seed]["long"]
-    study = few.Study(tiny(few, text, workdir, seeds=2))
-    model = few.toy_lm.build_model(few.toy_config(study.config, "rope", 1))
+    units = few.Study(tiny(text, workdir, seeds=2))
+    model = few.toy_lm.build_model(few.toy_config(units.config, "rope", 1))
     factors = kept["LongRoPE's factors"]
     assert factors[0] != factors[1]
 
     def build(length):
-        schedule = few.extended("longrope", study.config, factors[1], length)
+        schedule = few.extended("longrope", units.config, factors[1], length)
         return model.clone(rope=rope_jax.Rope(model.head_dim, schedule))
 
-    long = few.read_long(build, study.kept("params-rope-1"), study.held_out, study.config)
+    long = few.read_long(build, units.kept("params-rope-1"), units.held_out, units.config)
     assert kept["methods"]["longrope"]["plain"][1]["long"] == pytest.approx(long, abs=1e-5)
 
 
@@ -285,17 +275,15 @@ def test_the_rate_of_a_table_is_the_best_of_those_tried(few, text, whole):
     kept = json.loads((whole / "context_extension.json").read_text())
     tried = kept["rates tried"]["learned"]
     assert set(tried) == {"1.0", "30.0"} and tried["1.0"] != tried["30.0"]
-    study = few.Study(tiny(few, text, whole, seeds=2))
-    assert study.rate("learned") == float(min(tried, key=tried.get)) and study.rate("rope") == 1.0
-    how = few.toy_config(study.config, "learned", 1, study.rate("learned"))
-    again = few.train(few.toy_lm.build_model(how), study.text, how, few.toy_lm.build_optimizer(how))
-    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(study.kept("params-learned-1")), strict=True):
+    units = few.Study(tiny(text, whole, seeds=2))
+    assert units.rate("learned") == float(min(tried, key=tried.get)) and units.rate("rope") == 1.0
+    how = few.toy_config(units.config, "learned", 1, units.rate("learned"))
+    again = few.train(few.toy_lm.build_model(how), units.text, how, few.toy_lm.build_optimizer(how))
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(units.kept("params-learned-1")), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_the_study_leaves_its_numbers_tables_and_pictures(whole):
-    import study as report
-
     kept = json.loads((whole / "context_extension.json").read_text())
     config, (rope, other), learned = kept["config"], kept["encodings"]["rope"], kept["encodings"]["learned"][0]
     assert len(rope["long"]) == len(rope["sliding"]) == len(learned["sliding"]) == 4
@@ -348,7 +336,7 @@ def test_the_study_leaves_its_numbers_tables_and_pictures(whole):
 
 
 def test_a_study_that_was_stopped_goes_on_and_ends_alike(few, text, whole, tmp_path, monkeypatch, capsys):
-    config = tiny(few, text, tmp_path, seeds=2)
+    config = tiny(text, tmp_path, seeds=2)
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -381,9 +369,9 @@ def test_a_study_that_was_stopped_goes_on_and_ends_alike(few, text, whole, tmp_p
         (dict(factor=32, batch=32), "--data must hold more than 2049 bytes of training and of held-out text"),
     ],
 )
-def test_refusals(study, text, tmp_path, change, says, capsys):
+def test_refusals(text, tmp_path, change, says, capsys):
     with pytest.raises(SystemExit) as stopped:
-        study.main(tiny(study, text, tmp_path / "work", **change))
+        study.main(tiny(text, tmp_path / "work", **change))
     assert stopped.value.code == 2 and says in capsys.readouterr().err
     assert not (tmp_path / "work").exists()
 
@@ -391,34 +379,34 @@ def test_refusals(study, text, tmp_path, change, says, capsys):
 def test_a_model_that_cannot_be_is_said_before_any_is_trained(few, text, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(few, "ENCODINGS", ("rope", "sinusoidal"))
     with pytest.raises(SystemExit):
-        few.main(tiny(few, text, tmp_path / "work", width=17))
+        few.main(tiny(text, tmp_path / "work", width=17))
     assert "width must be even" in capsys.readouterr().err and not (tmp_path / "work").exists()
 
 
 def test_another_study_or_a_broken_unit_is_refused(few, text, whole, capsys):
     with pytest.raises(SystemExit):
-        few.main(tiny(few, text, whole, steps=3, seeds=2))
+        few.main(tiny(text, whole, steps=3, seeds=2))
     assert "steps 4 there, 3 here" in capsys.readouterr().err
     unit = whole / "read-rope-0.json"
     kept = unit.read_text()
     unit.write_text(kept[:-9])
     with pytest.raises(SystemExit):
-        few.main(tiny(few, text, whole, seeds=2))
+        few.main(tiny(text, whole, seeds=2))
     assert f"{unit} cannot be read" in capsys.readouterr().err
     unit.write_text(kept)
     config = whole / "config.json"
     kept = config.read_text()
     config.write_text(kept[:-9])
     with pytest.raises(SystemExit):
-        few.main(tiny(few, text, whole, seeds=2))
-    assert "config.json must describe the work beside it" in capsys.readouterr().err
+        few.main(tiny(text, whole, seeds=2))
+    assert "config.json must describe the run in its folder" in capsys.readouterr().err
     config.write_text(kept)
 
 
 def test_a_model_that_came_apart_is_said(few, text, tmp_path, capsys):
-    study = few.Study(tiny(few, text, tmp_path))
+    units = few.Study(tiny(text, tmp_path))
     with pytest.raises(SystemExit):
-        study.keep("read-rope-0", {"long": [1.0, math.nan]})
+        units.keep("read-rope-0", {"long": [1.0, math.nan]})
     assert "read-rope-0 has figures that are not finite" in capsys.readouterr().err
     assert not (tmp_path / "read-rope-0.json").exists()
 
@@ -426,9 +414,7 @@ def test_a_model_that_came_apart_is_said(few, text, tmp_path, capsys):
 # ------------------------------------------------------------------------------------------- the report
 
 
-def test_intervals_over_seeds(study):
-    import study as report
-
+def test_intervals_over_seeds():
     # mean 2, standard deviation 1, and t(0.975, 2) = 4.302653 by the tables
     mean, half = report.interval([1.0, 2.0, 3.0])
     assert mean == 2.0 and math.isclose(half, 4.302653 / math.sqrt(3), rel_tol=1e-6)
@@ -437,9 +423,7 @@ def test_intervals_over_seeds(study):
     assert report.said((1.234, 0.056)) == "1.23 ± 0.06"
 
 
-def test_octaves_and_distances(study):
-    import study as report
-
+def test_octaves_and_distances():
     config = dict(length=64, factor=4, span=32)
     readings = [{"long": [9, 1, 2, 4, 3, 3, 3, 7], "passkey": {"48 in 64": 1.0, "48 in 256": 0.5}}]
     means = [value and value[0] for value in report.by_octave(readings, "long", config)]
@@ -451,17 +435,13 @@ def test_octaves_and_distances(study):
     assert report.share_said([0.0, 0.25, 0.5]) == "0.25 (0.00 to 0.50)" and report.share_said(None) == "-"
 
 
-def test_the_tables_of_study_and_report_ask_the_same(study):
-    import study as report
-
+def test_the_tables_of_study_and_report_ask_the_same():
     config = study.Config()
     asked = [f"{distance} in {window}" for window, distance in study.asked(config)]
     assert asked == report.asked(dataclasses.asdict(config))
 
 
-def test_everything_is_timed_in_its_turn(study, monkeypatch):
-    import clock
-
+def test_everything_is_timed_in_its_turn(monkeypatch):
     seconds, order = iter([0.0, 0.5, 1.0, 1.25, 2.0, 2.75, 3.0, 3.125]), []
 
     class Result:

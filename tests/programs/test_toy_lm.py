@@ -11,11 +11,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from scripts import load
 
 import rope_jax
+from configs import toy_lm
 
-SCRIPT = Path(__file__).parents[2] / "configs/toy_lm.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "configs/toy_lm.py"
 SMALL = [
     "--num-layers",
     "1",
@@ -27,7 +28,7 @@ SMALL = [
     "2",
     "--head-dim",
     "8",
-    "--hidden-dim",
+    "--mlp-dim",
     "16",
     "--length",
     "16",
@@ -59,7 +60,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def toy():
-    return load("toy_lm")
+    return toy_lm
 
 
 def command(*args):
@@ -118,7 +119,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(text, tmp_path, uninterrupted):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
-    assert process.returncode == 128 + signal.SIGINT and "saved; run again to go on" in err
+    assert process.returncode == 128 + signal.SIGINT and "saved; run again to resume" in err
     stopped = len(losses(tmp_path))
     assert 1 <= stopped < 60
     again = run(*args)
@@ -139,9 +140,8 @@ def test_eight_devices_on_a_mesh_give_the_same_losses(text, tmp_path, uninterrup
 
 def test_the_mesh_really_shards(text, tmp_path):
     code = (
-        "import sys, importlib.util, jax\n"
-        "spec = importlib.util.spec_from_file_location('toy_lm', sys.argv[1])\n"
-        "toy = importlib.util.module_from_spec(spec); sys.modules['toy_lm'] = toy; spec.loader.exec_module(toy)\n"
+        "import jax\n"
+        "from configs import toy_lm as toy\n"
         "config = toy.Config(mesh='data=2,model=4')\n"
         "state = toy.initial_state(toy.build_model(config), toy.build_optimizer(config), toy.build_mesh(config), config)\n"
         "layers = state['params']['params']['layers']\n"
@@ -151,9 +151,10 @@ def test_the_mesh_really_shards(text, tmp_path):
         "print(len(moments), *{str(x.sharding.spec) for x in moments})\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(SCRIPT)],
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
+        cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
     )
     assert done.returncode == 0, done.stderr
@@ -276,7 +277,7 @@ class TestBadInput:
             (("--encoding", "alibi", "--schedule", "ntkaware", "factor=2"), "--schedule belongs to"),
             (("--prompt", "\udcff"), "--prompt must be text"),
             (("--seed", 10**20), "too large"),
-            (("--encoding", "learned", "--prompt", 16 * "a"), "--prompt must leave room in the 16 positions"),
+            (("--encoding", "learned", "--prompt", 16 * "a"), "--prompt must be shorter than the 16 positions"),
             (("--prompt", ""), "--prompt must be positive, got ''"),
         ):
             if "--data" not in args:
@@ -294,7 +295,7 @@ class TestBadInput:
         before = {path: path.read_bytes() for path in sorted((tmp_path / "w").rglob("*")) if path.is_file()}
         capsys.readouterr()
         says = refused(toy, capsys, *args, "--base", 5.0)
-        assert "is another one: base 10000.0 there, 5.0 here. Choose another --workdir" in says
+        assert "holds a different run: base 10000.0 there, 5.0 here. Choose another --workdir" in says
         other = tmp_path / "other.txt"
         other.write_text(text.read_text().replace("fox", "cat"))
         assert "corpus" in refused(toy, capsys, *args, "--data", other)
@@ -313,7 +314,9 @@ class TestBadInput:
         alien = tmp_path / "alien" / "config.json"
         alien.parent.mkdir()
         alien.write_text('{"model_type": "llama"}')
-        assert "is another one: model_type llama there" in refused(toy, capsys, *args, "--workdir", alien.parent)
+        assert "holds a different run: model_type llama there" in refused(
+            toy, capsys, *args, "--workdir", alien.parent
+        )
         assert alien.read_text() == '{"model_type": "llama"}'
         (tmp_path / "w" / "config.json").write_text("{")
-        assert "config.json must describe the work beside it" in refused(toy, capsys, *args)
+        assert "config.json must describe the run in its folder" in refused(toy, capsys, *args)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 import test_toy_lm
-from test_toy_lm import SCRIPT, SMALL, losses, refused
+from test_toy_lm import ROOT, SCRIPT, SMALL, losses, refused
 
 toy, text, standard_promotion = test_toy_lm.toy, test_toy_lm.text, test_toy_lm.standard_promotion
 
@@ -22,12 +22,10 @@ STEPS = 12  # checkpoints after 4, 8 and 12 of them, held-out losses after 10 an
 LIMIT = 1800  # seconds until a process counts as hung, on a machine however busy
 HEARTBEAT = 10  # seconds, where one is to be missed
 
-LOADED = f"""
-import importlib.util, itertools, json, os, signal, sys, time
+LOADED = """
+import itertools, json, os, signal, sys, time
 import jax, numpy as np, orbax.checkpoint as ocp, tyro
-spec = importlib.util.spec_from_file_location("toy_lm", {str(SCRIPT)!r})
-toy = sys.modules["toy_lm"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toy)
+from configs import toy_lm as toy
 """
 RUN = "\nsys.exit(toy.run(tyro.cli(toy.Config)))"
 
@@ -70,7 +68,7 @@ def start(text, tmp_path_factory):
         }
         command = [sys.executable, *what, *SMALL, "--steps", STEPS, "--data", text, *flags]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        return subprocess.Popen([*map(str, command)], env=os.environ | env, **pipes)
+        return subprocess.Popen([*map(str, command)], cwd=ROOT, env=os.environ | env, **pipes)
 
     return start
 
@@ -251,7 +249,7 @@ class TestFaults:
         with pair(*flags, codes=("", sends_itself("SIGTERM", "step", 6))) as both:
             outputs = [process.communicate(timeout=LIMIT) for process in both]
         assert [process.returncode for process in both] == [128 + signal.SIGTERM] * 2, outputs
-        assert all("toy_lm: stopped at step 6, saved; run again to go on" in err for _, err in outputs)
+        assert all("toy_lm: stopped at step 6, saved; run again to resume" in err for _, err in outputs)
         (out, _), _ = together(*flags)
         assert "held out; step 6\n" in out and losses(tmp_path) == losses(uninterrupted("data=2")[0])
 
@@ -279,8 +277,8 @@ class TestBadStart:
         assert "toy_lm: --mesh data=4 needs 4 devices, got 2" in err
 
     def test_a_workdir_that_is_not_shared(self, pair, tmp_path):
-        moves = [f"import os; os.makedirs({str(tmp_path / n)!r}); os.chdir({str(tmp_path / n)!r})" for n in "ab"]
-        codes = [f"{move}\n{LOADED}{RUN}" for move in moves]
+        moves = [f"os.makedirs({str(tmp_path / n)!r}); os.chdir({str(tmp_path / n)!r})" for n in "ab"]
+        codes = [f"{LOADED}{move}{RUN}" for move in moves]
         with pair("--mesh", "data=2", "--workdir", "work", codes=codes) as both:
             errors = [process.communicate(timeout=LIMIT)[1] for process in both]
         assert [process.returncode for process in both] == [1, 2]
@@ -296,7 +294,7 @@ class TestBadStart:
             finally:
                 process.kill()
         assert process.returncode == 1
-        assert err.strip() == f"toy_lm: --coordinator {address}: not all processes were there within 3 s"
+        assert err.strip() == f"toy_lm: --coordinator {address}: not all processes started within 3 s"
 
     def test_no_platform_that_knows(self, start, tmp_path):
         with start("--coordinator", "auto", "--workdir", tmp_path) as process:

@@ -1,10 +1,10 @@
-"""Runs what configs/export.py wrote, with jax and numpy alone: the model's own code is not there.
+"""Decodes greedily with the files that examples/export.py wrote. Neither rope_jax nor flax is needed.
 
-    python configs/run_exported.py runs/export --prompt 72 105
-    python configs/run_exported.py runs/export --prompt 72 105 33 --prompt 7 --max-new-tokens 64
+    python examples/run_exported.py runs/export --prompt 72 105
+    python examples/run_exported.py runs/export --prompt 72 105 33 --prompt 7 --max-new-tokens 64
 
-Prompts are token ids; each row of output is what greedy decoding writes after one of them. -1 is no token: the
-row's logits are NaN, as after a token that the model does not have.
+Prompts are token ids. Each printed row continues one prompt. -1 stands for logits that are NaN: the model does not
+know a token of the row, or the row has outgrown its cache. Install with pip install jax numpy flatbuffers.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from jax import export
 
 
 class Model(NamedTuple):
-    """The two functions, the parameters by name, and what about.json says of the sizes and of the cache."""
+    """The two functions, the parameters by name, and the sizes and cache arrays that about.json lists."""
 
     prefill: Callable
     decode: Callable
@@ -30,56 +30,56 @@ class Model(NamedTuple):
 
 
 def load(folder: Path) -> Model:
+    """Reads the four files of an exported model."""
     about = json.loads((folder / "about.json").read_text())
     arguments = about["functions"]["prefill"]["arguments"]
 
     def function(name):
         exported = export.deserialize(bytearray((folder / about["functions"][name]["file"]).read_bytes()))
-        return jax.jit(exported.call, donate_argnums=1)  # the cache is written in its own place
+        return jax.jit(exported.call, donate_argnums=1)  # donated: the cache is updated in place
 
     with np.load(folder / about["params"]) as stored:
-        # numpy knows bfloat16 as two bytes of no type.
-        params = {
-            name: jnp.asarray(stored[name].view(said.split("[")[0])) for name, said in arguments["params"].items()
-        }
+        # numpy stores bfloat16 as untyped pairs of bytes; the description restores the dtype.
+        described = arguments["params"].items()
+        params = {name: jnp.asarray(stored[name].view(text.split("[")[0])) for name, text in described}
     return Model(function("prefill"), function("decode"), params, about["sizes"], arguments["cache"])
 
 
-def zeros(said: str, sizes: dict) -> jax.Array:
-    """Of a dtype and shape in words, as in float32[2,b,s,2,16]."""
-    dtype, shape = said.rstrip("]").split("[")
+def zeros(description: str, sizes: dict) -> jax.Array:
+    """Zeros of the described dtype and shape, such as float32[2,b,s,2,16]; ``sizes`` maps letters to numbers."""
+    dtype, shape = description.rstrip("]").split("[")
     return jnp.zeros([int(sizes.get(size, size)) for size in shape.split(",")], dtype)
 
 
 def greedy(model: Model, prompts: list[list[int]], max_new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """What is written after each prompt, int32 ``[B, n]``, and the logits that it was chosen by, ``[B, n, V]``."""
+    """Continues each prompt. Returns the tokens, int32 ``[B, n]``, and the logits they maximize, ``[B, n, V]``."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     longest = max(map(len, prompts))
     needed = {"prompts": len(prompts), "tokens a prompt": longest, "tokens in the cache": longest + max_new_tokens}
     sizes = []
-    for made_for, (name, size) in zip(model.sizes, needed.items(), strict=True):
-        sizes.append(made_for if isinstance(made_for, int) else size)
+    for exported_size, (name, size) in zip(model.sizes, needed.items(), strict=True):
+        sizes.append(exported_size if isinstance(exported_size, int) else size)
         if sizes[-1] < size:
-            raise ValueError(f"it was exported for {made_for} {name}, got {size}")
+            raise ValueError(f"the model was exported for at most {exported_size} {name}, got {size}")
     batch, width, _ = sizes
     letters = dict(zip(model.sizes, sizes, strict=True))
 
     tokens, mask = np.zeros((batch, width), np.int32), np.zeros((batch, width), bool)
-    for row, prompt in enumerate(prompts):  # what rows and columns are left is padding
+    for row, prompt in enumerate(prompts):  # all other rows and columns are padding
         tokens[row, : len(prompt)], mask[row, : len(prompt)] = prompt, True
-    cache = {name: zeros(said, letters) for name, said in model.cache.items()}
+    cache = {name: zeros(description, letters) for name, description in model.cache.items()}
 
-    written, chosen_by = [], []
-    after = model.prefill(model.params, cache, tokens, mask)
+    written, all_logits = [], []
+    results = model.prefill(model.params, cache, tokens, mask)
     for i in range(max_new_tokens):
-        logits = np.asarray(after["logits"])
+        logits = np.asarray(results["logits"])
         next_token = np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1)).astype(np.int32)
         written.append(next_token[: len(prompts)])
-        chosen_by.append(logits[: len(prompts)])
+        all_logits.append(logits[: len(prompts)])
         if i + 1 < max_new_tokens:
-            after = model.decode(model.params, after["cache"], next_token)
-    return np.stack(written, axis=1), np.stack(chosen_by, axis=1)
+            results = model.decode(model.params, results["cache"], next_token)
+    return np.stack(written, axis=1), np.stack(all_logits, axis=1)
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
-"""Writes a decoder to a folder that runs without rope_jax: its prefill, its decode step and its parameters.
+"""Exports a decoder's prefill and decode step to a folder that runs without rope_jax.
 
-    python configs/export.py                                        # a small model with random weights
-    python configs/export.py FOLDER --out runs/llama                # one that rope_jax.load_hf reads
-    python configs/export.py FOLDER --sizes "8, 1024, 2048"         # fixed sizes: a TPU's prefill has the kernel
-    python configs/run_exported.py runs/export --prompt 72 105      # with jax and numpy alone
+    python examples/export.py                                        # a small model with random weights
+    python examples/export.py FOLDER --out runs/llama                # a Hugging Face folder
+    python examples/export.py FOLDER --sizes "8, 1024, 2048"         # fixed sizes: prefill uses the TPU kernel
+    python examples/run_exported.py runs/export --prompt 72 105      # without rope_jax and flax
 
-The folder holds prefill.bin and decode.bin (of jax.export: StableHLO, one file for all platforms), params.npz, and
-about.json, which says what goes in and what comes out. A cache is a dictionary of arrays there, zeros before the
-prefill; a row that outgrows it is NaN. jax reads such files for at least six months after the version that wrote
-them. Needs the extra train, and checkpoints for a FOLDER: pip install -e ".[train,checkpoints]".
+The folder holds prefill.bin and decode.bin (jax.export: StableHLO, one file for all platforms), params.npz and
+about.json, which lists the arguments and results of both functions. The cache is a dictionary of arrays, zeros
+before the prefill. If a row outgrows the cache, its logits are NaN. jax reads such files for at least six months
+after the version that wrote them. Install with pip install -e ".[export]".
 """
 
 import dataclasses
@@ -32,23 +32,23 @@ class Config:
     """Exports a decoder's prefill and decode step."""
 
     folder: tyro.conf.Positional[Path | None] = None
-    """config.json and safetensors of Hugging Face's making. Default: a small byte model with random weights."""
+    """A Hugging Face folder with config.json and safetensors. Default: a small byte model with random weights."""
     out: Path = Path("runs/export")
-    """Where the files go."""
+    """The folder to write."""
     sizes: str = "b, t, s"
-    """Batch, padded length of the prompts and capacity of the cache: a letter for one that each call may choose."""
+    """Batch, padded prompt length and cache capacity. A number fixes a size; a letter leaves it to each call."""
     platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the computation. Default: what the weights are stored in."""
-    length: int | None = None
-    """Of the context that the frequencies are for, in models that ask (Phi-3)."""
+    """The dtype of the computation. Default: the dtype of the stored weights."""
+    context_length: int | None = None
+    """The context length of the frequencies, for models whose frequencies depend on it (Phi-3)."""
 
 
 SMALL = dict(vocab_size=256, num_layers=2, width=64, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=176)
 
 
 def fail(message) -> NoReturn:
-    """One line for what the user can mend, exit status 2."""
+    """Ends the program with status 2 and a one-line message for the user."""
     print(f"export: {' '.join(str(message).split())}", file=sys.stderr)
     raise SystemExit(2)
 
@@ -64,19 +64,20 @@ def build(config: Config) -> tuple[rope_jax.Decoder, dict]:
 
 
 class Step(NamedTuple):
-    """A function of arrays and of dictionaries of arrays, and the shapes that it is for."""
+    """A function to export, and the shapes of its arguments."""
 
     call: jax.stages.Wrapped
     arguments: dict
 
 
 def named(tree) -> dict:
-    """The leaves of a tree by their path: what is left of it where its classes are not known."""
+    """The leaves of a tree by their paths: a dictionary needs no class of this library."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def unnamed(like, arrays: dict):
+    """The inverse of `named`: a tree of the structure of `like`."""
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in named(like)])
 
 
@@ -84,17 +85,17 @@ def shape(dtype, *sizes) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
-def steps(model: rope_jax.Decoder, params, sizes, length: int | None = None) -> dict[str, Step]:
-    """Prefill and decode: both give the logits ``[B, V]`` of each row's next token, and the cache from there on."""
+def steps(model: rope_jax.Decoder, params, sizes, context_length: int | None = None) -> dict[str, Step]:
+    """Prefill and decode. Both return the logits ``[B, V]`` of each row's next token, and the new cache."""
     batch, width, capacity = sizes
     empty = jax.eval_shape(lambda: model.init_cache(batch=batch, capacity=capacity))
 
     def forward(params_by_name, cache, tokens, mask, last):
         variables = unnamed(params, params_by_name)
-        how = dict(mask=mask, cache=unnamed(empty, cache), context_length=length)
-        hidden, after = model.apply(variables, tokens, **how, method="hidden")
+        options = dict(mask=mask, cache=unnamed(empty, cache), context_length=context_length)
+        hidden, new_cache = model.apply(variables, tokens, **options, method="hidden")
         hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-        return {"logits": model.apply(variables, hidden, method="unembed"), "cache": named(after)}
+        return {"logits": model.apply(variables, hidden, method="unembed"), "cache": named(new_cache)}
 
     def prefill(params, cache, tokens, mask):
         last = tokens.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
@@ -103,40 +104,42 @@ def steps(model: rope_jax.Decoder, params, sizes, length: int | None = None) -> 
     def decode(params, cache, tokens):
         return forward(params, cache, tokens[:, None], None, jnp.zeros_like(tokens))
 
-    start = {"params": named(jax.eval_shape(lambda: params)), "cache": named(empty)}
+    common = {"params": named(jax.eval_shape(lambda: params)), "cache": named(empty)}
     prompts = {"tokens": shape(jnp.int32, batch, width), "mask": shape(jnp.bool, batch, width)}
     return {
-        "prefill": Step(jax.jit(prefill), start | prompts),
-        "decode": Step(jax.jit(decode), start | {"tokens": shape(jnp.int32, batch)}),
+        "prefill": Step(jax.jit(prefill), common | prompts),
+        "decode": Step(jax.jit(decode), common | {"tokens": shape(jnp.int32, batch)}),
     }
 
 
 def symbolic(sizes: str) -> tuple:
-    """Batch, width and capacity: numbers, and symbols for letters."""
+    """Batch, prompt length and capacity, with a symbol for each letter."""
     names = [name.strip() for name in sizes.split(",")]
     letters = [name for name in names if name.isidentifier()]
     fixed = [name for name in names if name.isdecimal() and int(name)]
     if len(names) != 3 or len(set(letters)) + len(fixed) != 3:
-        raise ValueError(f"--sizes must be three letters or numbers, as in 'b, t, s', got {sizes!r}")
+        raise ValueError(f"--sizes must be three different letters or numbers, such as 'b, t, s', got {sizes!r}")
     return export.symbolic_shape(sizes)
 
 
-def said(tree):
-    """Dtypes and shapes in words, as in float32[2,b,s,2,16]."""
+def described(tree):
+    """Dtypes and shapes as text, such as float32[2,b,s,2,16]."""
     return jax.tree.map(lambda leaf: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]", tree)
 
 
-def write(folder: Path, model: rope_jax.Decoder, params, sizes: str, platforms, length: int | None = None) -> None:
-    """Leaves the four files in the folder."""
-    made_for = symbolic(sizes)
+def write(
+    folder: Path, model: rope_jax.Decoder, params, sizes: str, platforms, context_length: int | None = None
+) -> None:
+    """Writes the four files to the folder."""
+    symbolic_sizes = symbolic(sizes)
     files, functions = {}, {}
-    for name, step in steps(model, params, made_for, length).items():
+    for name, step in steps(model, params, symbolic_sizes, context_length).items():
         exported = export.export(step.call, platforms=platforms)(*step.arguments.values())
         files[f"{name}.bin"] = exported.serialize()
         functions[name] = {
             "file": f"{name}.bin",
-            "arguments": {argument: said(tree) for argument, tree in step.arguments.items()},  # in this order
-            "results": said(jax.tree.unflatten(exported.out_tree, exported.out_avals)),
+            "arguments": {argument: described(tree) for argument, tree in step.arguments.items()},  # in this order
+            "results": described(jax.tree.unflatten(exported.out_tree, exported.out_avals)),
         }
     folder.mkdir(parents=True, exist_ok=True)
     for name, program in files.items():
@@ -145,7 +148,7 @@ def write(folder: Path, model: rope_jax.Decoder, params, sizes: str, platforms, 
     about = {
         "jax": jax.__version__,
         "platforms": platforms,
-        "sizes": [size if isinstance(size, int) else str(size) for size in made_for],
+        "sizes": [size if isinstance(size, int) else str(size) for size in symbolic_sizes],
         "params": "params.npz",
         "functions": functions,
     }
@@ -155,16 +158,16 @@ def write(folder: Path, model: rope_jax.Decoder, params, sizes: str, platforms, 
 def main(config: Config) -> None:
     try:
         model, params = build(config)
-        write(config.out, model, params, config.sizes, config.platforms, config.length)
+        write(config.out, model, params, config.sizes, config.platforms, config.context_length)
     except (ValueError, TypeError, OSError) as error:
         fail(error)
     for path in sorted(config.out.iterdir()):
         print(f"{path.stat().st_size:>12,} bytes  {path}")
     prompt = [72, 105]
-    how = dict(max_new_tokens=16, temperature=0, context_length=config.length)
-    tokens = rope_jax.generate(model, params, np.array([prompt]), **how).tokens[0].tolist()
-    print(f"rope_jax goes on with {' '.join(map(str, tokens))}\nas must do, without it:")
-    print(f"    python configs/run_exported.py {config.out} --prompt {' '.join(map(str, prompt))}")
+    options = dict(max_new_tokens=16, temperature=0, context_length=config.context_length)
+    tokens = rope_jax.generate(model, params, np.array([prompt]), **options).tokens[0].tolist()
+    print(f"rope_jax writes {' '.join(map(str, tokens))}\nThe exported model must write the same tokens:")
+    print(f"    python examples/run_exported.py {config.out} --prompt {' '.join(map(str, prompt))}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""What do position encodings, and the ways to extend RoPE, make of sequences longer than those of the training?
+"""The study: position encodings and extensions of RoPE on sequences longer than the training length.
 
-    python configs/context_extension.py full      # about an hour on two CPU cores
-    python configs/context_extension.py quick     # under ten minutes: one seed, shorter, the same tables and plots
+    python -m benchmarks.context_extension full      # about an hour on two CPU cores
+    python -m benchmarks.context_extension quick     # under ten minutes: one seed, shorter sequences
 
-Trains the toy decoder once with each encoding and seed, on the same bytes in the same order, at one length; reads
-held-out text at up to `factor` times that length; then extends the RoPE model by every published method, without
-and with a short fine-tuning. In every training sequence a passkey is planted, later a question, and the key again.
+Trains the toy decoder once for each encoding and seed, on the same bytes in the same order, at one length. Reads
+held-out text at up to `factor` times the training length. Then extends the RoPE model by every published method,
+without and with a short fine-tuning. Every training sequence holds a passkey, later a question and the passkey
+again.
 
-Each unit of work leaves a file in --workdir: run again, it goes on after the last one that is whole. The tables and
-plots are made from these files at the end, in --results.
+Each unit of work writes a file to --workdir. A second run continues after the last complete file. At the end,
+tables and plots are made from these files and written to --results.
 """
 
 import dataclasses
@@ -25,26 +26,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import toy_lm
 import tqdm
 import tyro
 
 import rope_jax
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from clock import in_turns
-from record import machine
-from study import report
+from benchmarks.clock import in_turns
+from benchmarks.context_extension_report import report
+from benchmarks.record import machine
+from configs import toy_lm
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The study's hyperparameters; those of the model and its training that are not here are toy_lm's."""
+    """The hyperparameters of the study. All others of the model and its training are the defaults of toy_lm."""
 
     workdir: Path = Path("runs/context_extension")
-    """Where each finished unit of work is kept."""
+    """The folder for the files of finished units of work."""
     results: Path | None = None
-    """Where context_extension.json, .md and two .png go, made by benchmarks/study.py. Default: the workdir."""
+    """The folder for context_extension.json, .md and two .png. Default: the workdir."""
     data: Path | None = None
     """As in toy_lm."""
 
@@ -385,7 +384,7 @@ class Study:
         seeds = range(self.config.seeds)
         methods = {m: [self.kept(f"extend-{m}-{seed}") for seed in seeds] for m in METHODS}
         return {
-            "command": " ".join(["python", "configs/context_extension.py", *sys.argv[1:]]),
+            "command": " ".join(["python", "-m", "benchmarks.context_extension", *sys.argv[1:]]),
             **machine(),
             "config": {k: v for k, v in dataclasses.asdict(self.config).items() if k not in FREE} | {"span": SPAN},
             "encodings": {e: [self.kept(f"read-{e}-{seed}") for seed in seeds] for e in ENCODINGS},

@@ -1,6 +1,6 @@
-"""What did configs/context_extension.py find, over its seeds?
+"""Tables and plots of the study in context_extension.py, from results/context_extension.json.
 
-python benchmarks/study.py      # makes the tables and the plots again, from results/context_extension.json
+python -m benchmarks.context_extension_report      # writes them again
 """
 
 import itertools
@@ -12,9 +12,9 @@ from pathlib import Path
 import matplotlib.figure
 import numpy as np
 import scipy.stats
-from clock import ratios
 from matplotlib import ticker
 
+from benchmarks.clock import ratios
 from rope_jax.plot import COLOURS, DASHES
 
 NAMES = {

@@ -1,12 +1,12 @@
-"""Continues a text with a language model from a local folder of Hugging Face's making.
+"""Continues a text with a language model from a local Hugging Face folder.
 
-    python configs/generate_hf.py FOLDER --prompt "The capital of France is"
-    python configs/generate_hf.py FOLDER --prompt "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 1
-    python configs/generate_hf.py FOLDER --dtype float32 --max-new-tokens 200
+    python examples/generate_hf.py FOLDER --prompt "The capital of France is"
+    python examples/generate_hf.py FOLDER --prompt "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 1
+    python examples/generate_hf.py FOLDER --dtype float32 --max-new-tokens 200
 
-FOLDER holds config.json, model.safetensors (or its shards and their index) and tokenizer.json, of a family that
-rope_jax.load_hf knows: Llama, Mistral, Qwen 2 and 3, Phi-3, SmolLM3, Gemma 2 and 3. Nothing is downloaded.
-Needs the extras train and checkpoints: pip install -e ".[train,checkpoints]".
+FOLDER must hold config.json, tokenizer.json and model.safetensors (or shards and their index). rope_jax.load_hf
+reads these families: Llama, Mistral, Qwen 2 and 3, Phi-3, SmolLM3, Gemma 2 and 3. Nothing is downloaded.
+Install with pip install -e ".[train,checkpoints]".
 """
 
 import dataclasses
@@ -30,28 +30,29 @@ class Config:
     """Continues a text with the language model in a folder."""
 
     folder: tyro.conf.Positional[Path]
-    """config.json, safetensors and tokenizer.json."""
+    """A Hugging Face folder with config.json, safetensors and tokenizer.json."""
     prompt: str = "Once upon a time"
     max_new_tokens: int = 64
     temperature: float = 0.0
-    """0 is greedy."""
+    """0 decodes greedily."""
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the computation. Default: what the weights are stored in."""
-    length: int | None = None
-    """Of the context that the frequencies are for, in models that ask (Phi-3). Default: prompt and answer."""
+    """The dtype of the computation. Default: the dtype of the stored weights."""
+    context_length: int | None = None
+    """The context length of the frequencies, for models whose frequencies depend on it (Phi-3). Default: the tokens
+    of prompt and answer together."""
 
 
 def fail(message) -> NoReturn:
-    """One line for what the user can mend, exit status 2."""
+    """Ends the program with status 2 and a one-line message for the user."""
     print(f"generate_hf: {' '.join(str(message).split())}", file=sys.stderr)
     raise SystemExit(2)
 
 
 def stop_tokens(folder: Path, config: dict) -> set[int]:
-    """The tokens that end a text: of generation_config.json, else of config.json."""
+    """The tokens that end a text, from generation_config.json, or else from config.json."""
     path = folder / "generation_config.json"
     for source in (json.loads(path.read_text()) if path.is_file() else {}, config):
         stop = source.get("eos_token_id")
@@ -62,25 +63,26 @@ def stop_tokens(folder: Path, config: dict) -> set[int]:
 
 def main(config: Config) -> None:
     if config.temperature == 0 and (config.top_k is not None or config.top_p is not None):
-        fail("--top-k and --top-p are for a --temperature above 0, got 0")
+        fail("--top-k and --top-p need a --temperature above 0, got 0")
     if not (config.folder / "tokenizer.json").is_file():
-        fail(f"FOLDER must hold tokenizer.json, got {config.folder} without it")
+        fail(f"FOLDER must hold tokenizer.json, got {config.folder} without one")
     try:
         model, params, described = rope_jax.load_hf(config.folder, dtype=config.dtype)
         tokenizer = tokenizers.Tokenizer.from_file(str(config.folder / "tokenizer.json"))
         stop = stop_tokens(config.folder, described)
-    except Exception as error:  # tokenizers raises nothing narrower
+    except Exception as error:  # tokenizers raises plain Exception
         fail(error)
     prompt = np.array([tokenizer.encode(config.prompt).ids], np.int32)
 
     ropes = model.rope if isinstance(model.rope, tuple) else (model.rope,)
-    length = config.length
-    if length is None and any(rope is not None and hasattr(rope.schedule, "context_length") for rope in ropes):
-        length = prompt.shape[1] + config.max_new_tokens
+    needs_length = any(rope is not None and hasattr(rope.schedule, "context_length") for rope in ropes)
+    context_length = config.context_length
+    if context_length is None and needs_length:
+        context_length = prompt.shape[1] + config.max_new_tokens
 
-    times: list[float] = []  # when each token was there
+    times: list[float] = []  # seconds at which each token arrived
 
-    def written(row: int, token: int) -> None:
+    def on_token(row: int, token: int) -> None:
         times.append(time.perf_counter())
         bar.update()
 
@@ -96,9 +98,9 @@ def main(config: Config) -> None:
                 temperature=config.temperature,
                 top_k=config.top_k,
                 top_p=config.top_p,
-                stop_token={token for token in stop if token < model.vocab_size},  # those that it can write
-                on_token=written,
-                context_length=length,
+                stop_token={token for token in stop if token < model.vocab_size},  # others are never written
+                on_token=on_token,
+                context_length=context_length,
             )
     except ValueError as error:
         fail(error)
@@ -106,7 +108,7 @@ def main(config: Config) -> None:
     end = next((i for i, token in enumerate(tokens) if token in stop), len(tokens))
     print(tokenizer.decode(prompt[0].tolist() + tokens[:end]))
 
-    # Both programs are compiled, and the prompt is read, before the first token is there.
+    # The first token waits for both compilations and for the prompt.
     first, rest = times[0] - start, times[-1] - times[0]
     speed = f", the others at {(len(times) - 1) / rest:,.1f} tokens/s" if len(times) > 1 else ""
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
