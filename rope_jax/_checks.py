@@ -1,9 +1,10 @@
-"""Does an argument have the axes and the dtype that its docstring promises?
+"""Checks arguments: axes, dtype, range, callability.
 
-Every public function asks here, so that each refusal reads alike: the argument, what was expected, what came.
+All messages have the same form: the argument, the expected value, the actual value.
 """
 
 import inspect
+import math
 import operator
 
 import chex
@@ -12,19 +13,36 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def check_axes(argument: str, array, axes: str, **sizes) -> None:
-    """Raises ValueError unless ``array.shape`` reads as ``axes``, for example ``"... T N H"`` with ``T=7``.
+def is_concrete(values) -> bool:
+    """True if no array in the pytree ``values`` is traced."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
-    A letter without a size matches any length; a leading ``...`` matches any number of axes.
+
+def known_any(condition) -> bool:
+    """True if the condition is concrete and true anywhere."""
+    return is_concrete(condition) and bool(np.asarray(condition).any())
+
+
+def as_int32(values) -> jax.Array:
+    """Saturating cast of integers to int32."""
+    source, target = jnp.iinfo(values.dtype), jnp.iinfo(jnp.int32)
+    low, high = max(source.min, target.min), min(source.max, target.max)
+    return jnp.clip(values, jnp.asarray(low, values.dtype), jnp.asarray(high, values.dtype)).astype(jnp.int32)
+
+
+def check_axes(argument: str, array, axes: str, **sizes) -> None:
+    """Raises ValueError unless ``array.shape`` matches ``axes``, for example ``"... T N H"`` with ``T=7``.
+
+    A letter without a size matches any length. A leading ``...`` matches any number of axes.
     """
     letters = axes.split()
     expected = tuple(... if letter == "..." else sizes.get(letter) for letter in letters)
     known = ", ".join(f"{letter}={sizes[letter]}" for letter in letters if letter in sizes)
     try:
         chex.assert_shape(array, expected)
-    except AssertionError:  # said again in our words: chex knows neither the argument nor the letters
-        given = f"{' with ' + known if known else ''}, got {tuple(np.shape(array))}"
-        raise ValueError(f"{argument} must have shape [{', '.join(letters)}]{given}") from None
+    except AssertionError:  # chex's own message names neither the argument nor the axes
+        sizes_and_shape = f"{' with ' + known if known else ''}, got {tuple(np.shape(array))}"
+        raise ValueError(f"{argument} must have shape [{', '.join(letters)}]{sizes_and_shape}") from None
 
 
 def check_dtype(argument: str, array, kind, expected: str) -> None:
@@ -34,7 +52,12 @@ def check_dtype(argument: str, array, kind, expected: str) -> None:
 
 
 def check_integer(argument: str, value, least: int | None = None) -> int:
-    """``value`` as an int, if it is an integer, numpy's and jax's included, and not below ``least``."""
+    """``value`` as an int. Accepts integers of Python, numpy and jax.
+
+    Raises:
+      TypeError: if ``value`` is not an integer.
+      ValueError: if ``value`` is below ``least``.
+    """
     try:
         number = operator.index(value)
     except TypeError:
@@ -46,20 +69,31 @@ def check_integer(argument: str, value, least: int | None = None) -> int:
     return number
 
 
-def known_any(condition) -> bool:
-    """Whether a condition is known to hold somewhere: what is traced is not known."""
-    return not isinstance(condition, jax.core.Tracer) and bool(np.asarray(condition).any())
+def check_real(argument: str, value):
+    """``value`` as a float if it is concrete; a traced number or None is returned unchanged.
 
-
-def as_int32(values) -> jax.Array:
-    """Integers as int32; one that does not fit becomes the nearest that does, and wraps around to no other."""
-    own, narrow = jnp.iinfo(values.dtype), jnp.iinfo(jnp.int32)
-    low, high = (jnp.asarray(end, values.dtype) for end in (max(own.min, narrow.min), min(own.max, narrow.max)))
-    return jnp.clip(values, low, high).astype(jnp.int32)
+    Raises:
+      TypeError: if ``value`` is not a real number.
+      ValueError: if ``value`` is not finite.
+    """
+    if value is None or isinstance(value, jax.core.Tracer):
+        return value
+    array = np.asarray(value)
+    if array.ndim or not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+        raise TypeError(f"{argument} must be a real number, got {value!r}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{argument} must be finite, got {value}")
+    return number
 
 
 def check_mask(argument: str, mask, axes: str, **sizes) -> jax.Array:
-    """``mask`` as a bool array: nonzero at real tokens. An additive float mask means the opposite: TypeError."""
+    """``mask`` as a bool array, True at nonzero entries: the real tokens.
+
+    Raises:
+      TypeError: if ``mask`` is floating. An additive float mask has zeros at real tokens.
+      ValueError: if the shape does not match ``axes``.
+    """
     mask = device_array(argument, mask)
     check_axes(argument, mask, axes, **sizes)
     if mask.dtype != jnp.bool:
@@ -68,7 +102,12 @@ def check_mask(argument: str, mask, axes: str, **sizes) -> jax.Array:
 
 
 def device_array(argument: str, values) -> jax.Array:
-    """``values`` as an array on the device; an integer that would wrap around there is refused."""
+    """``values`` as an array on the device.
+
+    Raises:
+      TypeError: if ``values`` does not hold numbers.
+      ValueError: if ``values`` has no array shape, or an integer would overflow the device's dtype.
+    """
     if not isinstance(values, jax.Array):
         try:
             host = np.asarray(values)
@@ -81,15 +120,15 @@ def device_array(argument: str, values) -> jax.Array:
             low, high = np.iinfo(narrow).min, np.iinfo(narrow).max
             if host.min() < low or host.max() > high:
                 raise ValueError(
-                    f"{argument} must fit in {narrow}, got values from {host.min()} to {host.max()}; "
-                    "with jax_enable_x64 they may be 64-bit"
+                    f"{argument} must fit in {narrow}, got values from {host.min()} to {host.max()}: "
+                    "enable jax_enable_x64 for 64-bit integers"
                 )
         values = jnp.asarray(host, narrow)
     return values
 
 
 def check_callable(field: str, encoding, *arguments: str) -> None:
-    """Raises unless an encoding is None or can be called with the arguments of its kind."""
+    """Raises TypeError unless ``encoding`` is None or a callable of these arguments."""
     if encoding is None:
         return
     expected = f"{field} must be a callable of ({', '.join(arguments)})"
@@ -100,7 +139,7 @@ def check_callable(field: str, encoding, *arguments: str) -> None:
     try:
         inspect.signature(encoding).bind(*arguments)
     except TypeError:
-        taken = ", ".join(inspect.signature(encoding).parameters)
-        raise TypeError(f"{expected}, got {type(encoding).__name__}, which takes ({taken})") from None
-    except ValueError:  # a callable that shows no signature
+        parameters = ", ".join(inspect.signature(encoding).parameters)
+        raise TypeError(f"{expected}, got {type(encoding).__name__}, which takes ({parameters})") from None
+    except ValueError:  # some callables written in C have no signature to check
         pass

@@ -1,4 +1,4 @@
-"""Which keys does each query read, and what does it get from them?"""
+"""Masked, grouped-query dot-product attention."""
 
 import functools
 import math
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, device_array
+from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, check_real, device_array
 from rope_jax.attention.mask import attention_mask
 
 AttentionBackend = Literal["xla", "cudnn"]
@@ -31,35 +31,34 @@ def attend(
 ) -> jax.Array:
     """``softmax(scale q.k + bias) v`` (Vaswani et al. 2017, section 3.2.1), with grouped heads, masks and caps.
 
-    It is :func:`jax.nn.dot_product_attention`, except with a soft cap or dropout, which that has not, or for
-    bfloat16 under strict promotion and float16, which that breaks. Then the weights are formed here, in float32:
-    see :func:`attention_weights`.
+    Calls :func:`jax.nn.dot_product_attention` if possible. Computes the weights itself, in float32
+    (:func:`attention_weights`), for a soft cap or dropout, for float16, and for bfloat16 under strict promotion.
 
-    The backward pass keeps q, k, v and what is laid over the scores, but no table of N times T times S: it forms
-    the weights again (Chen et al. 2016, section 4; Dao et al. 2022, section 3.1).
+    The backward pass stores q, k, v, bias and mask, but no scores of size N T S: it recomputes the weights (Chen et
+    al. 2016, section 4; Dao et al. 2022, section 3.1).
 
     Args:
       q: ``[B, T, N, H]``.
       k: ``[B, S, K, H]``; N is a multiple of K, and query head n reads key head ``n // (N/K)``.
       v: ``[B, S, K, H]``.
       bias: floating ``[B or 1, N or 1, T or 1, S]``, added to the scaled (and capped) scores: see :class:`T5Bias`.
-        cuDNN adds it in q's dtype. A row that is -inf everywhere gives NaN.
-      mask: bool ``[B or 1, N or 1, T, S]``, True where a query may read a key.
-      causal: query t reads keys ``s <= t``. Beside the mask, not in its place.
-      window: query t reads keys with ``|t - s| < window``, an integer that may be traced.
-      scale: multiplies q.k; ``1/sqrt(H)`` where it is None.
-      logit_cap: soft bound of the scaled scores.
-      dropout_rate: share of the attention weights that is dropped, in [0, 1).
-      dropout_rng: a key; needed where the rate is over 0.
-      implementation: passed to ``jax.nn.dot_product_attention``: None lets JAX choose.
+        cuDNN adds it in q's dtype. A row of -inf gives NaN.
+      mask: bool ``[B or 1, N or 1, T, S]``, True if a query may read a key.
+      causal: query t reads keys ``s <= t``, in addition to the mask.
+      window: query t reads keys with ``|t - s| < window``; an integer, which may be traced.
+      scale: multiplies q.k; None is ``1/sqrt(H)``.
+      logit_cap: soft bound of the scaled scores; see :func:`attention_weights`.
+      dropout_rate: share of the attention weights set to 0, in [0, 1).
+      dropout_rng: a key; required if ``dropout_rate`` is above 0.
+      implementation: passed to :func:`jax.nn.dot_product_attention`; None lets JAX choose.
 
     Returns:
       ``[B, T, N, H]`` in q's dtype.
 
     Raises:
       TypeError: if q, k, v or bias is not floating, the mask not bool, or the window not an integer.
-      ValueError: if shapes do not go together, an option is out of its range, or an implementation is asked for
-        that has no cap or dropout.
+      ValueError: if shapes do not match, an option is out of range, or the requested implementation supports no cap
+        or dropout.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -74,7 +73,7 @@ def attend(
     check_axes("v", v, "B S K H", B=batch, S=k.shape[1], K=kv_heads, H=head_dim)
     check_dtype("v", v, jnp.floating, "floating")
     window = window_size(window)
-    scale = real_number("scale", scale)
+    scale = check_real("scale", scale)
     check_options(logit_cap, dropout_rate)
     if implementation not in (None, *get_args(AttentionBackend)):
         raise ValueError(
@@ -82,28 +81,28 @@ def attend(
         )
 
     if isinstance(window, int) and isinstance(length, int) and isinstance(k.shape[1], int):
-        # A window that reaches everything is none: jax.nn's own overflows near 2^31.
+        # jax.nn's window overflows near 2^31, so a window over all keys is dropped.
         window = None if window >= max(length, k.shape[1]) else window
-    # It widens narrow scores by promotion, in its backward pass too: strict promotion takes the path below.
+    # jax.nn casts narrow scores to float32 by implicit promotion, which strict promotion forbids.
     promotion = jax.config.jax_numpy_dtype_promotion  # type: ignore[attr-defined]
-    broken = promotion == "strict" and q.dtype != jnp.float32
-    broken |= q.dtype == jnp.float16  # its product into float32 is not there on every CPU
-    if logit_cap is None and dropout_rate == 0.0 and (implementation == "cudnn" or not broken):
-        # Its window takes no symbolic length, and must be a number itself.
+    unsupported = promotion == "strict" and q.dtype != jnp.float32
+    unsupported |= q.dtype == jnp.float16  # not every CPU multiplies float16 into float32
+    if logit_cap is None and dropout_rate == 0.0 and (implementation == "cudnn" or not unsupported):
+        # jax.nn takes neither a traced window, nor a window with symbolic lengths.
         if window is not None and (isinstance(window, jax.Array) or not isinstance(length, int)):
-            near, window = _by_index(length, k.shape[1], causal=False, window=window), None
-            mask = near if mask is None else near & mask
-        if bias is not None:  # it is added to scores of this dtype
+            in_window, window = _visible_by_index(length, k.shape[1], causal=False, window=window), None
+            mask = in_window if mask is None else in_window & mask
+        if bias is not None:  # jax.nn adds the bias to scores of this dtype
             bias = bias.astype(q.dtype if implementation == "cudnn" else jnp.promote_types(q.dtype, jnp.float32))
         attention = functools.partial(
             jax.nn.dot_product_attention,
             scale=scale,
             is_causal=causal,
-            # How many keys before and after the query; cuDNN takes none after it in a causal window.
+            # Keys before and after the query. cuDNN requires 0 keys after the query if causal.
             local_window_size=None if window is None else (window - 1, 0 if causal else window - 1),
             implementation=implementation,
         )
-        if implementation == "cudnn":  # it keeps no table either, and its forward pass is dear to run again
+        if implementation == "cudnn":  # stores no scores either, so recomputation would only cost time
             return attention(q, k, v, bias=bias, mask=mask)
         return jax.checkpoint(lambda q, k, v, bias, mask: attention(q, k, v, bias=bias, mask=mask))(
             q, k, v, bias, mask
@@ -114,7 +113,7 @@ def attend(
         raise ValueError(f"dropout_rng must be given with dropout_rate {dropout_rate}, got None")
 
     @jax.checkpoint
-    def attended(q, k, v, bias, mask, dropout_rng):
+    def weighted_sum(q, k, v, bias, mask, dropout_rng):
         weights = attention_weights(
             q, k, bias=bias, mask=mask, causal=causal, window=window, scale=scale, logit_cap=logit_cap
         )
@@ -124,7 +123,7 @@ def attend(
         weights = weights.astype(v.dtype).reshape(batch, kv_heads, heads // kv_heads, length, k.shape[1])
         return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape).astype(q.dtype)
 
-    return attended(q, k, v, bias, mask, dropout_rng)
+    return weighted_sum(q, k, v, bias, mask, dropout_rng)
 
 
 def attention_weights(
@@ -138,27 +137,27 @@ def attention_weights(
     scale: float | None = None,
     logit_cap: float | None = None,
 ) -> jax.Array:
-    """How much each query reads of each key: ``softmax(scale q.k + bias)``, to be looked at.
+    """The attention weights ``softmax(scale q.k + bias)``, for inspection.
 
-    With a soft cap c the scores are ``c tanh(scale q.k / c)`` (Gemma 2, section 2). :func:`attend` gives the
-    weighted sum of the values without forming this table, where it can.
+    With a soft cap c the scores are ``c tanh(scale q.k / c)`` (Gemma 2, section 2). :func:`attend` returns the
+    weighted sum of the values, and computes no weights of this size if it can.
 
     Args:
       q: ``[B, T, N, H]``, rotated.
       k: ``[B, S, K, H]``, rotated.
-      bias: see :func:`attend`, as are the others.
-      mask: bool ``[B or 1, N or 1, T, S]``.
-      causal: query t reads keys ``s <= t``.
-      window: query t reads keys with ``|t - s| < window``.
-      scale: multiplies q.k; ``1/sqrt(H)`` where it is None.
+      bias: floating ``[B or 1, N or 1, T or 1, S]``, added to the scaled (and capped) scores.
+      mask: bool ``[B or 1, N or 1, T, S]``, True if a query may read a key.
+      causal: query t reads keys ``s <= t``, in addition to the mask.
+      window: query t reads keys with ``|t - s| < window``; an integer, which may be traced.
+      scale: multiplies q.k; None is ``1/sqrt(H)``.
       logit_cap: soft bound of the scaled scores.
 
     Returns:
-      float32 ``[B, N, T, S]``; each row sums to 1. A query that may read nothing reads all keys alike.
+      float32 ``[B, N, T, S]``; each row sums to 1. A fully masked query attends to all keys uniformly.
 
     Raises:
       TypeError: if q, k or bias is not floating, the mask not bool, or the window not an integer.
-      ValueError: if shapes do not go together, or an option is out of its range.
+      ValueError: if shapes do not match, or an option is out of range.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -169,7 +168,7 @@ def attention_weights(
     q, k, bias, mask = checked_scores(q, k, bias, mask)
     window = window_size(window)
     check_options(logit_cap, 0.0)
-    scale = real_number("scale", scale)
+    scale = check_real("scale", scale)
     batch, length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
     grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
@@ -181,15 +180,20 @@ def attention_weights(
     logits = logits.reshape(batch, heads, length, k.shape[1])
     if bias is not None:
         logits += bias.astype(jnp.float32)
-    seen = _by_index(length, k.shape[1], causal=causal, window=window)
-    seen = seen if mask is None else seen & mask
-    # Finite, so that a row that sees nothing is a mean and not NaN, as in jax.nn.dot_product_attention.
-    logits = jnp.where(seen, logits, 0.7 * jnp.finfo(jnp.float32).min)
+    allowed = _visible_by_index(length, k.shape[1], causal=causal, window=window)
+    allowed = allowed if mask is None else allowed & mask
+    # A finite number, so that a fully masked row gives a mean instead of NaN, as in jax.nn.dot_product_attention.
+    logits = jnp.where(allowed, logits, 0.7 * jnp.finfo(jnp.float32).min)
     return jax.nn.softmax(logits, axis=-1)
 
 
 def checked_scores(q, k, bias, mask):
-    """Queries, keys and what is laid over their scores, as arrays that go together."""
+    """Checks queries, keys, bias and mask, and returns them as arrays.
+
+    Raises:
+      TypeError: if a dtype is wrong.
+      ValueError: if shapes do not match.
+    """
     q, k = device_array("q", q), device_array("k", k)
     check_axes("q", q, "B T N H")
     batch, length, heads, head_dim = q.shape
@@ -213,11 +217,11 @@ def checked_scores(q, k, bias, mask):
 
 
 def window_size(window) -> int | jax.Array | None:
-    """A window as an int where it is known, else as int32 ``[]``.
+    """A window as an int if it is concrete, as int32 ``[]`` if it is traced.
 
     Raises:
-      TypeError: if it is not an integer.
-      ValueError: if it has axes, or is known and below 1 or 2^31 or more.
+      TypeError: if ``window`` is not an integer.
+      ValueError: if ``window`` has axes, or is concrete and not in ``[1, 2^31)``.
     """
     if window is None:
         return None
@@ -225,7 +229,7 @@ def window_size(window) -> int | jax.Array | None:
         raise ValueError(f"window must have shape [], got {np.shape(window)}")
     if isinstance(window, jax.core.Tracer):
         check_dtype("window", window, jnp.integer, "an integer")
-        return as_int32(window)  # one that it cannot hold reaches everything
+        return as_int32(window)  # saturates: a window of 2^31 or more covers all keys anyway
     window = check_integer("window", window)
     if window < 1:
         raise ValueError(f"window must be at least 1 token, got {window}")
@@ -235,29 +239,16 @@ def window_size(window) -> int | jax.Array | None:
 
 
 def check_options(logit_cap: float | None, dropout_rate: float) -> None:
-    """Raises ValueError for one that is out of its range."""
-    cap = real_number("logit_cap", logit_cap)
+    """Raises TypeError or ValueError if an option of :func:`attend` is no real number or out of range."""
+    cap = check_real("logit_cap", logit_cap)
     if isinstance(cap, float) and not cap > 0:
         raise ValueError(f"logit_cap must be positive and finite, got {logit_cap}")
-    rate = real_number("dropout_rate", dropout_rate)
+    rate = check_real("dropout_rate", dropout_rate)
     if isinstance(rate, float) and not 0 <= rate < 1:
         raise ValueError(f"dropout_rate must be in [0, 1), got {dropout_rate}")
 
 
-def real_number(argument: str, value):
-    """A number as a float where it is known; a traced one, or None, as it is."""
-    if value is None or isinstance(value, jax.core.Tracer):
-        return value
-    array = np.asarray(value)
-    if array.ndim or not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
-        raise TypeError(f"{argument} must be a real number, got {value!r}")
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{argument} must be finite, got {value}")
-    return number
-
-
-def _by_index(length, kv_length, *, causal: bool, window: int | jax.Array | None) -> jax.Array:
-    """What queries and keys in order of their index may read: bool ``[1, 1, T, S]``."""
+def _visible_by_index(length, kv_length, *, causal: bool, window: int | jax.Array | None) -> jax.Array:
+    """The attention mask of queries and keys with sequence indices 0, 1, 2, ...: bool ``[1, 1, T, S]``."""
     queries, keys = (jnp.arange(size, dtype=jnp.int32)[None] for size in (length, kv_length))
     return attention_mask(queries, keys, causal=causal, window=window)

@@ -1,7 +1,7 @@
-"""How does attention read a sequence that lies in parts on many devices?
+"""Attention over a sequence sharded across devices.
 
-Context parallelism: each device holds some tokens of every row, and reads all keys as they come by on a ring. What
-is past or future is told by each token's place in line, its sequence_index, which travels with the keys.
+Context parallelism: each device holds part of the tokens of every row. Keys and values travel around a ring of
+devices, together with the sequence index of each token, which decides causality and windows.
 """
 
 import functools
@@ -13,51 +13,53 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, device_array
-from rope_jax.attention.attend import check_options, checked_scores, real_number, window_size
+from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, check_real, device_array
+from rope_jax.attention.attend import check_options, checked_scores, window_size
 from rope_jax.attention.mask import attention_mask
 
-# ------------------------------------------------------------------------------------------ the sequence_index of tokens
+# ------------------------------------------------------------------------------------------ order of the tokens
 
 
-def zigzag_sequence_index(length: int, devices: int) -> np.ndarray:
-    """Which token stands in each slot, so that causal attention is the same work for every device.
+def zigzag_sequence_index(num_tokens: int, num_devices: int) -> np.ndarray:
+    """The sequence index of the token in each slot, so that causal attention is equal work for every device.
 
-    The row is cut into ``2n`` chunks for n devices, and device i holds chunks ``i`` and ``2n-1-i``: an early one,
-    whose tokens read little, and a late one (Grattafiori et al. 2024, Llama 3, section 3.3.2). Put tokens, labels
-    and everything else that has T in this sequence_index, divide T among the devices, and give the sequence_index itself as
-    ``positions`` and as ``sequence_index``: rotation and attention need nothing else.
+    The row is cut into ``2n`` chunks for n devices. Device i holds chunks ``i`` and ``2n-1-i``: an early chunk,
+    whose queries read few keys, and a late chunk, whose queries read many (Grattafiori et al. 2024, Llama 3,
+    section 3.3.2). Index the T axis of tokens, labels and any other input with the result, and shard it over the
+    devices. Pass the result itself as ``positions`` and ``sequence_index``; rotation and attention need nothing
+    else.
 
     Args:
-      length: T, a multiple of ``2n``.
-      devices: n, how many share a row.
+      num_tokens: T, a multiple of ``2n``.
+      num_devices: n, the devices that share a row.
 
     Returns:
       int32 ``[T]``, on the host; :func:`zigzag_inverse` is its inverse.
 
     Raises:
       TypeError: if an argument is not an integer.
-      ValueError: if one is below 1, or the length is not a multiple of ``2n``.
+      ValueError: if an argument is below 1, or ``num_tokens`` is not a multiple of ``2n``.
 
     Example:
       >>> import rope_jax
       >>> rope_jax.attention.zigzag_sequence_index(8, 2).tolist()  # device 0 | device 1
       [0, 1, 6, 7, 2, 3, 4, 5]
     """
-    length, devices = check_integer("length", length, 1), check_integer("devices", devices, 1)
-    if length % (2 * devices):
-        raise ValueError(f"length must be a multiple of 2 * devices = {2 * devices}, got {length}")
-    chunks = np.arange(length, dtype=np.int32).reshape(2 * devices, -1)
-    early, late = chunks[:devices], chunks[devices:]
+    num_tokens = check_integer("num_tokens", num_tokens, 1)
+    num_devices = check_integer("num_devices", num_devices, 1)
+    if num_tokens % (2 * num_devices):
+        raise ValueError(f"num_tokens must be a multiple of 2 * num_devices = {2 * num_devices}, got {num_tokens}")
+    chunks = np.arange(num_tokens, dtype=np.int32).reshape(2 * num_devices, -1)
+    early, late = chunks[:num_devices], chunks[num_devices:]
     return np.stack([early, late[::-1]], axis=1).ravel()
 
 
-def zigzag_inverse(length: int, devices: int) -> np.ndarray:
-    """In which slot of :func:`zigzag_sequence_index` each token stands: what takes an answer back to the sequence_index of the text.
+def zigzag_inverse(num_tokens: int, num_devices: int) -> np.ndarray:
+    """The slot of each token in :func:`zigzag_sequence_index`: restores the order of the text in an output.
 
     Args:
-      length: T, a multiple of ``2n``.
-      devices: n.
+      num_tokens: T, a multiple of ``2n``.
+      num_devices: n, the devices that share a row.
 
     Returns:
       int32 ``[T]``, on the host.
@@ -72,7 +74,7 @@ def zigzag_inverse(length: int, devices: int) -> np.ndarray:
       >>> "".join(text[rope_jax.attention.zigzag_sequence_index(8, 2)][rope_jax.attention.zigzag_inverse(8, 2)])
       'ringring'
     """
-    return np.argsort(zigzag_sequence_index(length, devices)).astype(np.int32)
+    return np.argsort(zigzag_sequence_index(num_tokens, num_devices)).astype(np.int32)
 
 
 # ------------------------------------------------------------------------------------------------ the attention
@@ -91,43 +93,44 @@ def ring_attention(
     logit_cap: float | None = None,
     block_size: int = 512,
 ) -> jax.Array:
-    """:func:`attend` over the tokens of all devices along a mesh axis, none of which ever holds all of them.
+    """:func:`attend` over tokens that are sharded along a mesh axis; no device ever holds all of them.
 
-    Each device keeps its queries, and passes keys, values and their sequence_index on to the next one until it has seen all
-    (Liu et al. 2023, "Ring Attention with Blockwise Transformers", section 3). A block of scores is folded into a
-    running maximum, sum and output in float32 (Milakov and Gimelshein 2018, section 3; Rabe and Staats 2021,
-    section 2) and forgotten. The backward pass forms it again from the log of the sum, and lets the gradients of
-    keys and values travel with them, in float32, until they are home. So memory per device is that of its share of
-    q, k, v and their gradients, and of one block of scores, ``[B, N, block, block]``. Blocks in which no query may
-    read any key are skipped: with :func:`zigzag_sequence_index`, as many on every device.
+    Each device keeps its queries, and sends keys, values and their sequence index around the ring (Liu et al. 2023,
+    "Ring Attention with Blockwise Transformers", section 3). Each block of scores updates a running maximum, sum
+    and output in float32 (Milakov and Gimelshein 2018, section 3; Rabe and Staats 2021, section 2) and is
+    discarded. The backward pass recomputes it from the log of the sum. The gradients of keys and values travel with
+    them, in float32, back to their device. Memory per device is its share of q, k, v and their gradients, and a
+    single block of scores ``[B, N, block, block]``. Blocks that are masked for all queries are skipped: equally
+    many on every device with :func:`zigzag_sequence_index`.
 
-    Inside :func:`jax.shard_map` over the axis, the arrays are the device's own share. Outside, they are whole, and
-    it is mapped over that one axis of the mesh in use (:func:`jax.set_mesh`); how batch and heads lie along other
-    axes is left as it is. Of n devices, each sends k, v and sequence_index n - 1 times, and as often again in the backward
-    pass, there beside dk and dv in float32, n + 1 times; what is sent does not depend on the work beside it.
+    Inside :func:`jax.shard_map` over the axis, the arrays are the device's own shard. Outside, they are global, and
+    are mapped over this axis of the mesh in use (:func:`jax.set_mesh`); sharding of batch and heads along other
+    axes is unchanged. Each of n devices sends k, v and sequence_index n - 1 times in the forward pass, and again in
+    the backward pass, which also sends float32 dk and dv n + 1 times. No transfer depends on the computation beside
+    it, so that the two can overlap.
 
     Args:
       q: ``[B, T, N, H]``, rotated.
       k: ``[B, T, K, H]``, rotated; N is a multiple of K.
       v: ``[B, T, K, H]``.
-      sequence_index: integers ``[B or 1, T]``, each token's place in line: what ``causal`` and ``window`` go by, contiguous,
-        zigzag or any other. ``[1, T]`` where all rows are alike: else devices among which a mesh divides the batch
-        must agree on every block.
+      sequence_index: integers ``[B or 1, T]``, for ``causal`` and ``window``: contiguous, zigzag or in any other
+        order. Pass ``[1, T]`` if all rows have the same order. With ``[B, T]``, devices among which a mesh divides
+        the batch must agree on which blocks to skip.
       axis_name: the mesh axis along which T is divided.
-      causal: a query reads keys of its own place in line or an earlier one.
-      window: a query reads keys less than this many places away; an integer that may be traced.
-      scale: multiplies q.k; ``1/sqrt(H)`` where it is None.
+      causal: a query reads keys with its own sequence index or a lower index.
+      window: a query reads keys whose sequence index differs from its own by less; an integer, which may be traced.
+      scale: multiplies q.k; None is ``1/sqrt(H)``.
       logit_cap: soft bound of the scaled scores; see :func:`attention_weights`.
-      block_size: at most how many tokens' scores are formed at a time. Taken is the largest divisor of half a
-        device's tokens (of all, if they are odd) that is not above it.
+      block_size: the most tokens in a block of scores. The block is the largest divisor, up to ``block_size``, of
+        half a device's tokens (of all its tokens if they are odd).
 
     Returns:
-      ``[B, T, N, H]`` in q's dtype. Reverse mode only: forward mode is an error.
+      ``[B, T, N, H]`` in q's dtype. Supports reverse-mode differentiation; forward mode is an error.
 
     Raises:
-      TypeError: if q, k or v is not floating, sequence_index, window or block_size not an integer.
-      ValueError: if shapes do not go together, an option is out of its range, no mesh in use has the axis, or its
-        devices do not divide T.
+      TypeError: if q, k or v is not floating, or sequence_index, window or block_size is not an integer.
+      ValueError: if shapes do not match, an option is out of range, the mesh in use has no such axis, or the
+        devices along it do not divide T.
 
     Example:
       >>> import jax, jax.numpy as jnp, rope_jax
@@ -146,9 +149,9 @@ def ring_attention(
     check_dtype("v", v, jnp.floating, "floating")
     sequence_index = checked_sequence_index(sequence_index, batch, length)
     check_options(logit_cap, 0.0)
-    window, scale = window_size(window), real_number("scale", scale)
+    window, scale = window_size(window), check_real("scale", scale)
     if isinstance(scale, jax.core.Tracer):
-        raise TypeError("scale must be known when a ring is traced, got a traced number")
+        raise TypeError("scale must be a concrete number in ring_attention, got a traced number")
     block_size = check_integer("block_size", block_size, 1)
     if not length:
         raise ValueError(f"q must have at least one token, got shape {q.shape}")
@@ -161,7 +164,8 @@ def ring_attention(
     if axis_name not in mesh.manual_axes:
         if length % mesh.shape[axis_name]:
             raise ValueError(
-                f"q must have a T that the {mesh.shape[axis_name]} devices along {axis_name!r} divide, got {length}"
+                f"q must have T divisible by the {mesh.shape[axis_name]} devices along {axis_name!r}, "
+                f"got T={length}"
             )
         ring = functools.partial(
             ring_attention,
@@ -171,27 +175,27 @@ def ring_attention(
             logit_cap=logit_cap,
             block_size=block_size,
         )
-        share, whole = PartitionSpec(None, axis_name), PartitionSpec()
+        sharded, replicated = PartitionSpec(None, axis_name), PartitionSpec()
         return jax.shard_map(
             lambda q, k, v, sequence_index, window: ring(q, k, v, sequence_index, window=window),
-            in_specs=(share, share, share, share, whole),
-            out_specs=share,
+            in_specs=(sharded, sharded, sharded, sharded, replicated),
+            out_specs=sharded,
             axis_names={axis_name},
         )(q, k, v, sequence_index, window)
 
-    part = length // 2 if length % 2 == 0 else length  # a block must not lie across the two chunks of zigzag
-    block = next(size for size in range(min(block_size, part), 0, -1) if part % size == 0)
-    rule = _Rule(axis_name, causal, head_dim**-0.5 if scale is None else scale, logit_cap, block)
-    q, k, v, sequence_index = _vary_alike(q, k, v, sequence_index)
-    return _ring(q, k, v, sequence_index, window, rule)
+    chunk = length // 2 if length % 2 == 0 else length  # a block must not straddle the two chunks of zigzag
+    block = next(size for size in range(min(block_size, chunk), 0, -1) if chunk % size == 0)
+    options = _Options(axis_name, causal, head_dim**-0.5 if scale is None else scale, logit_cap, block)
+    q, k, v, sequence_index = _unify_varying_axes(q, k, v, sequence_index)
+    return _ring_attention(q, k, v, sequence_index, window, options)
 
 
 def checked_sequence_index(sequence_index, batch: int, length: int) -> jax.Array:
-    """Each token's place in line as int32 ``[B or 1, T]``.
+    """Checks a sequence index and returns it as int32 ``[B or 1, T]``.
 
     Raises:
-      TypeError: if places are not integers.
-      ValueError: if their shape is another, or they are known not to fit in int32 or to lie 2^31 or more apart.
+      TypeError: if ``sequence_index`` is not integer.
+      ValueError: if its shape is wrong, or concrete values do not fit in int32 or differ by 2^31 or more.
     """
     sequence_index = device_array("sequence_index", sequence_index)
     check_axes("sequence_index", sequence_index, "B T", B={1, batch}, T=length)
@@ -203,8 +207,8 @@ def checked_sequence_index(sequence_index, batch: int, length: int) -> jax.Array
     return as_int32(sequence_index)
 
 
-class _Rule(NamedTuple):
-    """What is known of the attention before any array is."""
+class _Options(NamedTuple):
+    """The static options of :func:`ring_attention`."""
 
     axis_name: str
     causal: bool
@@ -214,162 +218,166 @@ class _Rule(NamedTuple):
 
 
 class _Queries(NamedTuple):
-    """Some rows of scores; the G = N/K query heads that read one key head are rows too, a head after the other."""
+    """Blocks of queries, with the G = N/K query heads of a key head laid out along the token axis."""
 
     q: jax.Array  # [B, K, GT, H]
     sequence_index: jax.Array  # [B or 1, GT]
-    dout: Any = None  # [B, K, GT, H]: in the backward pass
-    log_total: Any = None  # float32 [B, K, GT], of the sum of exp(scores)
-    delta: Any = None  # float32 [B, K, GT], dout.out: what the softmax subtracts from the gradient of its weights
+    dout: Any = None  # [B, K, GT, H]: only in the backward pass, like the rest
+    log_total: Any = None  # float32 [B, K, GT], log of the sum of exp(scores)
+    delta: Any = None  # float32 [B, K, GT], dout.out: the softmax subtracts it from the gradient of the weights
 
 
 class _Keys(NamedTuple):
-    """Some columns of scores: what travels."""
+    """Blocks of keys and values, which travel around the ring."""
 
     k: jax.Array  # [B, K, S, H]
     v: jax.Array  # [B, K, S, H]
     sequence_index: jax.Array  # [B or 1, S]
 
 
-class _Seen(NamedTuple):
-    """What some queries have read so far, all float32: the softmax over the keys of the blocks that came by."""
+class _RunningSoftmax(NamedTuple):
+    """Softmax and output of some queries over the key blocks so far, in float32."""
 
-    top: jax.Array  # [B, K, GT], the largest score, or the least number
-    total: jax.Array  # [B, K, GT], sum of exp(score - top)
-    out: jax.Array  # [B, K, GT, H], sum of exp(score - top) v
+    maximum: jax.Array  # [B, K, GT], the largest score; the lowest float32 before the first
+    total: jax.Array  # [B, K, GT], sum of exp(score - maximum)
+    out: jax.Array  # [B, K, GT, H], sum of exp(score - maximum) v
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _ring(q, k, v, sequence_index, window, rule: _Rule):
-    return _forward(q, k, v, sequence_index, window, rule)[0]
+def _ring_attention(q, k, v, sequence_index, window, options: _Options):
+    return _forward(q, k, v, sequence_index, window, options)[0]
 
 
-def _forward(q, k, v, sequence_index, window, rule: _Rule):
-    # Known before q is, the sequence_index would let the gradient of a scan over layers compute the masks of all blocks
-    # ahead of it and keep them, T x T.
+def _forward(q, k, v, sequence_index, window, options: _Options):
+    # Makes the masks depend on q. Otherwise the gradient of a scan over layers would compute the masks of all
+    # blocks before the scan, and store them: T x T.
     sequence_index, _ = lax.optimization_barrier((sequence_index, q[0, 0, 0, 0]))
-    queries, keys = _in_blocks(q, k, v, sequence_index, rule)
+    queries, keys = _split_into_blocks(q, k, v, sequence_index, options)
 
-    def visit(seen, keys):
-        return _each_pair(_read, queries, keys, seen, None, window, rule)
+    def attend_to(softmax, keys):
+        return _scan_block_pairs(_accumulate_output, queries, keys, softmax, None, window, options)
 
-    like = functools.partial(jnp.full_like, queries.q[..., 0], dtype=jnp.float32)
-    # The maximum starts finite, so that -inf less it is -inf, and not NaN, in rows that read nothing of a block.
-    nothing = _Seen(like(jnp.finfo(jnp.float32).min), like(0.0), jnp.zeros_like(queries.q, jnp.float32))
-    seen, _ = _around(visit, nothing, keys, None, rule.axis_name)
-    out = _tokens(seen.out / seen.total[..., None], q.shape).astype(q.dtype)
-    return out, (q, k, v, sequence_index, window, out, seen.top + jnp.log(seen.total))
+    full = functools.partial(jnp.full_like, queries.q[..., 0], dtype=jnp.float32)
+    # The maximum starts finite: in rows with a fully masked block, -inf - maximum must be -inf instead of NaN.
+    softmax = _RunningSoftmax(full(jnp.finfo(jnp.float32).min), full(0.0), jnp.zeros_like(queries.q, jnp.float32))
+    softmax, _ = _pass_keys_around_ring(attend_to, softmax, keys, None, options.axis_name)
+    out = _from_blocks(softmax.out / softmax.total[..., None], q.shape).astype(q.dtype)
+    return out, (q, k, v, sequence_index, window, out, softmax.maximum + jnp.log(softmax.total))
 
 
-def _backward(rule: _Rule, saved, dout):
-    q, k, v, sequence_index, window, out, log_total = saved
-    queries, keys = _in_blocks(q, k, v, sequence_index, rule)
-    dout, out = (_blocks(x, k.shape[2], rule.block) for x in (dout, out))
+def _backward(options: _Options, residuals, dout):
+    q, k, v, sequence_index, window, out, log_total = residuals
+    queries, keys = _split_into_blocks(q, k, v, sequence_index, options)
+    dout, out = (_to_blocks(x, k.shape[2], options.block) for x in (dout, out))
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     queries = queries._replace(dout=dout, log_total=log_total, delta=delta)
 
     dq, dk, dv = (jnp.zeros_like(x, jnp.float32) for x in (queries.q, keys.k, keys.v))
 
-    def visit(dq, keys):
-        return _each_pair(_read_back, queries, keys, dq, (dk, dv), window, rule)
+    def differentiate(dq, keys):
+        return _scan_block_pairs(_accumulate_gradients, queries, keys, dq, (dk, dv), window, options)
 
-    dq, dkv = _around(visit, dq, keys, (dk, dv), rule.axis_name)
-    dq, dk, dv = (_tokens(dx, x.shape).astype(x.dtype) for dx, x in zip((dq, *dkv), (q, k, v), strict=True))
+    dq, dkv = _pass_keys_around_ring(differentiate, dq, keys, (dk, dv), options.axis_name)
+    dq, dk, dv = (_from_blocks(dx, x.shape).astype(x.dtype) for dx, x in zip((dq, *dkv), (q, k, v), strict=True))
     return dq, dk, dv, None, None
 
 
-_ring.defvjp(_forward, _backward)
+_ring_attention.defvjp(_forward, _backward)
 
 
-def _around(visit, own, keys: _Keys, nothing, axis_name):
-    """``own, gain = visit(own, keys)`` with the keys of every device, and the sum of what one's own keys gained.
+def _pass_keys_around_ring(compute, by_query, keys: _Keys, zeros, axis_name):
+    """Applies ``by_query, by_key = compute(by_query, keys)`` to the keys of every device.
 
-    The sum, ``nothing`` at first, travels one step behind its keys, so that whatever is sent is sent beside work.
+    Returns the last ``by_query``, and the sum over all devices of ``by_key`` for the device's own keys. The sum
+    starts as ``zeros`` and travels a step behind its keys, so that every transfer can overlap with computation.
     """
-    devices = lax.axis_size(axis_name)
-    to_next = [(device, (device + 1) % devices) for device in range(devices)]
+    num_devices = lax.axis_size(axis_name)
+    to_next = [(device, (device + 1) % num_devices) for device in range(num_devices)]
     send = functools.partial(lax.ppermute, axis_name=axis_name, perm=to_next)
 
     def step(state, _):
-        own, keys, total = state
-        coming, total = send((keys, total))
-        own, gain = visit(own, keys)
-        return (own, coming, jax.tree.map(jnp.add, total, gain)), None
+        by_query, keys, total = state
+        next_keys, total = send((keys, total))
+        by_query, by_key = compute(by_query, keys)
+        return (by_query, next_keys, jax.tree.map(jnp.add, total, by_key)), None
 
-    (own, keys, total), _ = lax.scan(step, (own, keys, nothing), length=devices - 1)
+    (by_query, keys, total), _ = lax.scan(step, (by_query, keys, zeros), length=num_devices - 1)
     total = send(total)
-    own, gain = visit(own, keys)
-    return own, send(jax.tree.map(jnp.add, total, gain))
+    by_query, by_key = compute(by_query, keys)
+    return by_query, send(jax.tree.map(jnp.add, total, by_key))
 
 
-def _each_pair(work, queries: _Queries, keys: _Keys, by_query, by_key, window, rule: _Rule):
-    """``by_query, by_key = work(by_query, by_key, ...)``: each block of queries with each of keys that it may read.
+def _scan_block_pairs(accumulate, queries: _Queries, keys: _Keys, by_query, by_key, window, options: _Options):
+    """Applies ``by_query, by_key = accumulate(by_query, by_key, ...)`` to each visible pair of blocks.
 
-    All four have a leading axis of blocks.
+    Queries, keys, by_query and by_key have a leading axis of blocks.
     """
 
-    def along_keys(by_key, row):
-        queries, of_query = row
+    def scan_keys(by_key, query_block):
+        queries, query_state = query_block
 
-        def pair(of_query, column):
-            keys, of_key = column
+        def visit_pair(query_state, key_block):
+            keys, key_state = key_block
             return lax.cond(
-                _may_read(queries.sequence_index, keys.sequence_index, window, rule.causal),
-                lambda of_query, of_key: work(of_query, of_key, queries, keys, window, rule),
-                lambda of_query, of_key: (of_query, of_key),
-                of_query,
-                of_key,
+                _blocks_are_visible(queries.sequence_index, keys.sequence_index, window, options.causal),
+                lambda query_state, key_state: accumulate(query_state, key_state, queries, keys, window, options),
+                lambda query_state, key_state: (query_state, key_state),
+                query_state,
+                key_state,
             )
 
-        of_query, by_key = lax.scan(pair, of_query, (keys, by_key))
-        return by_key, of_query
+        query_state, by_key = lax.scan(visit_pair, query_state, (keys, by_key))
+        return by_key, query_state
 
-    by_key, by_query = lax.scan(along_keys, by_key, (queries, by_query))
+    by_key, by_query = lax.scan(scan_keys, by_key, (queries, by_query))
     return by_query, by_key
 
 
-def _may_read(query_order, key_order, window, causal: bool):
-    """Whether a query of a block may read a key of another, by the first and the last of each: bool ``[]``."""
-    most = query_order.max(axis=-1) - key_order.min(axis=-1)
-    least = query_order.min(axis=-1) - key_order.max(axis=-1)
-    reads = jnp.ones_like(most, bool)
+def _blocks_are_visible(query_index, key_index, window, causal: bool):
+    """True if any query of a block may read any key of another, by their extreme indices: bool ``[]``.
+
+    Conservative: a True block pair may still be fully masked.
+    """
+    largest = query_index.max(axis=-1) - key_index.min(axis=-1)
+    smallest = query_index.min(axis=-1) - key_index.max(axis=-1)
+    visible_rows = jnp.ones_like(largest, bool)
     if causal:
-        reads &= most >= 0
+        visible_rows &= largest >= 0
     if window is not None:
-        reads &= (least < window) & (most > -window)
-    return jnp.any(reads)
+        visible_rows &= (smallest < window) & (largest > -window)
+    return jnp.any(visible_rows)
 
 
-def _scores(queries: _Queries, keys: _Keys, window, rule: _Rule):
-    """float32 ``[B, K, GT, S]``; -inf where a query may not read, and the slope of the soft cap."""
-    scores = rule.scale * _product("bkth,bksh->bkts", queries.q, keys.k)
+def _scores(queries: _Queries, keys: _Keys, window, options: _Options):
+    """Scores, float32 ``[B, K, GT, S]`` with -inf at masked entries, and the derivative of the soft cap."""
+    scores = options.scale * _product("bkth,bksh->bkts", queries.q, keys.k)
     slope = None
-    if rule.logit_cap is not None:
-        bounded = jnp.tanh(scores / rule.logit_cap)
-        scores, slope = rule.logit_cap * bounded, 1 - bounded**2
-    seen = attention_mask(queries.sequence_index, keys.sequence_index, causal=rule.causal, window=window)
-    return jnp.where(seen, scores, -jnp.inf), slope
+    if options.logit_cap is not None:
+        bounded = jnp.tanh(scores / options.logit_cap)
+        scores, slope = options.logit_cap * bounded, 1 - bounded**2
+    allowed = attention_mask(queries.sequence_index, keys.sequence_index, causal=options.causal, window=window)
+    return jnp.where(allowed, scores, -jnp.inf), slope
 
 
-def _read(so_far: _Seen, _, queries: _Queries, keys: _Keys, window, rule: _Rule):
-    """One block more of the softmax and of what it reads."""
-    scores, _ = _scores(queries, keys, window, rule)
-    top = jnp.maximum(so_far.top, scores.max(axis=-1))
-    weights = jnp.exp(scores - top[..., None])
-    kept = jnp.exp(so_far.top - top)
-    total = kept * so_far.total + weights.sum(axis=-1)
-    out = kept[..., None] * so_far.out + _product("bkts,bksh->bkth", weights.astype(keys.v.dtype), keys.v)
-    return _Seen(top, total, out), None
+def _accumulate_output(softmax: _RunningSoftmax, _, queries: _Queries, keys: _Keys, window, options: _Options):
+    """Adds a block of keys to the softmax and output of a block of queries."""
+    scores, _ = _scores(queries, keys, window, options)
+    maximum = jnp.maximum(softmax.maximum, scores.max(axis=-1))
+    weights = jnp.exp(scores - maximum[..., None])
+    rescale = jnp.exp(softmax.maximum - maximum)
+    total = rescale * softmax.total + weights.sum(axis=-1)
+    out = rescale[..., None] * softmax.out + _product("bkts,bksh->bkth", weights.astype(keys.v.dtype), keys.v)
+    return _RunningSoftmax(maximum, total, out), None
 
 
-def _read_back(dq, dkv, queries: _Queries, keys: _Keys, window, rule: _Rule):
-    """One block more of the gradients of q, and of k and v."""
+def _accumulate_gradients(dq, dkv, queries: _Queries, keys: _Keys, window, options: _Options):
+    """Adds the gradients of q, k and v from a pair of blocks."""
     dk, dv = dkv
-    scores, slope = _scores(queries, keys, window, rule)
+    scores, slope = _scores(queries, keys, window, options)
     weights = jnp.exp(scores - queries.log_total[..., None])
     dv += _product("bkts,bkth->bksh", weights.astype(queries.dout.dtype), queries.dout)
     dweights = _product("bkth,bksh->bkts", queries.dout, keys.v)
-    dscores = rule.scale * weights * (dweights - queries.delta[..., None])
+    dscores = options.scale * weights * (dweights - queries.delta[..., None])
     if slope is not None:
         dscores *= slope
     dq += _product("bkts,bksh->bkth", dscores.astype(keys.k.dtype), keys.k)
@@ -380,35 +388,36 @@ def _read_back(dq, dkv, queries: _Queries, keys: _Keys, window, rule: _Rule):
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def _vary_alike(*arrays) -> list[jax.Array]:
-    """The arrays, each typed to differ along every manual mesh axis along which one of them does (shard_map)."""
-    varying = [jax.typeof(array).manual_axis_type.varying for array in arrays]
-    everywhere = frozenset().union(*varying)
+def _unify_varying_axes(*arrays) -> list[jax.Array]:
+    """Casts all arrays to vary along the same manual mesh axes of shard_map: the union of their axes."""
+    varying_axes = [jax.typeof(array).manual_axis_type.varying for array in arrays]
+    union = frozenset().union(*varying_axes)
     return [
-        lax.pcast(array, tuple(everywhere - own), to="varying") if everywhere - own else array
-        for array, own in zip(arrays, varying, strict=True)
+        lax.pcast(array, tuple(union - axes), to="varying") if union - axes else array
+        for array, axes in zip(arrays, varying_axes, strict=True)
     ]
 
 
 # ------------------------------------------------------------------------------------------------ blocks of tokens
 
 
-def _in_blocks(q, k, v, sequence_index, rule: _Rule) -> tuple[_Queries, _Keys]:
-    sequence_index = sequence_index.reshape(sequence_index.shape[0], -1, rule.block).swapaxes(0, 1)
-    rows = jnp.tile(sequence_index, q.shape[2] // k.shape[2])
-    q, k, v = (_blocks(x, k.shape[2], rule.block) for x in (q, k, v))
-    return _Queries(q, rows), _Keys(k, v, sequence_index)
+def _split_into_blocks(q, k, v, sequence_index, options: _Options) -> tuple[_Queries, _Keys]:
+    """Blocks of queries and of keys, along a new leading axis."""
+    key_index = sequence_index.reshape(sequence_index.shape[0], -1, options.block).swapaxes(0, 1)
+    query_index = jnp.tile(key_index, q.shape[2] // k.shape[2])
+    q, k, v = (_to_blocks(x, k.shape[2], options.block) for x in (q, k, v))
+    return _Queries(q, query_index), _Keys(k, v, key_index)
 
 
-def _blocks(x, kv_heads: int, block: int):
-    """``[B, T, N, H]`` to ``[T/block, B, K, G block, H]``."""
+def _to_blocks(x, kv_heads: int, block: int):
+    """Reshapes ``[B, T, N, H]`` to ``[T/block, B, K, G block, H]``."""
     batch, length, heads, head_dim = x.shape
     x = x.reshape(batch, length // block, block, kv_heads, heads // kv_heads, head_dim)
     return x.transpose(1, 0, 3, 4, 2, 5).reshape(length // block, batch, kv_heads, -1, head_dim)
 
 
-def _tokens(x, shape):
-    """Back to ``[B, T, N, H]``."""
+def _from_blocks(x, shape):
+    """Reshapes ``[T/block, B, K, G block, H]`` to ``[B, T, N, H]``."""
     blocks, batch, kv_heads, _, head_dim = x.shape
     x = x.reshape(blocks, batch, kv_heads, shape[2] // kv_heads, -1, head_dim)
     return x.transpose(1, 0, 4, 2, 3, 5).reshape(shape)

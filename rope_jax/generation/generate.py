@@ -1,4 +1,4 @@
-"""Which token comes next, and the one after that?"""
+"""Generates text: prefill, then a token per step until every row has stopped."""
 
 import dataclasses
 import functools
@@ -10,20 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rope_jax._checks import check_axes, check_integer, known_any
+from rope_jax._checks import check_axes, check_integer, is_concrete, known_any
 from rope_jax.attention.cache import KVCache, check_cache
 from rope_jax.generation.forward import ForwardPass
-from rope_jax.generation.prompts import check_prompt, check_room, check_stop, is_known, is_stop, repeat_last
+from rope_jax.generation.prompts import check_num_positions, check_prompt, check_stop
 from rope_jax.generation.sample import check_sampling, sample
 from rope_jax.models.decoder import Decoder
 
 
 class Generation(NamedTuple):
-    """What :func:`generate` wrote.
+    """The output of :func:`generate`.
 
     Attributes:
-      tokens: int32 ``[B, max_new_tokens]``; after a row's stop token, that token again.
-      num_tokens: int32 ``[B]``, the tokens of each row that count, the stop token among them.
+      tokens: int32 ``[B, max_new_tokens]``. After it stops, a row is filled with its stop token.
+      num_tokens: int32 ``[B]``, the tokens of each row up to and including its stop token.
     """
 
     tokens: jax.Array
@@ -47,50 +47,7 @@ def generate(
     cache_dtype=None,
     context_length: int | jax.Array | None = None,
 ) -> Generation:
-    """Continues each prompt: one pass over all prompts, then one token at a time, until every row has stopped.
-
-    Compiled once per padded shape of the prompt (see :func:`pad_prompts`), ``max_new_tokens``, ``top_k``, number of
-    stop tokens, shape and dtype of the cache, and whether it is greedy, masked and streamed; other real lengths,
-    temperatures, seeds and stop tokens re-use the program. So does another ``context_length`` that is an array; as an int
-    it is compiled in.
-
-    Row b draws its token number i with the key ``fold_in(fold_in(rng, b), i)``. What it writes does not depend on
-    the padding, the other rows, streaming, or whether a cache held its beginning: except where two tokens are as
-    close as sums of another shape may round, and with frequencies that depend on a length which is not given, where
-    the deeper layers of a cache keep what they made of its beginning when it was all there was.
-
-    Args:
-      model: a :class:`Decoder`.
-      params: its variables, as ``model.init`` returned them.
-      prompt: integers ``[B, T]``.
-      max_new_tokens: how many tokens to write at most, at least 1.
-      rng: a key, or one for each row ``[B]`` in place of ``fold_in(rng, b)``, so that its answer does not depend on
-        its place in the batch either; needed unless the temperature is 0.
-      mask: nonzero at the real tokens of prompts of unequal length ``[B, T]``, padded on either side. Every
-        row needs one.
-      cache: of :meth:`Decoder.init_cache`, with what stands before the prompt: for each row, or for one row that
-        all have in common, as a system prompt. It needs no room of its own for the prompt and the answer. One that
-        evicts (``sinks``) keeps its size, and answers may be as long as you like; a prompt that is too long for it
-        makes its row -1, see :meth:`KVCache.write`.
-      temperature: see :func:`sample`; 0 is greedy.
-      top_k: see :func:`sample`.
-      top_p: see :func:`sample`.
-      stop_token: one or several tokens: a row that writes one of them writes nothing more.
-      on_token: called with ``(row, token)`` for each token that counts, as soon as it is there: token by token, in
-        each of them row by row. What it raises ends the generation. The loop is then one of the host, which starts
-        the device on the next token before it waits for this one; so it cannot be had inside ``jax.jit``.
-      cache_dtype: of the stored keys and values; the model's dtype where it is None.
-      context_length: for schedules that depend on it (:class:`DynamicNTK`, :class:`LongRope`), the tokens that the
-        frequencies are for, see :meth:`Rope.rotation`: prompt and answer together, or the longest context that
-        is expected. Without it they take each row's tokens so far, see :meth:`Decoder.__call__`.
-
-    Returns:
-      :class:`Generation`. A row whose logits are NaN, as those of broken weights, is -1 from there on.
-
-    Raises:
-      ValueError: if an argument is out of its range, a shape is wrong, a prompt is empty, the key is missing, or a
-        cache is not of this model, not of this batch or one row, or has overflowed.
-      TypeError: if prompt, mask or stop token are not integers, or the key is one.
+    """Continues each prompt: a single pass over all prompts, then a token per step until every row has stopped.
 
     Example:
       >>> import jax, jax.numpy as jnp, rope_jax
@@ -101,67 +58,131 @@ def generate(
       >>> params = model.init(jax.random.key(0), prompt)
       >>> rope_jax.generate(model, params, prompt, mask=mask, max_new_tokens=5, temperature=0).tokens.shape
       (2, 5)
-      >>> system = jnp.array([[7, 8, 9]])  # read once, for both prompts and all that come later
-      >>> _, cache = model.apply(params, system, cache=model.init_cache(batch=1, capacity=3))
-      >>> answer = rope_jax.generate(
-      ...     model, params, prompt, mask=mask, cache=cache, max_new_tokens=5, temperature=0,
-      ...     on_token=lambda row, token: None,  # print, send, count
-      ... )
-      >>> answer.tokens.shape
+
+    With a system prompt that all rows share, and with streaming:
+
+      >>> _, cache = model.apply(params, jnp.array([[7, 8, 9]]), cache=model.init_cache(batch=1, capacity=3))
+      >>> rope_jax.generate(
+      ...     model, params, prompt, mask=mask, cache=cache, max_new_tokens=5, rng=jax.random.key(1),
+      ...     on_token=lambda row, token: None,  # print, send or count the token
+      ... ).tokens.shape
       (2, 5)
+
+    Args, prompt and cache:
+      model: a :class:`Decoder`.
+      params: its variables, from ``model.init``.
+      prompt: integers ``[B, T]``.
+      mask: nonzero at real tokens ``[B, T]``, for prompts of unequal length padded on either side. Every row must
+        have a real token.
+      cache: the tokens before the prompt, in a cache of :meth:`Decoder.init_cache` with B rows, or with a single
+        row shared by all prompts. It needs no free slots. A cache that evicts tokens keeps its size, so the output
+        can be of any length. If a prompt is too long for it, the row is filled with -1; see :meth:`KVCache.write`.
+
+    Args, sampling:
+      rng: a key, from which token i of row b is drawn with ``fold_in(fold_in(rng, b), i)``; or keys ``[B]`` in
+        place of ``fold_in(rng, b)``, which make a row independent of its index. Required unless ``temperature`` is
+        0.
+      temperature: see :func:`sample`; 0 is greedy.
+      top_k: see :func:`sample`.
+      top_p: see :func:`sample`.
+
+    Args, stopping and streaming:
+      max_new_tokens: the most tokens to generate, at least 1.
+      stop_token: a token or several. A row stops after any of these.
+      on_token: called with ``(row, token)`` for each generated token: step by step, and row by row within a step.
+        An exception in it ends the generation. The loop then runs on the host, so ``jax.jit`` around
+        :func:`generate` is an error. The device starts the next step before the host waits for the current token.
+
+    Args, numerics:
+      cache_dtype: of the stored keys and values; None takes the model's dtype.
+      context_length: tokens for which frequencies are computed, if the schedule depends on a length
+        (:class:`DynamicNTK`, :class:`LongRope`); see :meth:`Rope.rotation`. Pass the length of prompt and output
+        together, or the longest expected context. None takes each row's tokens so far; see
+        :meth:`Decoder.__call__`.
+
+    Returns:
+      :class:`Generation`. A row is -1 from the first NaN in its logits on.
+
+    Raises:
+      ValueError: if an argument is out of range, a shape is wrong, a prompt is empty or the key is missing. Also if
+        the cache belongs to a different model, has neither B rows nor a single row, or has overflowed.
+      TypeError: if prompt, mask or stop token are not integers, or ``rng`` is not a key.
+
+    Compilation: once for each padded shape of the prompt (see :func:`pad_prompts`), ``max_new_tokens``, ``top_k``,
+    number of stop tokens, shape and dtype of the cache, integer ``context_length``, and choice of greedy decoding,
+    mask and streaming. Prompt lengths under the same padding, temperatures, keys, stop tokens and array
+    ``context_length`` share a program.
+
+    Reproducibility: a row depends neither on padding, nor on other rows, nor on streaming, nor on a cache for its
+    first tokens. There are two exceptions. Sums of a different shape round differently, which may decide between
+    nearly equal logits. If frequencies depend on the length and no ``context_length`` is given, the deeper layers
+    of a cache keep the values that they computed at its earlier length.
     """
     prompt, mask = check_prompt(model, prompt, mask)
     stops = check_stop(model, stop_token)
     check_integer("max_new_tokens", max_new_tokens, least=1)
     if cache is not None:
         _check_cache(model, cache, prompt, mask, cache_dtype)
-    check_room("max_new_tokens", model, prompt, mask, max_new_tokens, cache)
+    check_num_positions("max_new_tokens", model, prompt, mask, max_new_tokens, cache)
     check_sampling(temperature, top_k, top_p)
-    greedy = is_known(temperature) and bool(temperature == 0)
+    greedy = is_concrete(temperature) and bool(temperature == 0)
     if rng is None and not greedy:
-        raise ValueError(f"rng must be given with temperature {temperature}, got None")
+        raise ValueError(
+            f"rng must be given with temperature {temperature}, got None: pass a key, or temperature=0 for greedy"
+        )
     if rng is not None:
         rng = _checked_key(rng, prompt.shape[0])
-    draw = _Draw(
+    sampler = _Sampler(
         None if greedy else rng,
         jnp.asarray(temperature, jnp.float32),
         None if top_p is None else jnp.asarray(top_p, jnp.float32),
         top_k,
     )
-    given = ForwardPass.of(model, params, context_length), draw, prompt, mask, cache
+    inputs = ForwardPass.of(model, params, context_length), sampler, prompt, mask, cache
     if on_token is None:
-        return _generate(*given, stops, max_new_tokens=max_new_tokens, cache_dtype=cache_dtype)
-    if not is_known(given):
-        raise ValueError("on_token must be left out inside jax.jit: there, no token is there before the end")
-    first, cache = _first(*given, room=max_new_tokens, cache_dtype=cache_dtype)
-    return _streamed(*given[:2], first, cache, np.asarray(stops), max_new_tokens, on_token)
+        return _generate(*inputs, stops, max_new_tokens=max_new_tokens, cache_dtype=cache_dtype)
+    if not is_concrete(inputs):
+        raise ValueError("on_token must be left out inside jax.jit, which returns no token before the last")
+    token, cache = _first_token(*inputs, num_new_tokens=max_new_tokens, cache_dtype=cache_dtype)
+    return _generate_on_host(*inputs[:2], token, cache, np.asarray(stops), max_new_tokens, on_token)
+
+
+def is_stop(tokens, stops) -> jax.Array:
+    """Which tokens ``[...]`` are stop tokens: bool ``[...]``."""
+    return jnp.any(tokens[..., None] == stops, axis=-1)
+
+
+def repeat_last(tokens, num_tokens) -> jax.Array:
+    """Fills each row of tokens ``[..., T]`` after its first ``num_tokens [...]`` with the last of these."""
+    last = jnp.take_along_axis(tokens, num_tokens[..., None] - 1, axis=-1)
+    return jnp.where(jnp.arange(tokens.shape[-1], dtype=jnp.int32) < num_tokens[..., None], tokens, last)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Draw:
-    """How the tokens of all rows are drawn, as one argument of a jitted function."""
+class _Sampler:
+    """The options of :func:`sample` and the keys of all rows, as a single argument of a jitted function."""
 
-    rng: jax.Array | None  # [] or [B]; none is greedy
+    rng: jax.Array | None  # [] or [B]; None is greedy
     temperature: jax.Array
     top_p: jax.Array | None
     top_k: int | None = dataclasses.field(metadata=dict(static=True))
 
     def __call__(self, logits, index) -> jax.Array:
-        """Token number ``index`` of each answer, from logits ``[B, V]``: int32 ``[B]``."""
+        """Draws new token ``index`` of each row from logits ``[B, V]``: int32 ``[B]``."""
         if self.rng is None:
             return sample(None, logits, temperature=0)
-        how = functools.partial(sample, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        sample_row = functools.partial(sample, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
         rows = jnp.arange(logits.shape[0])
         keys = self.rng if self.rng.ndim else jax.vmap(functools.partial(jax.random.fold_in, self.rng))(rows)
-        return jax.vmap(lambda key, row: how(jax.random.fold_in(key, index), row))(keys, logits)
+        return jax.vmap(lambda key, row: sample_row(jax.random.fold_in(key, index), row))(keys, logits)
 
 
-class _Written(NamedTuple):
-    """An answer in the middle of being written."""
+class _State(NamedTuple):
+    """The state of the generation between two steps."""
 
-    steps: jax.Array  # []: tokens of each row that are there
-    token: jax.Array  # [B]: the last of them, not read yet
+    num_steps: jax.Array  # []: tokens of each row so far
+    token: jax.Array  # [B]: the last of these, which is not in the cache yet
     cache: KVCache
     tokens: jax.Array
     num_tokens: jax.Array
@@ -169,62 +190,64 @@ class _Written(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("max_new_tokens", "cache_dtype"))
-def _generate(reader, draw, prompt, mask, cache, stops, *, max_new_tokens, cache_dtype) -> Generation:
-    token, cache = _first(reader, draw, prompt, mask, cache, room=max_new_tokens, cache_dtype=cache_dtype)
+def _generate(forward, sampler, prompt, mask, cache, stops, *, max_new_tokens, cache_dtype) -> Generation:
+    token, cache = _first_token(
+        forward, sampler, prompt, mask, cache, num_new_tokens=max_new_tokens, cache_dtype=cache_dtype
+    )
     tokens = jnp.zeros((prompt.shape[0], max_new_tokens), jnp.int32).at[:, 0].set(token)
     num_tokens = jnp.ones_like(token)
 
-    def step(state: _Written) -> _Written:
-        token, cache = _next(reader, draw, state.token, state.cache, state.steps)
-        tokens = state.tokens.at[:, state.steps].set(token)
+    def step(state: _State) -> _State:
+        token, cache = _next_token(forward, sampler, state.token, state.cache, state.num_steps)
+        tokens = state.tokens.at[:, state.num_steps].set(token)
         num_tokens = state.num_tokens + (~state.done).astype(jnp.int32)
-        return _Written(state.steps + 1, token, cache, tokens, num_tokens, state.done | is_stop(token, stops))
+        return _State(state.num_steps + 1, token, cache, tokens, num_tokens, state.done | is_stop(token, stops))
 
-    def going(state: _Written):
-        return (state.steps < max_new_tokens) & ~jnp.all(state.done)
+    def unfinished(state: _State):
+        return (state.num_steps < max_new_tokens) & ~jnp.all(state.done)
 
-    state = _Written(jnp.int32(1), token, cache, tokens, num_tokens, is_stop(token, stops))
-    state = lax.while_loop(going, step, state)
+    state = _State(jnp.int32(1), token, cache, tokens, num_tokens, is_stop(token, stops))
+    state = lax.while_loop(unfinished, step, state)
     return Generation(repeat_last(state.tokens, state.num_tokens), state.num_tokens)
 
 
-@functools.partial(jax.jit, static_argnames=("room", "cache_dtype"))
-def _first(reader, draw, prompt, mask, cache, *, room, cache_dtype):
-    logits, cache = reader.start(prompt, mask, cache, room=room, dtype=cache_dtype)
-    return draw(logits, 0), cache
+@functools.partial(jax.jit, static_argnames=("num_new_tokens", "cache_dtype"))
+def _first_token(forward, sampler, prompt, mask, cache, *, num_new_tokens, cache_dtype):
+    logits, cache = forward.prefill(prompt, mask, cache, num_new_tokens=num_new_tokens, dtype=cache_dtype)
+    return sampler(logits, 0), cache
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
-def _next(reader, draw, token, cache, index):
-    logits, cache = reader.read(token[:, None], cache)
-    return draw(logits[:, 0], index), cache
+def _next_token(forward, sampler, token, cache, index):
+    logits, cache = forward.step(token[:, None], cache)
+    return sampler(logits[:, 0], index), cache
 
 
-def _streamed(reader, draw, token, cache, stops, max_new_tokens, on_token) -> Generation:
-    """The loop of `_generate` on the host.
+def _generate_on_host(forward, sampler, token, cache, stops, max_new_tokens, on_token) -> Generation:
+    """The loop of `_generate`, on the host.
 
-    In the device's own loop, the callback would be compiled into the program, for each callback anew, would not be
-    called in order where there are several devices, and what it raises would lose its type.
+    A device loop would have three drawbacks: a compilation for each callback, calls out of order on several
+    devices, and a new exception type for errors in the callback.
     """
     num_tokens = np.zeros(token.shape, np.int32)
     done = np.zeros(token.shape, bool)
     tokens: list[np.ndarray] = []
     while len(tokens) < max_new_tokens and not done.all():
-        now = token
-        if len(tokens) + 1 < max_new_tokens:  # started, and not waited for
-            token, cache = _next(reader, draw, now, cache, np.int32(len(tokens) + 1))
-        tokens.append(np.asarray(now))
+        current = token
+        if len(tokens) + 1 < max_new_tokens:  # starts the device on the next token before waiting for the current
+            token, cache = _next_token(forward, sampler, current, cache, np.int32(len(tokens) + 1))
+        tokens.append(np.asarray(current))
         for row in np.flatnonzero(~done).tolist():
             on_token(row, int(tokens[-1][row]))
         num_tokens += ~done
         done |= np.isin(tokens[-1], stops)
-    unwritten = np.zeros((max_new_tokens - len(tokens), len(done)), np.int32)
-    written, counted = jnp.asarray(np.concatenate([tokens, unwritten]).T), jnp.asarray(num_tokens)
-    return Generation(repeat_last(written, counted), counted)
+    missing = np.zeros((max_new_tokens - len(tokens), len(done)), np.int32)
+    filled, counts = jnp.asarray(np.concatenate([tokens, missing]).T), jnp.asarray(num_tokens)
+    return Generation(repeat_last(filled, counts), counts)
 
 
 def _checked_key(rng, batch: int) -> jax.Array:
-    """One key, or one for each row ``[B]``."""
+    """Checks a key ``[]`` or a key for each row ``[B]``, and wraps raw key data."""
     if isinstance(rng, int | np.integer):
         raise TypeError(f"rng must be a key, as jax.random.key({rng}), got the integer {rng}")
     if not isinstance(rng, jax.Array | np.ndarray):
@@ -236,8 +259,9 @@ def _checked_key(rng, batch: int) -> jax.Array:
 
 
 def _check_cache(model: Decoder, cache: KVCache, prompt, mask, cache_dtype) -> None:
+    """Raises ValueError unless the cache fits the model and the batch, and has not overflowed."""
     if cache_dtype is not None:
-        raise ValueError(f"cache_dtype must be left out with a cache, which has its own, got {cache_dtype}")
+        raise ValueError(f"cache_dtype must be left out with a cache, which has a dtype already, got {cache_dtype}")
     check_cache(cache)
     sizes = dict(
         layers=model.num_layers, B={1, prompt.shape[0]}, K=model.num_kv_heads or model.num_heads, H=model.head_dim

@@ -1,4 +1,4 @@
-"""Which tokens does a model continue, and where does it stop?"""
+"""Pads prompts to a common length, and checks prompts and stop tokens."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -7,28 +7,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, check_mask, device_array, known_any
+from rope_jax._checks import (
+    as_int32,
+    check_axes,
+    check_dtype,
+    check_integer,
+    check_mask,
+    device_array,
+    is_concrete,
+    known_any,
+)
 from rope_jax.attention.cache import KVCache
 from rope_jax.models.decoder import Decoder
 
 
 def pad_prompts(prompts, *, buckets: int | Sequence[int] = 16) -> tuple[jax.Array, jax.Array]:
-    """Prompts of unequal length as one array, padded on the right to the smallest bucket that holds the longest.
+    """Stacks prompts of unequal length, padded on the right to the smallest bucket that holds the longest prompt.
 
-    ``tokens[b, t] = prompts[b][t]`` and ``mask[b, t] = 1`` where ``t < len(prompts[b])``; else both are 0. Each
-    width is a program of its own for :func:`generate`, and so lengths up to L make ``log2(L / buckets) + 1`` of
-    them at most.
+    ``tokens[b, t] = prompts[b][t]`` and ``mask[b, t] = 1`` if ``t < len(prompts[b])``; both are 0 at padding.
+    :func:`generate` compiles once per width. With an integer ``buckets``, prompts of up to L tokens need at most
+    ``log2(L / buckets) + 1`` compilations.
 
     Args:
-      prompts: B sequences of integers, of at least one token each; ``bytes`` are one.
-      buckets: the widths that there are, or the smallest of those that double: 16, 32, 64, ...
+      prompts: B sequences of integers, at least one token each; ``bytes`` are a sequence too.
+      buckets: the allowed widths; or the smallest width, doubled as needed: 16, 32, 64, ...
 
     Returns:
-      ``(tokens, mask)``, int32 and bool ``[B, T]``, as :func:`generate` takes them.
+      ``(tokens, mask)``, int32 and bool ``[B, T]``: the arguments of :func:`generate`.
 
     Raises:
       TypeError: if a prompt or a bucket is not of integers.
-      ValueError: if there is no prompt, a prompt is empty, or the longest fits in no bucket.
+      ValueError: if ``prompts`` or a prompt is empty, or the longest prompt fits in no bucket.
 
     Example:
       >>> import rope_jax
@@ -59,7 +68,7 @@ def pad_prompts(prompts, *, buckets: int | Sequence[int] = 16) -> tuple[jax.Arra
 
 
 def _bucket(longest: int, buckets: int | Sequence[int]) -> int:
-    """The smallest width that holds the longest prompt."""
+    """The smallest allowed width for the longest prompt."""
     if isinstance(buckets, Sequence):
         widths = [check_integer("buckets", width, least=1) for width in buckets]
         if not widths or max(widths) < longest:
@@ -72,7 +81,7 @@ def _bucket(longest: int, buckets: int | Sequence[int]) -> int:
 
 
 def check_prompt(model: Decoder, prompt, mask) -> tuple[jax.Array, jax.Array | None]:
-    """The prompt ``[B, T]`` as int32 and its mask as bool, if they are tokens of the model."""
+    """Checks the prompt ``[B, T]`` and its mask, and returns them as int32 and bool."""
     prompt = device_array("prompt", prompt)
     check_axes("prompt", prompt, "B T")
     check_dtype("prompt", prompt, jnp.integer, "integer")
@@ -81,54 +90,41 @@ def check_prompt(model: Decoder, prompt, mask) -> tuple[jax.Array, jax.Array | N
     if mask is not None:
         mask = check_mask("mask", mask, "B T", B=prompt.shape[0], T=prompt.shape[1])
         if known_any(~jnp.any(mask, axis=1)):
-            raise ValueError("mask must have a real token in every row, got a row of padding alone")
-        prompt = jnp.where(mask, prompt, jnp.zeros_like(prompt))  # what stands at padding is nobody's token
-    if is_known(prompt):
-        known = np.asarray(prompt)  # by numpy: inside a function that is being traced, jnp would forget that it is
-        low, high = known.min(), known.max()
+            raise ValueError("mask must have a real token in every row, got a row of padding only")
+        prompt = jnp.where(mask, prompt, jnp.zeros_like(prompt))  # the values at padding may be no tokens at all
+    if is_concrete(prompt):
+        # numpy, since jnp operations on a concrete array return traced values while jax traces a function.
+        concrete_prompt = np.asarray(prompt)
+        low, high = concrete_prompt.min(), concrete_prompt.max()
         if low < 0 or high >= model.vocab_size:
             raise ValueError(f"prompt must hold tokens in [0, V={model.vocab_size}), got {low} to {high}")
     return as_int32(prompt), mask
 
 
 def check_stop(model: Decoder, stop_token: int | Collection[int] | None) -> jax.Array:
-    """The tokens that end a row: int32 ``[stops]``, of which there may be none."""
+    """The stop tokens as int32 ``[stops]``, with length 0 if there are none."""
     if stop_token is None:
         stop_token = ()
-    # An array may be a number; then it is no collection, whatever it says.
-    given: Any = np.ravel(stop_token) if isinstance(stop_token, np.ndarray | jax.Array) else stop_token
-    given = given if isinstance(given, Collection) else (given,)
-    stops = sorted(check_integer("stop_token", token) for token in given)
+    # isinstance(array, Collection) holds for arrays without axes too, so arrays are flattened first.
+    tokens: Any = np.ravel(stop_token) if isinstance(stop_token, np.ndarray | jax.Array) else stop_token
+    tokens = tokens if isinstance(tokens, Collection) else (tokens,)
+    stops = sorted(check_integer("stop_token", token) for token in tokens)
     if stops and not 0 <= stops[0] <= stops[-1] < model.vocab_size:
         raise ValueError(f"stop_token must be in [0, V={model.vocab_size}), got {stop_token}")
     return jnp.array(stops, jnp.int32)
 
 
-def check_room(argument: str, model: Decoder, prompt, mask, count: int, cache: KVCache | None = None) -> None:
-    """Raises where it is known that ``count`` tokens after the prompt outgrow the positions of the embedding."""
-    longest = getattr(model.position_embedding, "num_positions", None)
-    if longest is None or not is_known((mask, cache)):
+def check_num_positions(
+    argument: str, model: Decoder, prompt, mask, num_new_tokens: int, cache: KVCache | None = None
+) -> None:
+    """Raises ValueError if the new tokens are known to exceed the positions of the model's position embedding."""
+    num_positions = getattr(model.position_embedding, "num_positions", None)
+    if num_positions is None or not is_concrete((mask, cache)):
         return
-    real = np.array([prompt.shape[1]]) if mask is None else np.asarray(mask).sum(axis=1)
-    real = (real + (0 if cache is None else np.asarray(cache.num_tokens))).max()
-    if real + count - 1 > longest:  # the last token is written and not read
+    num_tokens = np.array([prompt.shape[1]]) if mask is None else np.asarray(mask).sum(axis=1)
+    num_tokens = (num_tokens + (0 if cache is None else np.asarray(cache.num_tokens))).max()
+    if num_tokens + num_new_tokens - 1 > num_positions:  # the last new token is returned but never embedded
         raise ValueError(
-            f"{argument} must be at most {longest + 1 - real} after a prompt of {real} tokens: "
-            f"position_embedding has {longest} positions, got {count}"
+            f"{argument} must be at most {num_positions + 1 - num_tokens} after a prompt of {num_tokens} tokens: "
+            f"position_embedding has {num_positions} positions, got {num_new_tokens}"
         )
-
-
-def is_known(values) -> bool:
-    """Whether no array among them is traced."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
-
-
-def is_stop(tokens, stops) -> jax.Array:
-    """Which tokens ``[...]`` are among those that end a row: bool ``[...]``."""
-    return jnp.any(tokens[..., None] == stops, axis=-1)
-
-
-def repeat_last(tokens, num_tokens) -> jax.Array:
-    """Tokens ``[..., T]`` with the last of the first ``num_tokens [...]`` in place of what comes after."""
-    last = jnp.take_along_axis(tokens, num_tokens[..., None] - 1, axis=-1)
-    return jnp.where(jnp.arange(tokens.shape[-1], dtype=jnp.int32) < num_tokens[..., None], tokens, last)

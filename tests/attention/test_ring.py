@@ -222,13 +222,13 @@ def test_refusals():
             (
                 lambda: rope_jax.attention.zigzag_sequence_index(12, 4),
                 ValueError,
-                r"multiple of 2 \* devices = 8, got 12",
+                r"multiple of 2 \* num_devices = 8, got 12",
             ),
-            (lambda: rope_jax.attention.zigzag_inverse(12, 0), ValueError, "devices must be at least 1, got 0"),
+            (lambda: rope_jax.attention.zigzag_inverse(12, 0), ValueError, "num_devices must be at least 1, got 0"),
             (
                 lambda: rope_jax.attention.zigzag_sequence_index(8.0, 2),
                 TypeError,
-                "length must be an integer, got 8.0",
+                "num_tokens must be an integer, got 8.0",
             ),
         ):
             with pytest.raises(error, match=says):
@@ -421,7 +421,11 @@ class EightDevices:
     )
     def test_work_is_balanced_by_zigzag(self, devices, window, zigzag, contiguous, monkeypatch):
         """How many blocks each device reads, of two blocks of queries and 2n of keys, counted as the program runs."""
-        counts, read, back = collections.Counter(), ring_module._read, ring_module._read_back
+        counts, read, back = (
+            collections.Counter(),
+            ring_module._accumulate_output,
+            ring_module._accumulate_gradients,
+        )
 
         def counted(work, name):
             def fn(*args):
@@ -431,8 +435,8 @@ class EightDevices:
 
             return fn
 
-        monkeypatch.setattr(ring_module, "_read", counted(read, "forward"))
-        monkeypatch.setattr(ring_module, "_read_back", counted(back, "backward"))
+        monkeypatch.setattr(ring_module, "_accumulate_output", counted(read, "forward"))
+        monkeypatch.setattr(ring_module, "_accumulate_gradients", counted(back, "backward"))
         call = on_ring.__wrapped__(devices, causal=True, window=window)
         for order, want in (
             (rope_jax.attention.zigzag_sequence_index(T, devices), zigzag),

@@ -162,13 +162,13 @@ class TestStreaming:
         assert came == [0, 1, 2, 0, 1]
 
     def test_callbacks_share_their_programs(self):
-        from rope_jax.generation.generate import _first, _next
+        from rope_jax.generation.generate import _first_token, _next_token
 
-        _first.clear_cache()
-        _next.clear_cache()
+        _first_token.clear_cache()
+        _next_token.clear_cache()
         for stop in (3, 4):
             greedy(self.PROMPT, max_new_tokens=12, stop_token=stop, on_token=lambda row, token: None)
-        assert _first._cache_size() == _next._cache_size() == 1
+        assert _first_token._cache_size() == _next_token._cache_size() == 1
 
     def test_not_inside_jit(self):
         with pytest.raises(ValueError, match="on_token must be left out inside jax.jit"):

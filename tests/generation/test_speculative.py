@@ -5,7 +5,7 @@ import pytest
 from decoders import V, build, init, tokens
 
 import rope_jax
-from rope_jax.generation.speculative import _speculate
+from rope_jax.generation.speculative import _speculative_decode
 
 UNTIED = dict(tie_embeddings=False)  # tied to random embeddings, it would write one token again and again
 MODEL = build(**UNTIED)
@@ -81,11 +81,11 @@ def test_rows_stop_one_by_one_even_inside_a_round(name):
 
 
 def test_one_compilation_for_prompts_stops_and_weights():
-    _speculate.clear_cache()
+    _speculative_decode.clear_cache()
     for seed in range(3):
         params = init(SMALL, seed)
         speculative_decode((SMALL, params), [[seed + 1] * (seed + 1)] * 3, stop_token=seed)
-    assert _speculate._cache_size() == 1
+    assert _speculative_decode._cache_size() == 1
 
 
 def test_one_token_needs_no_draft():
