@@ -37,14 +37,12 @@ def close(got, want, atol=CLOSE):
 
 def layer(rope=ROPE, **change):
     module = rope_jax.RotaryAttention(num_heads=N, num_kv_heads=K, head_dim=H, rope=rope, **change)
-    params = module.init(
-        jax.random.key(0), jnp.ones((1, 2, D)), rotation=rope.rotation(jnp.arange(2), **known(rope))
-    )
+    params = module.init(jax.random.key(0), jnp.ones((1, 2, D)), **known(rope))
     return module, params
 
 
 def known(rope):
-    return {"length": 2} if rope.needs_context_length else {}
+    return {"context_length": 2} if rope.needs_context_length else {}
 
 
 def tokens(length, seed=1):
@@ -74,7 +72,7 @@ def test_a_ring_is_a_sliding_window(rotated, cuts):
     module, params = layer(window=5)
     x = tokens(20)
     want = module.apply(params, x)
-    cache = empty(4 + max(cuts), sinks=0, rotated=rotated)
+    cache = empty(4 + max(cuts), eviction="sliding", rotated=rotated)
     step, traces = stepper(module, params)
     got, start = [], 0
     for cut in cuts:
@@ -90,7 +88,7 @@ def test_a_ring_of_rows_with_padding():
     x = tokens(12)
     mask = np.ones((B, 12), bool)
     mask[0, [1, 2, 7]] = False
-    cache = empty(7, sinks=0)
+    cache = empty(7, eviction="sliding")
     for start in range(0, 12, 4):
         part = slice(start, start + 4)
         y, cache = module.apply(params, x[:, part], mask=mask[:, part], cache=cache)
@@ -107,7 +105,7 @@ def test_sinks_stand_right_before_the_window(sinks):
     capacity = 8
     module, params = layer()
     x = tokens(30)
-    cache = empty(capacity, sinks=sinks, rotated=False)
+    cache = empty(capacity, eviction="sliding", num_sink_tokens=sinks, rotated=False)
     step, traces = stepper(module, params)
     y, cache = step(x[:, :6], cache)
     close(y, module.apply(params, x[:, :6]))
@@ -124,7 +122,7 @@ def test_ten_thousand_evictions_drift_by_nothing():
     capacity, sinks, count = 6, 2, 10_000
     module, params = layer()
     x = tokens(count)
-    cache = empty(capacity, sinks=sinks, rotated=False)
+    cache = empty(capacity, eviction="sliding", num_sink_tokens=sinks, rotated=False)
 
     def step(cache, x):
         y, cache = module.apply(params, x[:, None], cache=cache)
@@ -136,19 +134,17 @@ def test_ten_thousand_evictions_drift_by_nothing():
     assert cache.num_tokens.tolist() == [count] * B
 
 
-def test_ten_thousand_shifts_leave_the_keys_to_the_bit():
+def test_positions_that_restart_are_the_callers_subtraction():
+    """Only m - n counts: a caller whose positions move by an offset subtracts it, and no key is touched."""
     module, params = layer()
     x = tokens(9)
-    where = jnp.arange(9)[None] + 500
-    want = module.apply(params, x, where)
-    _, cache = module.apply(params, x[:, :8], where[:, :8], cache=empty(9))
-    moved = jax.lax.fori_loop(0, 10_000, lambda _, cache: cache.shift(jnp.array([7, -3])), cache)
-    np.testing.assert_array_equal(moved.key, cache.key)
-    # The next token stands where it stood before, seen from tokens that moved by that much.
-    last = where[:, 8:] + jnp.array([[70_000], [-30_000]])
-    y, _ = module.apply(params, x[:, 8:], last, cache=moved)
+    positions = jnp.arange(9)[None] + 500
+    want = module.apply(params, x, positions)
+    _, cache = module.apply(params, x[:, :8], positions[:, :8], cache=empty(9))
+    last = positions[:, 8:] + jnp.array([[70_000], [-30_000]])  # in the caller's count, which moved
+    y, _ = module.apply(params, x[:, 8:], last - jnp.array([[70_000], [-30_000]]), cache=cache)
     close(y, want[:, 8:])
-    stayed, _ = module.apply(params, x[:, 8:], where[:, 8:], cache=moved)
+    stayed, _ = module.apply(params, x[:, 8:], last, cache=cache)
     assert np.abs(stayed - want[:, 8:]).max() > 1e-3
 
 
@@ -205,7 +201,7 @@ def test_decoding_across_the_switch_is_the_full_forward_at_the_new_length(name, 
             row.append(t)
             length = len(row)
             want = module.apply(
-                params, x[b : b + 1, row], rotation=rope.rotation(jnp.arange(length)[None], context_length=length)
+                params, x[b : b + 1, row], context_length=length
             )
             # dynamic: traced frequencies are float32, their angles off by position * 2^-23; long: one more rounding
             close(y[b, 0], want[0, -1])
@@ -219,12 +215,12 @@ def test_decoding_from_4096_tokens_to_4097(rotated):
     rope = rope_jax.Rope(H, dataclasses.replace(LONG, original_length=switch))
     module = rope_jax.RotaryAttention(num_heads=1, head_dim=H, rope=rope)
     x = jax.random.normal(jax.random.key(2), (1, switch + 2, D))
-    params = module.init(jax.random.key(3), x[:, :2], rotation=rope.rotation(jnp.arange(2), context_length=2))
+    params = module.init(jax.random.key(3), x[:, :2], context_length=2)
     cache = rope_jax.init_cache(batch=1, capacity=switch + 2, num_kv_heads=1, head_dim=H, rotated=rotated)
 
     @jax.jit
     def full(x, length):
-        return module.apply(params, x, rotation=rope.rotation(jnp.arange(switch + 2)[None], context_length=length))
+        return module.apply(params, x, context_length=length)
 
     step, traces = stepper(module, params)
     _, cache = step(x[:, : switch - 1], cache)
@@ -243,7 +239,7 @@ def test_re_rotation_is_exact_at_every_position(layout):
     k = jax.random.normal(jax.random.key(0), (1, 6, K, H))
     short, long = (rope.rotate(k, rope.rotation(positions, context_length=n)) for n in (8, 9))
     for old, new, start, end in ((8, 9, short, long), (9, 8, long, short), (8, 8, short, short)):
-        moved = rope.rerotate(start, positions, old_length=old, new_length=new)
+        moved = rope.rerotate(start, positions, old_context_length=old, new_context_length=new)
         # Two exact rotations of pairs up to 4 long, each 1.2e-7 and three roundings off.
         close(moved, end, atol=4 * 2 * (1.2e-7 + 3 * oracles.EPS32))
 
@@ -271,7 +267,7 @@ def test_a_decoder_of_unlike_layers_with_unrotated_keys_and_sinks():
     ids = jax.random.randint(jax.random.key(0), (B, 9), 0, 11, jnp.int32)
     params = model.init(jax.random.key(1), ids)
     want = model.apply(params, ids)
-    for options in (dict(rotated=False), dict(sinks=2), dict(sinks=0)):
+    for options in (dict(rotated=False), dict(eviction="sliding", num_sink_tokens=2), dict(eviction="sliding")):
         logits, cache = model.apply(params, ids[:, :4], cache=model.init_cache(batch=B, capacity=9, **options))
         more, cache = model.apply(params, ids[:, 4:], cache=cache)
         close(jnp.concatenate([logits, more], axis=1), want, atol=1e-5)
@@ -288,7 +284,7 @@ def test_keys_know_what_they_are_turned_by(rotated):
     for cut, length in ((slice(5, 6), 6), (slice(6, 9), 9)):
         y, cache = module.apply(params, x[:, cut], cache=cache)
         want = module.apply(
-            params, x[:, :length], rotation=rope.rotation(jnp.arange(length), context_length=length)
+            params, x[:, :length], context_length=length
         )
         close(y, want[:, cut])
 
@@ -315,7 +311,7 @@ def test_keys_that_cannot_be_turned_on_are_not_read():
     close(same, model.apply(params, ids, context_length=20)[:, -1:], atol=1e-5)
     other, after = step(ids[:, 3:], cache, jnp.array([20, 30]))
     assert (
-        np.isfinite(other[0]).all() and np.isnan(other[1]).all() and after.overflowed[0].tolist() == [False, True]
+        np.isfinite(other[0]).all() and np.isnan(other[1]).all() and after.overflowed.tolist() == [False, True]
     )
     with pytest.raises(ValueError, match=r"context_length must stay \[20, 20\].*DynamicNTK, got \[30, 30\]"):
         model.apply(params, ids[:, 3:], cache=cache, context_length=30)
@@ -328,14 +324,12 @@ def test_inside_the_cache_a_sequence_is_no_longer_than_it():
     kept = np.r_[:sinks, count - capacity + sinks : count]
     for rope, change in ((rope_jax.Rope(H, LONG), {}), (ROPE, dict(position_bias=rope_jax.attention.ALiBi()))):
         module, params = layer(rope, **change)
-        cache = empty(capacity, sinks=sinks, rotated=False)
+        cache = empty(capacity, eviction="sliding", num_sink_tokens=sinks, rotated=False)
         step, _ = stepper(module, params)
         for t in range(count):
             y, cache = step(x[:, t : t + 1], cache)
-        how = dict(
-            rotation=rope.rotation(jnp.arange(capacity), **(dict(context_length=capacity) if known(rope) else {}))
-        )
-        close(y, module.apply(params, x[:, kept], **how)[:, -1:])
+        length = dict(context_length=capacity) if known(rope) else {}
+        close(y, module.apply(params, x[:, kept], **length)[:, -1:])
 
 
 # ----------------------------------------------------------------------------------------------------- eight bits
@@ -402,7 +396,7 @@ def test_what_only_run_time_knows_makes_a_row_nan_and_no_other():
     mask = np.ones((B, 3), bool)
     mask[1, 1:] = False
     # Three at once into a ring of six that holds five: what the first of them reads would be gone.
-    _, cache = step(x[:, :5], empty(6, sinks=0))
+    _, cache = step(x[:, :5], empty(6, eviction="sliding"))
     y, cache = step(x[:, 5:8], cache, mask)
     assert np.isnan(y[0]).all() and np.isfinite(y[1, 0]).all()
     assert cache.overflowed.tolist() == [True, False]
@@ -420,7 +414,7 @@ def test_layers_of_unlike_windows_share_a_ring():
     for window in ((3, 2), (3, 3), np.int64(3)):
         model = rope_jax.Decoder(**sizes, rope=ROPE, window=window)
         params = model.init(jax.random.key(1), ids)
-        cache, got = model.init_cache(batch=B, capacity=6, sinks=0), []
+        cache, got = model.init_cache(batch=B, capacity=6, eviction="sliding"), []
         for cut in (slice(0, 4), slice(4, 8)):
             logits, cache = model.apply(params, ids[:, cut], cache=cache)
             got.append(logits)
@@ -464,11 +458,10 @@ def test_narrow_integers_do_not_wrap():
     assert many.select_rows(jnp.array([1, 100], jnp.int8)).num_tokens.tolist() == [0, 0]
     x = tokens(4)
     _, cache = MODULE.apply(PARAMS, x[:, :3], jnp.arange(3), cache=empty(4))
-    for by in (5, 1000):
-        want, _ = MODULE.apply(PARAMS, x[:, 3:], jnp.array([3]), cache=cache.shift(by))
-        for dtype in (jnp.int8, jnp.uint8, jnp.int16, jnp.uint32):
-            got, _ = MODULE.apply(PARAMS, x[:, 3:], jnp.array([3], dtype), cache=cache.shift(by))
-            np.testing.assert_array_equal(got, want)
+    want, _ = MODULE.apply(PARAMS, x[:, 3:], jnp.array([100]), cache=cache)
+    for dtype in (jnp.int8, jnp.uint8, jnp.int16, jnp.uint32):
+        got, _ = MODULE.apply(PARAMS, x[:, 3:], jnp.array([100], dtype), cache=cache)
+        np.testing.assert_array_equal(got, want)
 
 
 def test_what_a_model_knows_not_to_fit_is_refused():
@@ -476,20 +469,20 @@ def test_what_a_model_knows_not_to_fit_is_refused():
     model = rope_jax.Decoder(**sizes, rope=ROPE)
     ids = jnp.zeros((1, 4), jnp.int32)
     params = model.init(jax.random.key(1), ids)
-    for sinks in (None, 0, 2):
-        _, cache = model.apply(params, ids, cache=model.init_cache(batch=1, capacity=6, sinks=sinks))
+    for options in ({}, dict(eviction="sliding"), dict(eviction="sliding", num_sink_tokens=2)):
+        _, cache = model.apply(params, ids, cache=model.init_cache(batch=1, capacity=6, **options))
         with pytest.raises(ValueError, match=r"tokens must fit in the cache: T=4 .* rows would hold \[8\]"):
             model.apply(params, ids, cache=cache)
         logits, _ = jax.jit(lambda cache: model.apply(params, ids, cache=cache))(cache)
         assert np.isnan(logits).all()
-        if sinks is not None:  # others grow
+        if options:  # others grow
             with pytest.raises(
-                ValueError, match=r"prompt must fit in the cache: T=4 .*: several at once would evict"
+                ValueError, match=r"prompt must fit in the cache: T=4 .*: this write would evict keys"
             ):
                 rope_jax.generate(model, params, ids, cache=cache, max_new_tokens=3, temperature=0)
     slides = model.clone(window=3)
     logits, _ = slides.apply(
-        params, ids, cache=slides.apply(params, ids, cache=slides.init_cache(batch=1, capacity=6, sinks=0))[1]
+        params, ids, cache=slides.apply(params, ids, cache=slides.init_cache(batch=1, capacity=6, eviction="sliding"))[1]
     )
     assert np.isfinite(logits).all()
 
@@ -499,14 +492,14 @@ def test_padding_evicts_nothing():
     module, params = layer(window=3)
     x = tokens(12)
     mask = np.array([[1, 0, 0, 0], [1, 1, 1, 0]], bool)
-    for options in (dict(sinks=0), dict(sinks=2, rotated=False)):
+    for options in (dict(eviction="sliding"), dict(eviction="sliding", num_sink_tokens=2, rotated=False)):
         _, cache = module.apply(params, x[:, :5], cache=empty(6, **options))
         for t in range(5, 8):
             _, cache = module.apply(params, x[:, t : t + 1], cache=cache)
         y, after = jax.jit(lambda x, cache: module.apply(params, x, cache=cache, mask=mask))(x[:, 8:], cache)
         alone, _ = module.apply(params, x[:, 8:9], cache=cache)
         close(y[0, 0], alone[0, 0])
-        slides = options["sinks"] == 0  # 3 - 1 + 3 slots are enough for these three
+        slides = "num_sink_tokens" not in options  # 3 - 1 + 3 slots are enough for these three
         assert after.num_tokens.tolist() == [9, 11 if slides else -1]
         none = jax.jit(lambda x, cache: module.apply(params, x, cache=cache, mask=mask & False))(x[:, 8:], cache)[1]
         assert none.num_tokens.tolist() == [8, 8]
@@ -519,7 +512,7 @@ def test_lengths_of_any_integer_dtype():
         assert truncate(cache, jnp.asarray(length)).num_tokens.tolist() == [left] * B
     with jax.enable_x64(True):
         assert truncate(cache, jnp.asarray(2**32)).num_tokens.tolist() == [3] * B
-    _, ring = MODULE.apply(PARAMS, tokens(3), cache=empty(4, sinks=0))
+    _, ring = MODULE.apply(PARAMS, tokens(3), cache=empty(4, eviction="sliding"))
     for given in (cache, ring):
         full = jax.jit(rope_jax.KVCache.write)(given, *[jnp.ones((B, 2, K, H))] * 2)
         assert full.overflowed.all() and full.truncate(2).overflowed.all()
@@ -527,11 +520,11 @@ def test_lengths_of_any_integer_dtype():
 
 def test_a_ring_of_symbolic_sizes():
     t, s = jax.export.symbolic_shape("t, s")
-    cache = jax.eval_shape(lambda: rope_jax.init_cache(batch=B, capacity=s, num_kv_heads=K, head_dim=H, sinks=0))
+    cache = jax.eval_shape(lambda: rope_jax.init_cache(batch=B, capacity=s, num_kv_heads=K, head_dim=H, eviction="sliding"))
     kv = jax.ShapeDtypeStruct((B, t, K, H), jnp.float32)
     write = jax.export.export(jax.jit(lambda cache, kv: cache.write(kv, kv, max_window=3).num_tokens))(cache, kv)
-    assert write.call(empty(6, sinks=0), jnp.ones((B, 4, K, H))).tolist() == [4, 4]
-    assert write.call(empty(6, sinks=0), jnp.ones((B, 7, K, H))).tolist() == [-1, -1]
+    assert write.call(empty(6, eviction="sliding"), jnp.ones((B, 4, K, H))).tolist() == [4, 4]
+    assert write.call(empty(6, eviction="sliding"), jnp.ones((B, 7, K, H))).tolist() == [-1, -1]
 
 
 def test_positions_that_decrease_are_what_they_say():
@@ -552,11 +545,20 @@ DYNAMIC = rope_jax.Rope(H, SCHEDULES["dynamic"])
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
-        (lambda: empty(4, sinks=4), ValueError, "sinks must be below the capacity S=4, got 4"),
-        (lambda: empty(4, sinks=True), TypeError, "sinks must be an integer, got True"),
+        (
+            lambda: empty(4, eviction="sliding", num_sink_tokens=4),
+            ValueError,
+            "num_sink_tokens must be below the capacity S=4, got 4",
+        ),
+        (
+            lambda: empty(4, eviction="sliding", num_sink_tokens=True),
+            TypeError,
+            "num_sink_tokens must be an integer, got True",
+        ),
+        (lambda: empty(4, num_sink_tokens=1), ValueError, "num_sink_tokens must be 0 without eviction, got 1"),
+        (lambda: empty(4, eviction="ring"), ValueError, r"eviction must be None or one of \('sliding',\), got 'ring'"),
         (lambda: empty(4.0), TypeError, "capacity must be an integer, got 4.0"),
         (lambda: empty(4).grow(8.0), TypeError, "capacity must be an integer, got 8.0"),
-        (lambda: empty(4).shift(jnp.uint32(2**31)), ValueError, "by must fit in int32, got 2147483648"),
         (
             lambda: empty(4).write(*[jnp.ones((B, 1, K, H))] * 2, max_window=0),
             ValueError,
@@ -571,9 +573,9 @@ DYNAMIC = rope_jax.Rope(H, SCHEDULES["dynamic"])
         (
             lambda: layer(rope_jax.Rope(H, LONG))[0].apply(PARAMS, tokens(1), jnp.arange(1), cache=empty(4)),
             ValueError,
-            "positions must be left out with a cache of keys whose frequencies depend on the length",
+            "positions must be left out with a cache of keys whose frequencies depend on the context length",
         ),
-        (lambda: empty(4, sinks=1), ValueError, "rotated must be False with sinks.* got True with 1"),
+        (lambda: empty(4, eviction="sliding", num_sink_tokens=1), ValueError, "rotated must be False with sink tokens.* got True with num_sink_tokens=1"),
         (
             lambda: MODULE.apply(PARAMS, tokens(1), cache=empty(4, rope=OTHER)),
             ValueError,
@@ -585,23 +587,15 @@ DYNAMIC = rope_jax.Rope(H, SCHEDULES["dynamic"])
             "positions must be left out with a cache of unrotated keys",
         ),
         (
-            lambda: MODULE.apply(
-                PARAMS, tokens(1), rotation=ROPE.rotation(jnp.arange(1)), cache=empty(4, rotated=False)
-            ),
-            ValueError,
-            "key_rotation must be given",
-        ),
-        (
             lambda: layer(DYNAMIC)[0].apply(layer(DYNAMIC)[1], tokens(1), cache=empty(4)),
             ValueError,
             "keys must be stored unrotated.*DynamicNTK",
         ),
-        (lambda: empty(4).truncate(-1), ValueError, "length must be 0 or more, got -1"),
-        (lambda: empty(4).truncate(1.5), TypeError, "length must be integer"),
+        (lambda: empty(4).truncate(-1), ValueError, "num_tokens must be 0 or more, got -1"),
+        (lambda: empty(4).truncate(1.5), TypeError, "num_tokens must be integer"),
         (lambda: empty(4).select_rows(jnp.array([2])), ValueError, r"rows must be in \[0, B=2\), got \[2\]"),
         (lambda: empty(4).grow(3), ValueError, "capacity must be at least S=4, got 3"),
-        (lambda: empty(4, sinks=0).grow(8), ValueError, "capacity must stay S=4 where tokens are evicted"),
-        (lambda: empty(4).shift(0.5), TypeError, "by must be integer"),
+        (lambda: empty(4, eviction="sliding").grow(8), ValueError, "capacity must stay S=4 in a cache that evicts tokens"),
         (
             lambda: rope_jax.attention.quantize(jnp.ones(3), jnp.int4),
             TypeError,
