@@ -1,4 +1,4 @@
-"""Position biases: what T5 and ALiBi add to the attention scores, by the distance from key to query."""
+"""Position biases of T5 and ALiBi: added to the attention scores, by the distance from key to query."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from rope_jax.attention.mask import distances
 
 
 class PositionBias(Protocol):
-    """What is added to the scores ``[B, N, T, S]`` of a query ``distance [B, T, S]`` tokens after a key.
+    """A callable that returns a bias for the scores ``[B, N, T, S]``, from ``distance [B, T, S]``.
 
-    The distance is that of the tokens' places in line, padding left out, whatever positions they are given. A
-    negative one is that of a key after the query, which is read only without causality.
+    The distance is the query's sequence index minus the key's. It excludes padding, and ignores the positions of
+    the call. A negative distance belongs to a key after the query, which matters only without causality.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -30,7 +30,15 @@ class PositionBias(Protocol):
 
 
 def bias_of_order(position_bias: PositionBias, query_order, key_order, num_heads: int, causal: bool) -> jax.Array:
-    """The bias of queries and keys by their order in the row: floating ``[B or 1, N or 1, T, S]``."""
+    """Calls a position bias with the distances of queries and keys, and checks its result.
+
+    Returns:
+      floating ``[B or 1, N or 1, T or 1, S]``.
+
+    Raises:
+      TypeError: if the result is no array or not floating.
+      ValueError: if its shape is wrong.
+    """
     distance = distances(query_order, key_order)
     bias = position_bias(distance, num_heads, causal)
     if not isinstance(bias, jax.Array):
@@ -42,27 +50,27 @@ def bias_of_order(position_bias: PositionBias, query_order, key_order, num_heads
 
 
 def relative_buckets(distance, *, causal: bool, num_buckets: int = 32, max_distance: int = 128) -> jax.Array:
-    """Which of T5's buckets a distance belongs to (Raffel et al. 2020, section 2.1).
+    """The T5 bucket of each distance (Raffel et al. 2020, section 2.1).
 
-    Of n buckets, the first ``e = floor(n/2)`` hold one distance each; bucket ``e + j`` starts at ``e (max_distance
-    / e)^(j / (n - e))`` tokens, rounded up, and the last holds all that follow. Without causality one half of the
-    buckets is for keys before the query, the other for keys after it. The bounds are integers, found exactly:
-    no logarithm is taken on the device, where each chip would round it in its own way.
+    Of n buckets, the first ``e = floor(n/2)`` hold a single distance each. Bucket ``e + j`` starts at
+    ``e (max_distance / e)^(j / (n - e))`` tokens, rounded up, and the last bucket is unbounded. Without causality,
+    half of the buckets serve keys before the query, and half keys after the query. The bounds are exact integers,
+    computed on the host, since a logarithm on the device would be rounded differently by each chip.
 
     Args:
-      distance: integers ``[...]``, tokens from the key to the query: ``m - n``. Negative ones are keys after
-        the query, and count as 0 with ``causal``.
-      causal: whether there are no keys after the query.
-      num_buckets: how many, both directions together.
-      max_distance: tokens, from where on all distances share a bucket at the latest; below 2^63.
+      distance: integers ``[...]``, tokens from the key to the query: ``m - n``. Keys after the query have a
+        negative distance, which counts as 0 with ``causal``.
+      causal: whether queries read no later keys.
+      num_buckets: number of buckets, both directions together.
+      max_distance: tokens; all distances from here on (or earlier) share the last bucket; below 2^63.
 
     Returns:
       int32 ``[...]`` in ``[0, num_buckets)``.
 
     Raises:
-      TypeError: if distances or the numbers are not integers, or causal is not a bool.
-      ValueError: if there are too few buckets (2, or 4 and an even number without causality), or max_distance
-        is not over half of those for one direction, or too large.
+      TypeError: if ``distance``, ``num_buckets`` or ``max_distance`` is not integer, or ``causal`` is not a bool.
+      ValueError: if ``num_buckets`` is below 2 (without causality: below 4, or odd), or ``max_distance`` is too
+        large, or at most half the number of buckets of a direction.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -81,32 +89,32 @@ def relative_buckets(distance, *, causal: bool, num_buckets: int = 32, max_dista
     count = num_buckets if causal else num_buckets // 2
     if max_distance <= count // 2:
         raise ValueError(
-            f"max_distance must be over {count // 2}, where {num_buckets} buckets begin to be shared, "
-            f"got {max_distance}"
+            f"max_distance must be over {count // 2} with num_buckets={num_buckets}, got {max_distance}"
         )
     if max_distance >= 2**63:
         raise ValueError(f"max_distance must be below 2^63, got {max_distance}")
-    if jnp.iinfo(distance.dtype).bits < 8:  # jnp.abs has no four bits
+    if jnp.iinfo(distance.dtype).bits < 8:  # jnp.abs does not support 4-bit integers
         distance = distance.astype(jnp.int32)
-    # A bound that the dtype cannot hold is one that no distance reaches; nor can it hold |d| of its least integer.
+    # Bounds above the dtype's range are dropped, since no distance reaches them. The least integer of the dtype is
+    # raised by 1, since its absolute value would overflow.
     low, high = int(jnp.iinfo(distance.dtype).min), int(jnp.iinfo(distance.dtype).max)
     starts = jnp.array([d for d in _bucket_starts(count, max_distance) if d <= high], distance.dtype)
-    behind = jnp.maximum(distance, 0) if causal else jnp.abs(jnp.maximum(distance, max(low, -high)))
-    bucket = jnp.searchsorted(starts, behind, side="right", method="compare_all").astype(jnp.int32) - 1
+    magnitude = jnp.maximum(distance, 0) if causal else jnp.abs(jnp.maximum(distance, max(low, -high)))
+    bucket = jnp.searchsorted(starts, magnitude, side="right", method="compare_all").astype(jnp.int32) - 1
     if causal:
         return bucket
     return bucket + jnp.where(distance < 0, jnp.int32(count), jnp.int32(0))
 
 
 def _bucket_starts(count: int, max_distance: int) -> list[int]:
-    """The least distance of each of ``count`` buckets of one direction, by integer arithmetic."""
+    """The least distance of each of the ``count`` buckets of a direction, by integer arithmetic."""
     exact = count // 2
     shared = count - exact
     starts = list(range(exact))
     for j in range(shared):
         # The least d with d / exact >= (max_distance / exact)^(j / shared), both sides to the power of `shared`.
         bound = max_distance**j * exact ** (shared - j)
-        d = int(exact * (max_distance / exact) ** (j / shared))  # float64: close by, on either side
+        d = int(exact * (max_distance / exact) ** (j / shared))  # float64 estimate, slightly too small or too large
         while d > exact and (d - 1) ** shared >= bound:
             d -= 1
         while d**shared < bound:
@@ -118,14 +126,15 @@ def _bucket_starts(count: int, max_distance: int) -> list[int]:
 class T5Bias(nn.Module, kw_only=True):
     """A learned scalar for each head and bucket of distances (Raffel et al. 2020, section 2.1).
 
-    ``bias[n, t, s] = table[bucket(t - s), n]``, see :func:`relative_buckets`. One table serves all layers of a
-    :class:`Decoder`, as in T5. T5 does not scale its scores; ``logit_scale=1.0`` does as it does.
+    ``bias[n, t, s] = table[bucket(t - s), n]``, see :func:`relative_buckets`. All layers of a :class:`Decoder`
+    share a table, as in T5. T5 does not scale its scores: set ``logit_scale=1.0`` to match.
 
     Attributes:
-      num_buckets: how many, both directions together.
-      max_distance: tokens, from where on all distances share a bucket.
-      param_dtype: of the table.
-      embedding_init: of the table ``[num_buckets, N]``, whose axes are named ``relative_buckets`` and ``heads``.
+      num_buckets: number of buckets, both directions together.
+      max_distance: see :func:`relative_buckets`.
+      param_dtype: dtype of the table.
+      embedding_init: initializer of the table ``[num_buckets, N]``, with axes named ``relative_buckets`` and
+        ``heads``.
 
     Raises:
       ValueError: as :func:`relative_buckets`.
@@ -160,11 +169,11 @@ class T5Bias(nn.Module, kw_only=True):
 
 @dataclasses.dataclass(frozen=True)
 class ALiBi:
-    """A penalty that grows with the distance, at a slope of its own for each head (Press et al. 2022, section 3).
+    """A penalty proportional to the distance, with a fixed slope for each head (Press et al. 2022, section 3).
 
-    ``bias[n, t, s] = -slope_n |t - s|``, with the slopes ``2^(-8 (n + 1) / N)``. Where N is no power of two,
-    the first heads have the slopes of the power of two P below it, and the rest every other one of those of 2 P,
-    as in the authors' code.
+    ``bias[n, t, s] = -slope_n |t - s|``, with the slopes ``2^(-8 (n + 1) / N)``. If N is no power of two, let P be
+    the largest power of two below N. The first P heads have the slopes for N = P. The remaining heads have the
+    first, third, fifth, ... slope for N = 2 P, as in the authors' code.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -188,7 +197,7 @@ class ALiBi:
         return np.concatenate([first, between])[:num_heads]
 
     def __call__(self, distance, num_heads: int, causal: bool) -> jax.Array:
-        """float32 ``[B, N, T, S]`` for integer distances ``[B, T, S]``; without causality both sides alike."""
+        """float32 ``[B, N, T, S]`` for integer distances ``[B, T, S]``. Keys before and after count equally."""
         distance = device_array("distance", distance)
         check_axes("distance", distance, "B T S")
         check_dtype("distance", distance, jnp.integer, "integer")

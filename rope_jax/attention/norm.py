@@ -1,6 +1,6 @@
-"""How large are features on their way into a layer? Root mean square 1, times a learned scale.
+"""RMSNorm: scales features to root mean square 1, times a learned scale.
 
-Not ``flax.linen.RMSNorm``: that one promotes dtypes on its own, which strict promotion forbids.
+``flax.linen.RMSNorm`` promotes dtypes implicitly, which strict promotion forbids.
 """
 
 from typing import Any
@@ -13,14 +13,14 @@ import jax.numpy as jnp
 class RMSNorm(nn.Module, kw_only=True):
     """``scale * x / sqrt(mean(x^2) + epsilon)`` over the last axis (Zhang and Sennrich 2019, section 4).
 
-    With ``unit_offset`` it is ``(1 + scale)`` in place of ``scale``, which starts at 0 (as in Gemma).
-    Computed in float32 (float64 for float64), rounded once to x's dtype.
+    With ``unit_offset`` the factor is ``1 + scale``, and ``scale`` is initialized to 0 (as in Gemma). Computed in
+    float32 (float64 if x is float64), and rounded to x's dtype at the end.
 
     Attributes:
       axis: the logical name of the last axis.
       epsilon: added to the mean square.
-      unit_offset: whether the scale is what is added to 1.
-      param_dtype: of the scale.
+      unit_offset: whether the factor is ``1 + scale`` instead of ``scale``.
+      param_dtype: dtype of the scale.
     """
 
     axis: str
@@ -30,12 +30,13 @@ class RMSNorm(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(self, x) -> jax.Array:
+        """``x [..., D]`` normalized, in x's dtype."""
         start = nn.initializers.zeros_init() if self.unit_offset else nn.initializers.ones_init()
         init = nn.with_logical_partitioning(start, (self.axis,))
         scale: Any = self.param("scale", init, (x.shape[-1],), self.param_dtype)
         wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
-        @jax.checkpoint  # the backward pass keeps x alone, and forms again what stands between
+        @jax.checkpoint  # the backward pass stores only x, and recomputes the intermediate values
         def normed(x, scale):
             scale = scale.astype(wide)
             if self.unit_offset:

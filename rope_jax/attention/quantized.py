@@ -1,4 +1,4 @@
-"""How are keys and values kept in eight bits?"""
+"""Quantizes keys and values to eight bits."""
 
 import dataclasses
 
@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from rope_jax._checks import check_dtype
 
-NARROW = tuple(map(jnp.dtype, (jnp.int8, jnp.float8_e4m3fn, jnp.float8_e5m2)))
+EIGHT_BIT_DTYPES = tuple(map(jnp.dtype, (jnp.int8, jnp.float8_e4m3fn, jnp.float8_e5m2)))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """``values * scale``: eight bits a feature, and one float32 for the H features of a head at a token.
+    """``values * scale``: eight bits per feature, and a float32 scale for the H features of a head at a token.
 
     Attributes:
       values: int8 or an eight-bit float, ``[..., H]``.
@@ -36,58 +36,60 @@ class Quantized:
         return self.values.dtype
 
     def astype(self, dtype) -> jax.Array:
-        """The array that it stands for, multiplied in float32 and rounded once."""
+        """``values * scale``, multiplied in float32 and rounded once to ``dtype``."""
         return (self.values.astype(jnp.float32) * self.scale[..., None]).astype(dtype)
 
 
 def is_narrow(dtype) -> bool:
-    """Whether arrays of this dtype need a scale.
+    """True if arrays of this dtype need a scale.
 
     Raises:
-      TypeError: if it is a float of eight bits or fewer that :func:`quantize` does not take.
+      TypeError: if the dtype is a float of eight bits or fewer, but not supported by :func:`quantize`.
     """
     dtype = jnp.dtype(dtype)
-    if dtype in NARROW:
+    if dtype in EIGHT_BIT_DTYPES:
         return True
     if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 1:
-        raise TypeError(f"dtype must be one of {', '.join(each.name for each in NARROW)}, or wider, got {dtype}")
+        raise TypeError(f"dtype must be one of {', '.join(map(str, EIGHT_BIT_DTYPES))}, or wider, got {dtype}")
     return False
 
 
 def quantize(x, dtype=jnp.int8) -> Quantized:
-    """``x [..., H]`` in eight bits, scaled so that the largest of the H features is the largest number there is.
+    """Quantizes ``x [..., H]`` to eight bits, with a scale for each group of H features.
 
-    ``scale = max|x| / q``, ``values = round(x / scale)``; q is 127 for int8, 448 for ``float8_e4m3fn``, 57344 for
-    ``float8_e5m2``. A feature is off by at most ``max|x| / 254``, half a step, with int8; with ``float8_e4m3fn`` by
-    ``|x| / 16``, or ``max|x| / 448 / 2^10`` where that is more; with ``float8_e5m2`` by ``|x| / 8``, or
-    ``max|x| / 57344 / 2^17``.
+    ``scale = max|x| / q``, ``values = round(x / scale)``, with q the largest number of the dtype: 127 for int8, 448
+    for ``float8_e4m3fn``, 57344 for ``float8_e5m2``. The error of a feature is at most
+
+    - int8: ``max|x| / 254``, half a step;
+    - ``float8_e4m3fn``: the larger of ``|x| / 16`` and ``max|x| / 448 / 2^10``;
+    - ``float8_e5m2``: the larger of ``|x| / 8`` and ``max|x| / 57344 / 2^17``.
 
     Args:
       x: floating ``[..., H]``.
       dtype: int8, ``float8_e4m3fn`` or ``float8_e5m2``.
 
     Returns:
-      :class:`Quantized`. NaN or infinity in x makes its H features NaN.
+      :class:`Quantized`. NaN or infinity in x makes all H features of its group NaN.
 
     Raises:
-      TypeError: if x is not floating, or the dtype is another.
+      TypeError: if x is not floating, or the dtype is not supported.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> kept = quantize(jnp.array([1.0, -0.5, 0.1]))
-      >>> kept.values.tolist(), [round(x, 3) for x in kept.astype(jnp.float32).tolist()]
+      >>> quantized = quantize(jnp.array([1.0, -0.5, 0.1]))
+      >>> quantized.values.tolist(), [round(x, 3) for x in quantized.astype(jnp.float32).tolist()]
       ([127, -64, 13], [1.0, -0.504, 0.102])
     """
     x = jnp.asarray(x)
     check_dtype("x", x, jnp.floating, "floating")
     if not is_narrow(dtype):
-        raise TypeError(f"dtype must be one of {', '.join(each.name for each in NARROW)}, got {jnp.dtype(dtype)}")
+        raise TypeError(f"dtype must be one of {', '.join(map(str, EIGHT_BIT_DTYPES))}, got {jnp.dtype(dtype)}")
     is_integer = jnp.dtype(dtype) == jnp.int8
     largest = jnp.float32(127.0 if is_integer else float(jnp.finfo(dtype).max))
     wide = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(wide), axis=-1) / largest
     scale = jnp.where(jnp.isfinite(scale), scale, jnp.float32(jnp.nan))
     steps = wide / jnp.where(scale == 0, jnp.float32(1), scale)[..., None]
-    # NaN is no integer: the scale alone carries it.
+    # Integers cannot be NaN, so that only the scale is NaN.
     steps = jnp.where(jnp.isnan(steps), jnp.float32(0), jnp.round(steps) if is_integer else steps)
     return Quantized(jnp.clip(steps, -largest, largest).astype(dtype), scale)

@@ -13,7 +13,15 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, check_real, device_array
+from rope_jax._checks import (
+    as_int32,
+    check_axes,
+    check_dtype,
+    check_integer,
+    check_real,
+    device_array,
+    is_concrete,
+)
 from rope_jax.attention.attend import check_options, checked_scores, window_size
 from rope_jax.attention.mask import attention_mask
 
@@ -200,7 +208,7 @@ def checked_sequence_index(sequence_index, batch: int, length: int) -> jax.Array
     sequence_index = device_array("sequence_index", sequence_index)
     check_axes("sequence_index", sequence_index, "B T", B={1, batch}, T=length)
     check_dtype("sequence_index", sequence_index, jnp.integer, "integer")
-    if not isinstance(sequence_index, jax.core.Tracer) and sequence_index.size:
+    if is_concrete(sequence_index) and sequence_index.size:
         low, high = (int(end) for end in (np.asarray(sequence_index).min(), np.asarray(sequence_index).max()))
         if low < -(2**31) or high >= 2**31 or high - low >= 2**31:
             raise ValueError(f"sequence_index must fit in int32 and span less than 2^31, got {low} to {high}")

@@ -1,4 +1,4 @@
-"""Which axis of a cache may lie along which axis of a mesh?"""
+"""Logical axis names of a cache, for placing it on a mesh of devices."""
 
 import dataclasses
 
@@ -9,12 +9,12 @@ from rope_jax.attention.cache import KVCache
 
 
 def cache_partition_spec(cache: KVCache) -> KVCache:
-    """The logical axis names of a cache, as :func:`flax.linen.get_partition_spec` gives those of parameters.
+    """The logical axis names of a cache, in the form of :func:`flax.linen.get_partition_spec` for parameters.
 
-    They are ``batch``, ``kv_length`` (S), ``kv_heads`` (K, as in the kernels of :class:`RotaryAttention`) and
-    ``head_dim``; before them ``layers`` in a cache of :meth:`Decoder.init_cache`. With your rules,
-    :func:`flax.linen.logical_to_mesh_sharding` makes a placement of them: for :func:`jax.device_put`, or for the
-    ``in_shardings`` and ``out_shardings`` of a step.
+    The names are ``batch``, ``kv_length`` (S), ``kv_heads`` (K, as in the kernels of :class:`RotaryAttention`) and
+    ``head_dim``, after ``layers`` in a cache of :meth:`Decoder.init_cache`. Use your rules and
+    :func:`flax.linen.logical_to_mesh_sharding` to turn the names into shardings: for :func:`jax.device_put`, or for
+    the ``in_shardings`` and ``out_shardings`` of a step.
 
     Args:
       cache: a cache, or its shapes (:func:`jax.eval_shape`).

@@ -1,4 +1,4 @@
-"""Position embeddings: what is added to the token embeddings, sinusoidal or learned."""
+"""Position embeddings, sinusoidal or learned: added to the token embeddings."""
 
 import dataclasses
 import math
@@ -10,17 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_dtype, check_integer, device_array
+from rope_jax._checks import check_axes, check_dtype, check_integer, device_array, is_concrete
 from rope_jax.core.angles import rotation
 from rope_jax.core.frequencies import Frequencies
 from rope_jax.core.schedules import geometric
 
 
 class PositionEmbedding(Protocol):
-    """What is added to the embeddings of tokens at ``positions [..., T]``: ``[..., T, D]`` for a width D.
+    """A callable that returns the embeddings of ``positions [..., T]``: ``[..., T, D]`` for a width D.
 
-    One that has positions for so many tokens only says so by an attribute ``num_positions``: then a longer sequence is an
-    error where its num_positions is known.
+    An attribute ``num_positions`` limits the positions: a sequence that is known to be longer raises an error.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -37,9 +36,9 @@ class PositionEmbedding(Protocol):
 class Sinusoidal:
     """Sines and cosines of the position (Vaswani et al. 2017, section 3.5).
 
-    ``PE[m, 2i] = sin(m * theta_i)``, ``PE[m, 2i + 1] = cos(m * theta_i)`` with ``theta_i = base^(-2i/D)``; right
-    at every int32 position, see :func:`rotation`. The paper multiplies the embeddings it is added to by
-    ``sqrt(D)``: ``Decoder(embedding_scale=...)``.
+    ``PE[m, 2i] = sin(m * theta_i)``, ``PE[m, 2i + 1] = cos(m * theta_i)`` with ``theta_i = base^(-2i/D)``. Exact at
+    every int32 position, see :func:`rotation`. The paper multiplies the token embeddings by ``sqrt(D)``: set
+    ``Decoder(embedding_scale=...)``.
 
     Attributes:
       base: b, the ratio of the slowest wavelength to the fastest as D grows.
@@ -64,24 +63,24 @@ class Sinusoidal:
         width = check_integer("width", width)
         if width < 2 or width % 2:
             raise ValueError(f"width must be even and at least 2, got {width}")
-        turn = rotation(positions, Frequencies(geometric(width, self.base)))
-        return jnp.stack([turn.sin, turn.cos], axis=-1).reshape(*turn.sin.shape[:-1], width)
+        cos, sin = rotation(positions, Frequencies(geometric(width, self.base)))
+        return jnp.stack([sin, cos], axis=-1).reshape(*sin.shape[:-1], width)
 
 
 class LearnedPositions(nn.Module, kw_only=True):
-    """One learned vector for each position (Gehring et al. 2017, section 3.1; GPT-2, BERT).
+    """A learned vector for each position (Gehring et al. 2017, section 3.1; GPT-2, BERT).
 
-    ``PE[m] = table[m]``. Its axes are named ``positions`` and ``embed``.
+    ``PE[m] = table[m]``. The axes of the table are named ``positions`` and ``embed``.
 
     Attributes:
-      num_positions: how many positions there are. One outside of ``[0, num_positions)`` has no vector: an error where it is
-        known (:class:`Decoder` and :func:`generate` know how long their sequences are), else NaN.
-      param_dtype: of the table.
-      embedding_init: of the table ``[num_positions, D]``.
+      num_positions: rows of the table. A position outside ``[0, num_positions)`` raises an error if it is concrete
+        (:class:`Decoder` and :func:`generate` check the lengths of their sequences), and gives NaN if it is traced.
+      param_dtype: dtype of the table.
+      embedding_init: initializer of the table ``[num_positions, D]``.
 
     Raises:
       TypeError: if positions are not integers.
-      ValueError: if num_positions is below 1, or a known position is outside of the table.
+      ValueError: if num_positions is below 1, or a concrete position is outside the table.
 
     Example:
       >>> import jax, jax.numpy as jnp, rope_jax
@@ -98,21 +97,18 @@ class LearnedPositions(nn.Module, kw_only=True):
     @nn.compact
     def __call__(self, positions, width: int) -> jax.Array:
         """``[..., T, D]`` in the table's dtype."""
-        num_positions, width = (
-            check_integer("num_positions", self.num_positions, 1),
-            check_integer("width", width, 1),
-        )
+        num_positions = check_integer("num_positions", self.num_positions, 1)
+        width = check_integer("width", width, 1)
         positions = device_array("positions", positions)
         check_dtype("positions", positions, jnp.integer, "integer")
-        if not isinstance(positions, jax.core.Tracer) and positions.size:
+        if is_concrete(positions) and positions.size:
             low, high = int(positions.min()), int(positions.max())
             if low < 0 or high >= num_positions:
                 raise ValueError(f"positions must be in [0, num_positions={num_positions}), got {low} to {high}")
         init = nn.with_logical_partitioning(self.embedding_init, ("positions", "embed"))
         table: Any = self.param("table", init, (num_positions, width), self.param_dtype)
-        inside = (positions >= 0) & (
-            positions < num_positions
-        )  # in their own dtype: an index may be cut to 32 bits
+        # Compared in the dtype of the positions, since the cast to int32 may wrap around.
+        inside = (positions >= 0) & (positions < num_positions)
         index = jnp.where(inside, positions, jnp.zeros_like(positions)).astype(jnp.int32)
         return jnp.where(inside[..., None], table[index], jnp.asarray(jnp.nan, table.dtype))
 
