@@ -1,9 +1,8 @@
-"""What does a schedule do, in numbers?
+"""Analyses schedules in numbers: wavelengths, attention scores by distance, errors of arithmetics.
 
-How far each pair turns, what that does to the score of a query and a key by their distance, and how wrong an
-arithmetic is. Everything is numpy float64 on the host; nothing is traced, and nothing here is used to turn
-anything. Phases are formed as in :func:`rope_jax.rotation`, in 64-bit fixed-point turns, where whole turns fall off
-by overflow: a distance d costs ``|d| 2^-62`` radians, below 1e-9 for every int32.
+Everything is numpy float64 on the host and nothing is traced. Phases are computed as in :func:`rope_jax.rotation`:
+in 64-bit fixed-point turns, so that whole turns fall off by overflow. The error at distance d is ``|d| 2^-62``
+radians, below 1e-9 for every int32.
 """
 
 from collections.abc import Iterator
@@ -12,24 +11,24 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax.core.angles import _words, rotation
+from rope_jax.core.angles import fixed_point_turns, rotation
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice
 from rope_jax.core.rope import Rope
 
 Arithmetic = Literal["exact", "float32", "bfloat16", "bfloat16_table"]
-"""How an angle is formed, for :func:`phase_error`."""
+"""The arithmetic of an angle, for :func:`phase_error`."""
 
-# ------------------------------------------------------------------------------------ one pair by itself
+# ------------------------------------------------------------------------------------ single pairs
 
 
 def wavelengths(frequencies: Frequencies) -> np.ndarray:
-    """Tokens in which each pair turns once: ``2 pi / |theta_i|`` (Peng et al. 2023, YaRN, section 3.2).
+    """The wavelength of each pair, in tokens per turn: ``2 pi / |theta_i|`` (Peng et al. 2023, YaRN, section 3.2).
 
     Args:
       frequencies: on the host, radians per token.
 
     Returns:
-      float64 ``[R/2]``, in tokens; inf for a pair that does not turn.
+      float64 ``[R/2]``, in tokens; inf for a pair of frequency 0.
 
     Raises:
       TypeError: if frequencies are not host :class:`rope_jax.Frequencies`.
@@ -39,19 +38,19 @@ def wavelengths(frequencies: Frequencies) -> np.ndarray:
       >>> rope_jax.analysis.wavelengths(rope_jax.Standard()(4)).round(2).tolist()
       [6.28, 628.32]
     """
-    with np.errstate(divide="ignore", over="ignore"):  # inf is the answer, not an accident
+    with np.errstate(divide="ignore", over="ignore"):  # inf is the documented result
         return 2 * np.pi / np.abs(_host(frequencies).inv_freq)
 
 
 def turns(frequencies: Frequencies, context_length: int) -> np.ndarray:
-    """Turns that each pair makes over a context_length: ``context_length |theta_i| / 2 pi``, YaRN's ratio r (section 3.2).
+    """Turns of each pair over a context length: ``context_length |theta_i| / 2 pi``, YaRN's ratio r (section 3.2).
 
     Args:
       frequencies: on the host, radians per token.
       context_length: in tokens, at least 1.
 
     Returns:
-      float64 ``[R/2]``, in turns, whole ones and the fraction of the last.
+      float64 ``[R/2]``, in turns, with their fraction.
 
     Raises:
       TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or context_length is not an integer.
@@ -65,12 +64,12 @@ def turns(frequencies: Frequencies, context_length: int) -> np.ndarray:
     return _count("context_length", context_length, "tokens") * np.abs(_host(frequencies).inv_freq) / (2 * np.pi)
 
 
-def unturned(frequencies: Frequencies, context_length: int) -> np.ndarray:
-    """Which pairs make no whole turn within a context_length: ``turns < 1``.
+def incomplete_pairs(frequencies: Frequencies, context_length: int) -> np.ndarray:
+    """True for pairs without a complete turn within a context length: ``turns < 1``.
 
-    A model that was trained on this context_length has not seen all their angles, and meets new ones on longer text.
-    They are the pairs that YaRN interpolates fully (Peng et al. 2023, section 3.2, ``r < alpha = 1``). A pair
-    that stands still is one of them too, though it never meets a new angle.
+    A model trained on this context length has not seen all angles of these pairs, and meets new angles in longer
+    text. YaRN interpolates these pairs fully (Peng et al. 2023, section 3.2, ``r < alpha = 1``). Pairs of frequency
+    0 count too, although their angle never changes.
 
     Args:
       frequencies: on the host, radians per token.
@@ -85,25 +84,25 @@ def unturned(frequencies: Frequencies, context_length: int) -> np.ndarray:
 
     Example:
       >>> import rope_jax, rope_jax.analysis
-      >>> int(rope_jax.analysis.unturned(rope_jax.Standard(base=500_000.0)(128), 8192).sum())  # Llama 3
+      >>> int(rope_jax.analysis.incomplete_pairs(rope_jax.Standard(base=500_000.0)(128), 8192).sum())  # Llama 3
       29
     """
     return turns(frequencies, context_length) < 1
 
 
 def effective_context(frequencies: Frequencies) -> np.ndarray:
-    """Half a wavelength, ``pi / |theta_i|``: up to there a pair's part of the score tells how far a token is.
+    """Half a wavelength, ``pi / |theta_i|``: the largest distance that a single pair identifies.
 
-    Where a query and a key are alike in pair i, its part is ``cos(d theta_i)`` times a positive constant
-    (RoFormer, section 3.2.2). It falls strictly with ``|d|`` from 0 to half a wavelength; from there it rises,
-    and every value comes back: the pair alone cannot tell ``|d|`` from ``wavelength - |d|``. A query and a key
-    that differ by an angle shift that range by as much. A pair that stands still, with inf, tells nothing.
+    If query and key are equal in pair i, the pair adds ``cos(d theta_i)`` times a positive constant to the score
+    (RoFormer, section 3.2.2). This term falls strictly with ``|d|`` up to half a wavelength and rises after, so
+    the pair alone cannot tell ``|d|`` from ``wavelength - |d|``. An angle between query and key shifts the range
+    by as much. A pair of frequency 0 gives inf and carries no information on distance.
 
     Args:
       frequencies: on the host, radians per token.
 
     Returns:
-      float64 ``[R/2]``, in tokens; inf for a pair that does not turn.
+      float64 ``[R/2]``, in tokens; inf for a pair of frequency 0.
 
     Raises:
       TypeError: if frequencies are not host :class:`rope_jax.Frequencies`.
@@ -116,14 +115,14 @@ def effective_context(frequencies: Frequencies) -> np.ndarray:
     return wavelengths(frequencies) / 2
 
 
-# ---------------------------------------------------------------------------------- all pairs, by distance
+# ---------------------------------------------------------------------------------- scores by distance
 
 
 def mean_score(frequencies: Frequencies, distances) -> np.ndarray:
-    """``a^2 mean_i cos(d theta_i)``: what rotation leaves of a score at distance d, on average over the pairs.
+    """The share of a score after rotation, averaged over pairs: ``a^2 mean_i cos(d theta_i)``.
 
-    It is ``q_m . k_n / q . k`` with ``d = m - n``, for a query and a key that are alike and as long in one pair
-    as in the other (from RoFormer, equation 35). At distance 0 it is ``a^2``.
+    Equals ``q_m . k_n / q . k`` with ``d = m - n``, for equal query and key with the same norm in every pair (from
+    RoFormer, equation 35). At distance 0 the value is ``a^2``.
 
     The error is at most ``a^2 (|d| 2^-62 + (R + 16) 2^-53)``; the fraction of a float distance adds
     ``a^2 max_i |theta_i| 2^-53``.
@@ -150,9 +149,9 @@ def mean_score(frequencies: Frequencies, distances) -> np.ndarray:
 def decay_bound(frequencies: Frequencies, distances) -> np.ndarray:
     """RoFormer's bound of the score by distance: ``1/(R/2) sum_j |S_j|``, ``S_j = sum_(i<j) e^(i d theta_i)``.
 
-    The sums run over ``j = 1 .. R/2`` and the first j pairs (Su et al. 2021, section 3.4.3). It bounds
-    ``|q_m . k_n|``, times R/2 and times the largest step of ``q_i conj(k_i)`` from one pair to the next (to 0
-    behind the last). The attention factor, which that paper does not know, is left out. At distance 0 it is
+    The sums run over ``j = 1 .. R/2`` and the first j pairs (Su et al. 2021, section 3.4.3). Multiplied by R/2 and
+    by the largest step of ``q_i conj(k_i)`` between neighbouring pairs (and from the last pair to 0), the value
+    bounds ``|q_m . k_n|``. The paper has no attention factor, and none is applied. At distance 0 the value is
     ``(R/2 + 1) / 2``.
 
     Args:
@@ -180,24 +179,24 @@ def decay_bound(frequencies: Frequencies, distances) -> np.ndarray:
 
 
 def aliases(frequencies: Frequencies, context_length: int, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """At which distances within a context_length, other than those around 0, does a token look most like at distance 0?
+    """The distances most easily confused with distance 0: the highest peaks of :func:`mean_score`.
 
-    The highest peaks of :func:`mean_score` over the whole distances ``1 .. context_length - 1``, behind the first
-    distance from which it rises: those that neither neighbour within the context_length exceeds. Negative distances
-    have the same.
+    A peak is a whole distance in ``1 .. context_length - 1``, after the first rise of the score, whose neighbours
+    have no higher score. Peaks at negative distances are the same.
 
     Args:
       frequencies: on the host, radians per token.
       context_length: in tokens, at least 1.
-      count: how many to return, at least 1.
+      count: the largest number of peaks to return, at least 1.
 
     Returns:
       distances, int64 ``[C]``, in tokens, and their similarity, float64 ``[C]``: ``mean_i cos(d theta_i)``, which
-      is 1 at distance 0. The most similar comes first, of equals the nearest. C is ``count``, or the number of
-      peaks where there are fewer: 0 where the score only falls.
+      is 1 at distance 0. Most similar first, nearest first among equals. C is ``count`` or, if smaller, the number
+      of peaks: 0 if the score only falls.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or context_length or count not an integer.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or context_length or count is not an
+        integer.
       ValueError: if context_length or count is below 1.
 
     Example:
@@ -209,8 +208,8 @@ def aliases(frequencies: Frequencies, context_length: int, count: int = 1) -> tu
     context_length, count = _count("context_length", context_length, "tokens"), _count("count", count, "peaks")
     score = _mean_cos(frequencies, np.arange(context_length))
     rises = np.diff(score) > 0
-    ends = np.append(~rises, True)  # [d]: no higher at d + 1, or nothing there
-    peaks = 1 + np.flatnonzero(rises & ends[1:])
+    stops_rising = np.append(~rises, True)  # [d]: not higher at d + 1, or d is the last distance
+    peaks = 1 + np.flatnonzero(rises & stops_rising[1:])
     best = peaks[np.argsort(-score[peaks], kind="stable")][:count]
     return best, score[best]
 
@@ -218,15 +217,15 @@ def aliases(frequencies: Frequencies, context_length: int, count: int = 1) -> tu
 def score_kernel(q, k, rope: Rope, distances, *, context_length: int | None = None) -> np.ndarray:
     """``q_m . k_n`` of one query and one key by their distance ``d = m - n``, before any scale.
 
-    With the pairs of features as complex numbers it is ``a^2 Re sum_i q_i conj(k_i) e^(i d theta_i)`` (RoFormer,
-    equation 35), plus ``sum_j q_j k_j`` over the features from rotary_dim on, which stay as they are.
+    With pairs of features as complex numbers: ``a^2 Re sum_i q_i conj(k_i) e^(i d theta_i)`` (RoFormer,
+    equation 35), plus ``sum_j q_j k_j`` over the unrotated features from rotary_dim on.
 
     Args:
       q: the query before its rotation, real numbers ``[H]``.
       k: the key before its rotation, real numbers ``[H]``.
-      rope: whose schedule, layout, rotary_dim and axes are used.
+      rope: gives schedule, layout, rotary_dim and axes.
       distances: integers or floats ``[...]``, below 2^63, in tokens; for a rope with axes ``[..., A]``.
-      context_length: for a schedule that depends on it, as for :meth:`rope_jax.Rope.rotation`, an integer.
+      context_length: an integer, for schedules that depend on the context length.
 
     Returns:
       float64 ``[...]``. The angles are as exact as in :func:`mean_score`.
@@ -234,7 +233,7 @@ def score_kernel(q, k, rope: Rope, distances, *, context_length: int | None = No
     Raises:
       TypeError: if rope is not a :class:`rope_jax.Rope` of host frequencies, q or k are not real, or distances not
         integers or floats.
-      ValueError: if q or k is not ``[H]``, distances have not the A axes that the rope reads, or one is not
+      ValueError: if q or k is not ``[H]``, distances do not have the A axes of the rope, or a distance is not
         finite, or is 2^63 or more.
 
     Example:
@@ -249,8 +248,8 @@ def score_kernel(q, k, rope: Rope, distances, *, context_length: int | None = No
     distances = _distances(distances)
     if rope.axes is not None and (not distances.ndim or distances.shape[-1] <= max(rope.axes)):
         raise ValueError(
-            f"distances must be [..., A] with A of at least {max(rope.axes) + 1}, as axes {rope.axes} of the rope "
-            f"read them, got shape {distances.shape}"
+            f"distances must be [..., A] with A of at least {max(rope.axes) + 1} for a rope with axes {rope.axes}, "
+            f"got shape {distances.shape}"
         )
     frequencies = _host(rope.frequencies(context_length))
     num_pairs = rope.num_pairs
@@ -266,31 +265,31 @@ def score_kernel(q, k, rope: Rope, distances, *, context_length: int | None = No
     return frequencies.attention_factor**2 * total + q[2 * num_pairs :] @ k[2 * num_pairs :]
 
 
-# ----------------------------------------------------------------------------------------- arithmetics
+# ----------------------------------------------------------------------------------------- errors of arithmetics
 
 
 def phase_error(frequencies: Frequencies, positions, arithmetic: Arithmetic) -> np.ndarray:
-    """How far an arithmetic turns a pair from where it belongs, ``|angle - m theta_i|``, wrapped to ``[0, pi]``.
+    """The error of each angle in an arithmetic: ``|angle - m theta_i|``, wrapped to ``[0, pi]``.
 
-    ``"exact"``: the angle of the cos and the sin that :func:`rope_jax.rotation` gives. ``"bfloat16_table"``: of the
-    same two, rounded to bfloat16, as a library may keep them. ``"float32"``: what most libraries compute,
-    ``float32(m) * float32(theta_i)``, rounded to float32; its own cos and sin add a rounding. ``"bfloat16"``: those
-    two factors and their product each rounded to bfloat16, as where a whole model is cast.
+    - ``"exact"``: the angle of cos and sin from :func:`rope_jax.rotation`.
+    - ``"bfloat16_table"``: the angle of the same cos and sin, rounded to bfloat16 as in a stored table.
+    - ``"float32"``: ``float32(m) * float32(theta_i)``, rounded to float32, as in most libraries; their cos and sin
+      add a rounding.
+    - ``"bfloat16"``: both factors and their product rounded to bfloat16, as in a model cast as a whole.
 
-    The true angle comes from integer arithmetic, and is right to ``|m| 2^-62 + 2^-50`` radians.
+    The true angle comes from integer arithmetic, with an error up to ``|m| 2^-62 + 2^-50`` radians.
 
     Args:
       frequencies: on the host, radians per position.
-      positions: integers ``[P]``; for ``"exact"`` and ``"bfloat16_table"`` as :func:`rope_jax.rotation` takes them,
-        int32 where x64 is off.
-      arithmetic: one of the four above.
+      positions: integers ``[P]``; for ``"exact"`` and ``"bfloat16_table"`` they must fit in int32 unless x64 is on.
+      arithmetic: a name from the list above.
 
     Returns:
-      float64 ``[P, R/2]``, in radians. ``pi/2`` is the mean of angles that have nothing to do with the true one.
+      float64 ``[P, R/2]``, in radians. Random angles have a mean error of ``pi/2``.
 
     Raises:
       TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or positions not integers.
-      ValueError: if positions are not ``[P]``, do not fit, or the arithmetic is unknown.
+      ValueError: if positions are not ``[P]`` or do not fit, or the arithmetic is unknown.
 
     Example:
       >>> import rope_jax, rope_jax.analysis
@@ -313,17 +312,17 @@ def phase_error(frequencies: Frequencies, positions, arithmetic: Arithmetic) -> 
         cos, sin = (np.asarray(part) for part in rotation(positions, frequencies))
         if arithmetic == "bfloat16_table":
             cos, sin = cos.astype(jnp.bfloat16), sin.astype(jnp.bfloat16)
-        given = np.arctan2(sin.astype(np.float64), cos.astype(np.float64))
+        angles = np.arctan2(sin.astype(np.float64), cos.astype(np.float64))
     else:
         factors = positions.astype(np.float32)[:, None], frequencies.inv_freq.astype(np.float32)
         if arithmetic == "bfloat16":
             factors = factors[0].astype(jnp.bfloat16), factors[1].astype(jnp.bfloat16)
-        given = (factors[0] * factors[1]).astype(np.float64)
-    # As complex numbers: numpy's cos and sin reduce even a huge float64 exactly, a remainder by 2 pi does not.
-    return np.abs(np.angle(np.exp(1j * given) * np.exp(-1j * true)))
+        angles = (factors[0] * factors[1]).astype(np.float64)
+    # As complex numbers: numpy's cos and sin reduce even a huge float64 exactly, unlike a remainder by 2 pi.
+    return np.abs(np.angle(np.exp(1j * angles) * np.exp(-1j * true)))
 
 
-# ------------------------------------------------------------------------------------------- the shared
+# ------------------------------------------------------------------------------------------- shared helpers
 
 
 def _mean_cos(frequencies: Frequencies, distances: np.ndarray) -> np.ndarray:
@@ -334,41 +333,41 @@ def _mean_cos(frequencies: Frequencies, distances: np.ndarray) -> np.ndarray:
 
 
 def _angles(frequencies: Frequencies, distances: np.ndarray, axes: tuple[int, ...] | None = None) -> Iterator:
-    """``d theta_i`` less whole turns, pair by pair, so that a long row of distances needs little memory.
+    """Yields ``d theta_i`` without whole turns, pair by pair, so that a long row of distances needs little memory.
 
-    float64 ``[*distances]`` in radians, or without the last axis, which ``axes`` picks from. Right to ``|d| 2^-62``
-    radians, which comes from the frequency's 64 bits, and ``6.3 * 2^-53`` from float64.
+    float64 ``[*distances]`` in radians; with ``axes``, without the last axis. The error is ``|d| 2^-62`` radians
+    from the 64 bits of a frequency, and ``6.3 * 2^-53`` from float64.
     """
     whole = np.trunc(distances) if distances.dtype == np.float64 else distances
     fraction = distances - whole  # exact
     whole = whole.astype(np.int64).astype(np.uint64)
-    high, low = _words(_host(frequencies)).astype(np.uint64)
+    high, low = fixed_point_turns(_host(frequencies)).astype(np.uint64)
     for i, (word, inv_freq) in enumerate(zip((high << 32) | low, frequencies.inv_freq, strict=True)):
-        pick = ... if axes is None else (..., axes[i])
-        phase = np.multiply(whole[pick], word).astype(np.int64)  # in 2^-64 turns, from -1/2 turn to 1/2
-        yield phase * (2 * np.pi * 2.0**-64) + fraction[pick] * inv_freq
+        index = ... if axes is None else (..., axes[i])
+        phase = np.multiply(whole[index], word).astype(np.int64)  # in 2^-64 turns, from -1/2 turn to 1/2
+        yield phase * (2 * np.pi * 2.0**-64) + fraction[index] * inv_freq
 
 
 def _host(frequencies) -> Frequencies:
     if isinstance(frequencies, Frequencies) and frequencies.on_host:
         return frequencies
     if isinstance(frequencies, Frequencies):
-        came = "Frequencies of a jax array; make them from numpy.asarray(array)"
+        got = "Frequencies of a jax array; build Frequencies from numpy.asarray(array)"
     elif isinstance(frequencies, FrequencyChoice):
-        came = "FrequencyChoice; take one of its options"
+        got = "FrequencyChoice; pass one of its options"
     else:
-        came = f"{type(frequencies).__name__}; call a schedule with rotary_dim, or wrap numbers as Frequencies"
-    raise TypeError(f"frequencies must be host Frequencies, got {came}")
+        got = f"{type(frequencies).__name__}; call a schedule with rotary_dim, or wrap numbers as Frequencies"
+    raise TypeError(f"frequencies must be host Frequencies, got {got}")
 
 
 def _distances(distances, argument: str = "distances") -> np.ndarray:
-    """int64 or float64."""
+    """``distances`` as int64 or float64."""
     distances = np.asarray(distances)
     if distances.dtype.kind not in "iuf":
         raise TypeError(f"{argument} must be integers or floats, got dtype {distances.dtype}")
     if distances.dtype.kind == "f":
         distances = distances.astype(np.float64)
-    if distances.dtype.kind != "i" and not np.all(np.abs(distances) < 2**63):  # nan fails too
+    if distances.dtype.kind != "i" and not np.all(np.abs(distances) < 2**63):  # False for nan too
         raise ValueError(f"{argument} must be finite and below 2^63, got {distances.min()} to {distances.max()}")
     return distances if distances.dtype == np.float64 else distances.astype(np.int64)
 

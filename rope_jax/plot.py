@@ -1,8 +1,8 @@
-"""What does it look like?
+"""Draws schedules, ropes and attention weights with matplotlib.
 
-Each function draws into the axes or the figure that it is given, and returns it: it opens no window, saves nothing
-and sets no style. The numbers are those of :mod:`rope_jax.analysis` and of the library itself. Needs matplotlib,
-which ``import rope_jax`` does not: ``pip install "rope_jax[plot]"``.
+Each function draws into given axes or a given figure and returns it. No function opens a window, saves a file or
+sets a style. The numbers come from :mod:`rope_jax.analysis` and from the library itself. Needs matplotlib, which
+``import rope_jax`` does not: ``pip install "rope_jax[plot]"``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,34 +23,34 @@ try:
 except ImportError as error:
     raise ImportError('rope_jax.plot needs matplotlib: pip install "rope_jax[plot]"') from error
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; their yellow is too pale for a line on white.
+# Okabe and Ito's colours, distinct for colour-blind readers; their yellow is too pale for a line on white.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
-# Lines that lie on each other stay apart: the one below shows in the gaps.
+# Coinciding lines stay visible: the lower line shows in the gaps of the upper.
 DASHES = ("-", "--", "-.", ":", (0, (4, 4)), (0, (6, 2, 1, 2, 1, 2)), (0, (1, 4)))
 
-# ------------------------------------------------------------------------------------------- the schedules
+# ------------------------------------------------------------------------------------------- schedules
 
 
 def wavelengths(
     axes: Axes, schedules: Mapping[str, Schedule], rotary_dim: int, context_length: int | None = None
 ) -> Axes:
-    """Tokens per turn against the pair, on a log scale: one line per schedule.
+    """Draws the wavelength of each pair, on a log scale: a line for each schedule.
 
-    A pair that stands still has no point; the legend counts those.
+    Pairs of frequency 0 have no point; the legend counts them.
 
     Args:
-      axes: what to draw into.
-      schedules: one to seven, by the name for the legend.
+      axes: to draw into.
+      schedules: one to seven schedules, by their name in the legend.
       rotary_dim: R.
-      context_length: where given, in tokens, a horizontal line: pairs above it do not complete a turn in training.
+      context_length: in tokens; draws a horizontal line. Pairs above the line complete no turn in training.
 
     Returns:
       The axes.
 
     Raises:
-      TypeError: if axes are not matplotlib's, schedules not a mapping, one does not give host frequencies, or
+      TypeError: if axes are not matplotlib's, schedules are not a mapping to schedules of host frequencies, or
         context_length is not an integer.
-      ValueError: if there are none or more than seven schedules, or context_length is below 1.
+      ValueError: if schedules are not one to seven, or context_length is below 1.
 
     Example:
       >>> import rope_jax, rope_jax.plot
@@ -74,7 +74,7 @@ def wavelengths(
     if context_length is not None:
         context_length = _count("context_length", context_length, "tokens")
         axes.axhline(context_length, color="0.4", linewidth=1, label=f"training length, {context_length:,} tokens")
-    axes.set(title="How long each pair takes to turn once", xlabel="pair i", ylabel="wavelength (tokens)")
+    axes.set(title="Wavelength of each pair", xlabel="pair i", ylabel="wavelength (tokens)")
     axes.set_yscale("log")
     _finish(axes)
     return axes
@@ -83,22 +83,22 @@ def wavelengths(
 def decay(
     axes: Axes, schedules: Mapping[str, Schedule], rotary_dim: int, distances, *, bound: bool = False
 ) -> Axes:
-    """The mean score of a token with its like by distance: one line per schedule.
+    """Draws the mean score of equal query and key by distance: a line for each schedule.
 
     Args:
-      axes: what to draw into.
-      schedules: one to seven, by the name for the legend.
+      axes: to draw into.
+      schedules: one to seven schedules, by their name in the legend.
       rotary_dim: R.
-      distances: ``[P]``, in tokens, in the order in which they are to be joined.
-      bound: whether to add RoFormer's bound, dashed, with an axis of its own on the right.
+      distances: ``[P]``, in tokens, in drawing order.
+      bound: True adds RoFormer's bound, dashed, with its own axis on the right.
 
     Returns:
       The axes.
 
     Raises:
-      TypeError: if axes are not matplotlib's, schedules not a mapping, one does not give host frequencies, or
+      TypeError: if axes are not matplotlib's, schedules are not a mapping to schedules of host frequencies, or
         distances are not integers or floats.
-      ValueError: if there are none or more than seven schedules, or distances are not ``[P]`` or not finite.
+      ValueError: if schedules are not one to seven, or distances are not ``[P]`` or not finite.
 
     Example:
       >>> import numpy as np, rope_jax, rope_jax.plot
@@ -116,7 +116,7 @@ def decay(
         axes.plot(distances, score, color=colour, linewidth=1.4, label=name)
     axes.axhline(0, color="0.4", linewidth=0.8)
     axes.set(
-        title="What rotation leaves of the score of a token with its like",
+        title="Score of equal query and key after rotation",
         xlabel="distance (tokens)",
         ylabel="share of the score without rotation",
     )
@@ -136,20 +136,20 @@ def phase_errors(
     positions,
     arithmetics: Sequence[analysis.Arithmetic] = ("exact", "float32", "bfloat16"),
 ) -> Axes:
-    """The worst error of the angle over all pairs by position, both on log scales: one line per arithmetic.
+    """Draws the worst error of the angle over all pairs by position, on log scales: a line for each arithmetic.
 
     Args:
-      axes: what to draw into.
+      axes: to draw into.
       frequencies: on the host.
-      positions: integers ``[P]`` of at least 1, since a log scale has no 0, in the order in which they are joined.
-      arithmetics: those of :func:`rope_jax.analysis.phase_error` to compare.
+      positions: integers ``[P]`` of at least 1, since a log scale has no 0, in drawing order.
+      arithmetics: to compare, by their names in :func:`rope_jax.analysis.phase_error`.
 
     Returns:
       The axes.
 
     Raises:
-      TypeError: if axes are not matplotlib's, frequencies not on the host, or positions not integers.
-      ValueError: if positions are not ``[P]``, or one is below 1, or there is no arithmetic or an unknown one.
+      TypeError: if axes are not matplotlib's, frequencies are not on the host, or positions are not integers.
+      ValueError: if positions are not ``[P]``, a position is below 1, or arithmetics are empty or unknown.
 
     Example:
       >>> import numpy as np, rope_jax, rope_jax.plot
@@ -162,21 +162,21 @@ def phase_errors(
     if isinstance(arithmetics, str) or not 0 < len(arithmetics) <= len(COLOURS):
         raise ValueError(f"arithmetics must be a sequence of 1 to {len(COLOURS)} names, got {arithmetics!r}")
     if not np.size(positions) or np.min(positions) < 1:
-        came = np.min(positions) if np.size(positions) else "none"
-        raise ValueError(f"positions must be at least 1 on a log scale, got {came}")
+        got = np.min(positions) if np.size(positions) else "none"
+        raise ValueError(f"positions must be at least 1 on a log scale, got {got}")
     for i, arithmetic in enumerate(arithmetics):
         worst = analysis.phase_error(frequencies, positions, arithmetic).max(-1)
         axes.plot(positions, worst, color=COLOURS[i], linewidth=1.8, label=arithmetic.replace("_", " "))
-    axes.axhline(np.pi, color="0.4", linewidth=1, label="half a turn: as wrong as can be")
+    axes.axhline(np.pi, color="0.4", linewidth=1, label="half a turn, the largest error")
     axes.set(
-        title="How wrong an arithmetic turns a pair",
+        title="Error of the angle in each arithmetic",
         xlabel="position",
         ylabel="worst error of the angle (radians)",
     )
     axes.set_xscale("log")
     axes.set_yscale("log", nonpositive="mask")  # an error of 0 is a gap
     _finish(axes)
-    # Nothing is above half a turn: room for the legend, without ticks for errors that cannot be.
+    # No error exceeds half a turn: leave room for the legend above, without ticks.
     bottom = axes.get_ylim()[0]
     axes.set_ylim(bottom, np.pi * (np.pi / bottom) ** 0.3)
     axes.set_yticks(10.0 ** np.arange(np.ceil(np.log10(bottom)), 1))
@@ -185,23 +185,23 @@ def phase_errors(
     return axes
 
 
-# -------------------------------------------------------------------------------------------- one rope
+# -------------------------------------------------------------------------------------------- a rope
 
 
 def clock_hands(figure: FigureBase, rope: Rope, positions) -> FigureBase:
-    """One clock face per position, one hand per pair: ``a (cos, sin)(m theta_i)``.
+    """Draws a clock face for each position, with a hand for each pair: ``a (cos, sin)(m theta_i)``.
 
     Args:
-      figure: a figure or a subfigure, which is filled with faces.
-      rope: of at most seven pairs, or no eye can follow them.
-      positions: ``[P]``, or ``[P, A]`` for a rope with axes; as :meth:`rope_jax.Rope.rotation` takes them.
+      figure: a figure or a subfigure, to fill with faces.
+      rope: with at most seven pairs, so that a reader can follow the hands.
+      positions: ``[P]``, or ``[P, A]`` for a rope with axes; as for :meth:`rope_jax.Rope.rotation`.
 
     Returns:
       The figure.
 
     Raises:
-      TypeError: if figure is not matplotlib's, or rope not a :class:`rope_jax.Rope`.
-      ValueError: if the rope has more than seven pairs, or there is no position, or not on the one axis P.
+      TypeError: if figure is not matplotlib's, or rope is not a :class:`rope_jax.Rope`.
+      ValueError: if the rope has more than seven pairs, or positions are empty or not ``[P]`` (``[P, A]``).
 
     Example:
       >>> import rope_jax, rope_jax.plot
@@ -220,17 +220,18 @@ def clock_hands(figure: FigureBase, rope: Rope, positions) -> FigureBase:
         expected = "[P]" if rope.axes is None else "[P, A]"
         raise ValueError(f"positions must be {expected} with P of at least 1, got shape {positions.shape}")
     cos, sin = (np.asarray(part, np.float64) for part in rope.rotation(positions))
-    reach = np.hypot(cos, sin).max()  # the attention factor
+    radius = np.hypot(cos, sin).max()  # the attention factor
+    limits = (-1.2 * radius, 1.2 * radius)
 
     rows = -(-len(positions) // 4)
     columns = -(-len(positions) // rows)
     faces = figure.subplots(rows, columns, squeeze=False).ravel()
     for m, face in enumerate(faces):
-        face.set(xlim=(-1.2 * reach, 1.2 * reach), ylim=(-1.2 * reach, 1.2 * reach), aspect="equal")
+        face.set(xlim=limits, ylim=limits, aspect="equal")
         face.axis("off")
         if m >= len(positions):
-            continue  # the last row may have fewer
-        face.add_patch(Circle((0, 0), 1.08 * reach, fill=False, color="0.75"))
+            continue  # the last row may have fewer faces
+        face.add_patch(Circle((0, 0), 1.08 * radius, fill=False, color="0.75"))
         for pair in range(rope.num_pairs):
             face.plot(
                 [0, cos[m, pair]],
@@ -240,21 +241,21 @@ def clock_hands(figure: FigureBase, rope: Rope, positions) -> FigureBase:
                 solid_capstyle="round",
                 label=f"pair {pair}" if m == 0 else None,
             )
-        place = positions[m].tolist()
-        face.set_title(f"m = {tuple(place) if isinstance(place, list) else place}")
-    figure.suptitle("A position turns every pair of features,\neach at its own speed", fontsize=12)
+        position = positions[m].tolist()
+        face.set_title(f"m = {tuple(position) if isinstance(position, list) else position}")
+    figure.suptitle("A position rotates every pair of features,\neach with its own frequency", fontsize=12)
     figure.legend(loc="outside lower center", ncols=min(rope.num_pairs, 4), frameon=False)
     return figure
 
 
 def score_map(axes: Axes, q, k, rope: Rope, span: int) -> Axes:
-    """The score of one query at every m with one key at every n, turned by the rope: constant along diagonals.
+    """Draws the score of a query at every m with a key at every n, rotated by the rope: constant along diagonals.
 
-    What is drawn is ``q_m . k_n / sqrt(H)`` of what the rope itself gives in float32; its values by distance are
-    those of :func:`rope_jax.analysis.score_kernel`.
+    The map shows ``q_m . k_n / sqrt(H)``, with q and k rotated in float32. Up to rounding and the scale, values
+    equal :func:`rope_jax.analysis.score_kernel`.
 
     Args:
-      axes: what to draw into; its figure gets a colour bar.
+      axes: to draw into; their figure gets a colour bar.
       q: the query before its rotation, real numbers ``[H]``.
       k: the key before its rotation, real numbers ``[H]``.
       rope: without axes.
@@ -264,8 +265,8 @@ def score_map(axes: Axes, q, k, rope: Rope, span: int) -> Axes:
       The axes.
 
     Raises:
-      TypeError: if axes are not matplotlib's, rope not a :class:`rope_jax.Rope`, q or k not real, or span not an
-        integer.
+      TypeError: if axes are not matplotlib's, rope is not a :class:`rope_jax.Rope`, q or k is not real, or span is
+        not an integer.
       ValueError: if q or k is not ``[H]``, the rope has axes, or span is below 1.
 
     Example:
@@ -282,9 +283,9 @@ def score_map(axes: Axes, q, k, rope: Rope, span: int) -> Axes:
         raise ValueError(f"rope must have one axis of positions for a map of m and n, got axes {rope.axes}")
     span = _count("span", span, "positions")
     q, k = _features("q", q, rope.head_dim), _features("k", k, rope.head_dim)
-    everywhere = [jnp.tile(jnp.asarray(x, jnp.float32), (span, 1, 1)) for x in (q, k)]
-    turned = rope(everywhere[0], everywhere[1], jnp.arange(span))
-    queries, keys = (np.asarray(x, np.float64)[:, 0] for x in turned)
+    repeated = [jnp.tile(jnp.asarray(x, jnp.float32), (span, 1, 1)) for x in (q, k)]
+    rotated = rope(repeated[0], repeated[1], jnp.arange(span))
+    queries, keys = (np.asarray(x, np.float64)[:, 0] for x in rotated)
     image = axes.imshow(queries @ keys.T / np.sqrt(rope.head_dim), cmap="viridis", origin="lower")
     axes.set(
         title="The score of a query with a key\ndepends on m - n only",
@@ -299,23 +300,23 @@ def score_map(axes: Axes, q, k, rope: Rope, span: int) -> Axes:
 
 
 def attention_maps(figure: FigureBase, weights) -> FigureBase:
-    """Where every head of every layer looks: a row of small maps per layer, all on one colour scale from 0.
+    """Draws the attention weights of all layers and heads: a row of maps for each layer, on a shared colour scale.
 
     Args:
-      figure: a figure or a subfigure, which is filled with maps.
-      weights: of the attention, ``[layers, N, T, S]``: for each query, shares of the keys.
+      figure: a figure or a subfigure, to fill with maps.
+      weights: attention weights ``[layers, N, T, S]``: for each query, its shares of the keys.
 
     Returns:
       The figure.
 
     Raises:
       TypeError: if figure is not matplotlib's, or weights are not floating.
-      ValueError: if weights have not four axes of at least 1, or one is negative or not finite.
+      ValueError: if weights do not have four axes of at least 1, or a weight is negative or not finite.
 
     Example:
       >>> import numpy as np, rope_jax.plot
       >>> from matplotlib.figure import Figure
-      >>> weights = np.tril(np.ones((2, 3, 5, 5))) / np.arange(1, 6)[:, None]  # looks at all before alike
+      >>> weights = np.tril(np.ones((2, 3, 5, 5))) / np.arange(1, 6)[:, None]  # equal weights of all keys so far
       >>> figure = rope_jax.plot.attention_maps(Figure(layout="constrained"), weights)
       >>> [axes.get_title() for axes in figure.axes[:3]]
       ['head 0', 'head 1', 'head 2']
@@ -331,22 +332,22 @@ def attention_maps(figure: FigureBase, weights) -> FigureBase:
         raise ValueError(f"weights must be finite and not negative, got {weights.min()} to {weights.max()}")
     maps: Any = figure.subplots(*weights.shape[:2], squeeze=False, sharex=True, sharey=True)
     for layer, head in np.ndindex(*weights.shape[:2]):
-        one = maps[layer, head]
-        image = one.imshow(
+        axes = maps[layer, head]
+        image = axes.imshow(
             weights[layer, head], cmap="viridis", vmin=0, vmax=weights.max(), interpolation="nearest"
         )
         if layer == 0:
-            one.set_title(f"head {head}", fontsize=10)
+            axes.set_title(f"head {head}", fontsize=10)
         if head == 0:
-            one.set_ylabel(f"layer {layer}", fontsize=10)
-    figure.suptitle("Where each head looks", fontsize=12)
+            axes.set_ylabel(f"layer {layer}", fontsize=10)
+    figure.suptitle("Attention weights of each head", fontsize=12)
     figure.supxlabel("position of the key", fontsize=10)
     figure.supylabel("position of the query", fontsize=10)
     figure.colorbar(image, ax=maps, label="attention weight", shrink=0.85)
     return figure
 
 
-# -------------------------------------------------------------------------------------------- the shared
+# -------------------------------------------------------------------------------------------- shared helpers
 
 
 def _frequencies_of(schedules: Mapping[str, Schedule], rotary_dim: int) -> dict:

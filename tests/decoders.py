@@ -70,7 +70,7 @@ def oracle(model, params, ids, *, added=0.0, bias=0.0, weights=None):
             q, k = rms(q, attn["query_norm"]), rms(k, attn["key_norm"])
         if rope is not None:
             cos, sin = oracles.cos_sin(np.arange(length), rope.frequencies().inv_freq)
-            q, k = (oracles.turn_features(a, cos, sin, rope.layout) for a in (q, k))
+            q, k = (oracles.rotate_features(a, cos, sin, rope.layout) for a in (q, k))
         allowed = (s <= t) & (t - s < (window or length))
         how = dict(scale=model.logit_scale, logit_cap=model.logit_cap, bias=bias)
         if weights is not None:

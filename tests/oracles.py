@@ -37,7 +37,7 @@ def mp_cos_sin(position: int, frequency: float):
         return float(mpmath.cos(angle)), float(mpmath.sin(angle))
 
 
-def turn_features(x, cos, sin, layout):
+def rotate_features(x, cos, sin, layout):
     """x ``[..., T, N, H]`` turned as complex numbers: ``(x1 + i x2) * (cos + i sin)``, in complex128."""
     x = np.asarray(x, np.float64)
     factor = (np.asarray(cos, np.float64) + 1j * np.asarray(sin, np.float64))[..., None, :]

@@ -43,7 +43,7 @@ def test_one_pair_by_itself(case):
     np.testing.assert_allclose(analysis.wavelengths(frequencies), wavelength, rtol=1e-13)
     np.testing.assert_allclose(analysis.effective_context(frequencies), np.array(wavelength) / 2, rtol=1e-13)
     np.testing.assert_allclose(analysis.turns(frequencies, length), turned, rtol=1e-13)
-    got = analysis.unturned(frequencies, length)
+    got = analysis.incomplete_pairs(frequencies, length)
     assert got.dtype == bool and got.tolist() == [w > length for w in wavelength]
     assert 0 < got.sum() < got.size
 
@@ -53,7 +53,7 @@ def test_a_pair_that_turns_backwards_turns_as_far_and_a_still_one_never():
     assert analysis.wavelengths(frequencies).tolist() == [10.0, np.inf, np.inf]
     assert analysis.turns(frequencies, 25).round(300).tolist() == [2.5, 0.0, 0.0]
     # ten tokens are one whole turn
-    assert [analysis.unturned(frequencies, length).tolist() for length in (9, 10)] == [
+    assert [analysis.incomplete_pairs(frequencies, length).tolist() for length in (9, 10)] == [
         [True] * 3,
         [False, True, True],
     ]
@@ -166,7 +166,7 @@ def test_score_kernel_is_the_score_of_the_turned(rope):
         read = np.stack([np.atleast_2d(positions.T)[axis] for axis in axes], -1)  # [40, R/2]
         angles = [oracles.cos_sin(read[:, i], frequencies.inv_freq[i : i + 1]) for i in range(16)]
         cos, sin = (frequencies.attention_factor * np.concatenate(part, -1) for part in zip(*angles, strict=True))
-        return oracles.turn_features(np.tile(x, (40, 1, 1)), cos, sin, rope.layout)[:, 0]
+        return oracles.rotate_features(np.tile(x, (40, 1, 1)), cos, sin, rope.layout)[:, 0]
 
     size = frequencies.attention_factor**2 * float(np.abs(q).max() * np.abs(k).max()) * rope.head_dim
     assert_within(got, (turned(q, m) * turned(k, n)).sum(-1), size * (1e6 * 2.0**-61 + 64 * U))
@@ -291,7 +291,7 @@ ON_FREQUENCIES = {
     "wavelengths": analysis.wavelengths,
     "effective_context": analysis.effective_context,
     "turns": lambda f: analysis.turns(f, 10),
-    "unturned": lambda f: analysis.unturned(f, 10),
+    "incomplete_pairs": lambda f: analysis.incomplete_pairs(f, 10),
     "mean_score": lambda f: analysis.mean_score(f, [1]),
     "decay_bound": lambda f: analysis.decay_bound(f, [1]),
     "aliases": lambda f: analysis.aliases(f, 10),
@@ -325,7 +325,7 @@ X = np.ones(8)
             "context_length must be an integer number of tokens, got 10.0",
         ),
         (
-            lambda: analysis.unturned(FEW, True),
+            lambda: analysis.incomplete_pairs(FEW, True),
             TypeError,
             "context_length must be an integer number of tokens, got True",
         ),

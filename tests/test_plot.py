@@ -99,7 +99,7 @@ def test_phase_errors():
         worst = [max(abs(math.atan2(e.imag, e.real)) for e in row) for row in z * (cos - 1j * sin)]
         np.testing.assert_allclose(drawn(axes)[name], worst, rtol=1e-6, atol=positions[-1] * 2.0**-62 + 2.0**-50)
         assert np.array_equal(next(line for line in axes.lines if line.get_label() == name).get_xdata(), positions)
-    assert legend(axes) == [*given, "half a turn: as wrong as can be"]
+    assert legend(axes) == [*given, "half a turn, the largest error"]
     assert axes.lines[-1].get_ydata()[0] == math.pi < axes.get_ylim()[1] and max(axes.get_yticks()) == 1
     assert axes.get_xscale() == axes.get_yscale() == "log" and axes.get_title()
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("position", "worst error of the angle (radians)")

@@ -1,13 +1,11 @@
-"""The rotation: positions, frequencies, angles, rotate."""
+"""Rotary position embedding: positions, frequencies, angles, rotate."""
 
 from rope_jax.core.positions import grid_positions, positions_from_mask, positions_from_segments
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule
 from rope_jax.core.schedules import (
     Axial,
-    DynamicNTK,
     Linear,
     Llama3,
-    LongRope,
     Negated,
     NTKAware,
     Proportional,
@@ -15,6 +13,7 @@ from rope_jax.core.schedules import (
     Yarn,
     geometric,
 )
+from rope_jax.core.length_schedules import DynamicNTK, LongRope
 from rope_jax.core.angles import Rotation, rotation
 from rope_jax.core.primitive import Layout, RotateBackend
 from rope_jax.core.rotate import rotate

@@ -1,8 +1,8 @@
-"""What is the rotation at a position, exactly?
+"""Cosine and sine at a position, exact for every integer position.
 
-A frequency is kept in turns per position, as a fraction of 2^64 in two uint32 words. Its product with a
-position, in arithmetic modulo 2^64, is the phase: whole turns fall off by overflow, and no digit that
-matters is lost, however large the position. The sine and the cosine of what is left are short polynomials.
+A frequency is stored in turns per position, as a fraction of 2^64 in two uint32 words. The phase is the product of
+position and frequency modulo 2^64: whole turns fall off by overflow, and large positions lose no digits. Short
+polynomials give the sine and cosine of the phase.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from rope_jax.core.frequencies import Frequencies, FrequencyChoice
 
 
 class Rotation(NamedTuple):
-    """How far each pair is turned: ``attention_factor`` times the cosine and the sine of its angle.
+    """``attention_factor`` times the cosine and the sine of the angle of each pair.
 
     Attributes:
       cos: float32 ``[..., T, R/2]``.
@@ -30,12 +30,12 @@ class Rotation(NamedTuple):
     sin: jax.Array
 
     def inverse(self) -> "Rotation":
-        """The rotation that undoes this one, ``attention_factor`` included: 1/a, and the angle reversed.
+        """The inverse rotation: the negated angle, and 1/a for the attention factor a.
 
         Example:
           >>> import jax.numpy as jnp, rope_jax
-          >>> turn = rope_jax.Rotation(jnp.array([[0.0]]), jnp.array([[2.0]]))  # a quarter turn, a = 2
-          >>> [float(part[0, 0]) for part in turn.inverse()]
+          >>> rotation = rope_jax.Rotation(jnp.array([[0.0]]), jnp.array([[2.0]]))  # a quarter turn, a = 2
+          >>> [float(part[0, 0]) for part in rotation.inverse()]
           [0.0, -0.5]
         """
         square = self.cos * self.cos + self.sin * self.sin  # attention_factor^2
@@ -48,38 +48,37 @@ def rotation(
     """``a * (cos, sin)(m * theta_i)`` for every position m and pair i (RoFormer, section 3.2.2).
 
     Integer positions and host frequencies: the error is at most ``1.2e-7 * max(1, a)`` at every int32
-    position, whatever the matmul precision and with x64 on or off. With x64, int64 positions add
+    position, for any matmul precision and with x64 on or off. With x64, int64 positions add
     ``|m| * 2^-62`` radians.
 
-    Float positions, or frequencies that are a jax array (learned, traced): the angle is formed in float32
-    and is off by up to ``|m * theta_i| * 2^-23`` radians; in exchange both are differentiable.
+    Float positions, or frequencies in a jax array (learned, traced): the angle is computed in float32, with an
+    error up to ``|m * theta_i| * 2^-23`` radians. Both positions and frequencies are then differentiable.
 
     Args:
       positions: integers or float32/float64 ``[..., T]``, or ``[..., T, A]`` with ``axes``; in the unit
-        that the frequencies count.
-      frequencies: what a schedule returns. Leading axes of traced frequencies, or of a choice's index, are
-        those of the positions without T: ``[B, R/2]`` goes with ``[B, T]``.
-      axes: for each of the R/2 pairs, which of the A position axes it reads.
+        of the frequencies.
+      frequencies: :class:`Frequencies` or a :class:`FrequencyChoice`, as schedules return them. Traced frequencies
+        and the index of a choice have the axes of the positions before T: ``[B, R/2]`` for positions ``[B, T]``.
+      axes: for each of the R/2 pairs, the index of its position axis, in ``[0, A)``.
 
     Returns:
       :class:`Rotation` of float32 ``[..., T, R/2]``.
 
     Raises:
-      TypeError: if positions are bool, or a float too short to hold them (bfloat16, float16), or the
-        frequencies are not of a type above.
-      ValueError: if host positions do not fit in the integer dtype, if ``axes`` has not R/2 entries in
-        ``[0, A)``, or the leading axes do not go together.
+      TypeError: if positions are bool, bfloat16 or float16, or frequencies are of another type.
+      ValueError: if host positions do not fit in the integer dtype, ``axes`` does not have R/2 entries in
+        ``[0, A)``, or the leading axes do not broadcast.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
-      >>> turn = rope_jax.rotation(jnp.array([2_147_483_647]), rope_jax.Standard()(128))
-      >>> turn.cos.shape, f"{turn.cos[0, 0]:.6f}"  # cos(2147483647)
+      >>> cos, sin = rope_jax.rotation(jnp.array([2_147_483_647]), rope_jax.Standard()(128))
+      >>> cos.shape, f"{cos[0, 0]:.6f}"  # cos(2147483647)
       ((1, 64), '-0.688837')
     """
     if not isinstance(frequencies, Frequencies | FrequencyChoice):
         raise TypeError(
             f"frequencies must be Frequencies or FrequencyChoice, got {type(frequencies).__name__}; "
-            "call a schedule with rotary_dim, wrap learned ones as Frequencies(array)"
+            "call a schedule with rotary_dim, or wrap a learned array as Frequencies(array)"
         )
     positions = device_array("positions", positions)
     is_integer = jnp.issubdtype(positions.dtype, jnp.integer)
@@ -91,33 +90,34 @@ def rotation(
         jnp.broadcast_shapes(leading, frequencies.leading_shape)
     except ValueError:
         raise ValueError(
-            f"positions before T and frequencies before R/2 must have the same axes, "
+            "positions before T and frequencies before R/2 must have the same axes, "
             f"got {leading} and {frequencies.leading_shape}"
         ) from None
 
-    # From here on positions are [..., T, R/2], or [..., T, 1] where all pairs read the same one.
-    positions = positions[..., None] if axes is None else _read_axes(positions, axes, frequencies.num_pairs)
+    # From here on positions are [..., T, R/2], or [..., T, 1] if all pairs share a position.
+    positions = positions[..., None] if axes is None else _select_axes(positions, axes, frequencies.num_pairs)
     if is_integer and frequencies.on_host:
-        return _by_chip(positions, _lookup(frequencies, _words), _lookup(frequencies, _coefficients))
-    return _float_path(positions, frequencies)
+        words, coefficients = _lookup(frequencies, fixed_point_turns), _lookup(frequencies, _coefficients)
+        return _exact_rotation(positions, words, coefficients)
+    return _float_rotation(positions, frequencies)
 
 
 def rotation_change(positions, old, new) -> Rotation:
-    """What turns a pair from where ``old`` frequencies put it at its position to where ``new`` ones do.
+    """The rotation from ``old`` to ``new`` frequencies: ``(a'/a) (cos, sin)(m (theta'_i - theta_i))``.
 
-    ``(a'/a) (cos, sin)(m (theta'_i - theta_i))``, exact as :func:`rotation` is: the difference is formed of 64-bit
-    fixed-point turns, so that it holds at every int32 position.
+    As exact as :func:`rotation` at every int32 position, since frequencies are subtracted as 64-bit fixed-point
+    turns.
 
     Args:
       positions: integers ``[..., T]``.
-      old: host frequencies, or a choice among them.
-      new: likewise, of as many pairs.
+      old: host frequencies, or a choice among host frequencies.
+      new: likewise, with the same number of pairs.
 
     Returns:
       :class:`Rotation` of float32 ``[..., T, R/2]``.
     """
     (old_hi, old_lo), (new_hi, new_lo) = (
-        jnp.moveaxis(_lookup(frequencies, _words), -2, 0) for frequencies in (old, new)
+        jnp.moveaxis(_lookup(frequencies, fixed_point_turns), -2, 0) for frequencies in (old, new)
     )
     words = jnp.stack([new_hi - old_hi - (new_lo < old_lo).astype(jnp.uint32), new_lo - old_lo], axis=-2)
     new_factor, old_factor = (
@@ -129,8 +129,8 @@ def rotation_change(positions, old, new) -> Rotation:
     return Rotation(factor * turn.cos, factor * turn.sin)
 
 
-def _read_axes(positions, axes: Sequence[int], num_pairs: int) -> jax.Array:
-    """``[..., T, A] -> [..., T, R/2]``: the position that each pair reads."""
+def _select_axes(positions, axes: Sequence[int], num_pairs: int) -> jax.Array:
+    """``[..., T, A] -> [..., T, R/2]``: the position of each pair, from its axis."""
     num_axes = positions.shape[-1]
     if len(axes) != num_pairs or not all(0 <= axis < num_axes for axis in axes):
         raise ValueError(
@@ -143,43 +143,43 @@ def _read_axes(positions, axes: Sequence[int], num_pairs: int) -> jax.Array:
 def _lookup(
     frequencies: Frequencies | FrequencyChoice, table: Callable[[Frequencies], np.ndarray | jax.Array]
 ) -> jax.Array:
-    """``table`` of the frequencies, or of the option that each row chose: ``[..., *table]``."""
+    """``table`` of the frequencies, or of the chosen option in each row: ``[..., *table]``."""
     if isinstance(frequencies, Frequencies):
         return jnp.asarray(table(frequencies))
     tables = jnp.asarray(np.stack([table(option) for option in frequencies.options]))
-    # An index outside reads NaN coefficients, and so turns its row into NaN.
+    # An index out of range reads NaN coefficients, so its row becomes NaN.
     return tables.at[frequencies.index].get(mode="fill", wrap_negative_indices=False)
 
 
 # --------------------------------------------------------------------------------------- the exact path
 
 
-def _exact(positions, words, coefficients) -> Rotation:
+def _inlined(positions, words, coefficients) -> Rotation:
     return _polynomials(_phases(positions, words), coefficients)
 
 
 @jax.jit
-def _table(positions, words, coefficients) -> Rotation:
-    with set_xla_metadata(inlineable=None):  # what it calls in its turn is inlined
-        return _exact(positions, words, coefficients)
+def _called(positions, words, coefficients) -> Rotation:
+    with set_xla_metadata(inlineable=None):  # only this call stays whole; calls inside it are inlined
+        return _inlined(positions, words, coefficients)
 
 
-def _exact_once(positions, words, coefficients) -> Rotation:
-    """As a call that is not inlined: XLA for CPUs would evaluate the angles again for each head that they turn."""
+def _not_inlined(positions, words, coefficients) -> Rotation:
+    """A call that XLA does not inline: inlined, XLA for CPUs evaluates the angles again for each head."""
     with set_xla_metadata(inlineable="false"):
-        return _table(positions, words, coefficients)
+        return _called(positions, words, coefficients)
 
 
 @jax.jit
-def _by_chip(positions, words, coefficients) -> Rotation:
-    return lax.platform_dependent(positions, words, coefficients, cpu=_exact_once, default=_exact)
+def _exact_rotation(positions, words, coefficients) -> Rotation:
+    return lax.platform_dependent(positions, words, coefficients, cpu=_not_inlined, default=_inlined)
 
 
-# floor(2^256 / 2 pi): enough digits for any frequency below 2^64 to be right to 2^-65 of a turn.
+# floor(2^256 / 2 pi): enough digits to know any frequency below 2^64 to 2^-65 of a turn.
 _TURN_PER_RADIAN = 0x28BE60DB9391054A7F09D5F47D4D377036D8A5664F10E4107F9458EAF7AEF158
 
 
-def _words(frequencies: Frequencies) -> np.ndarray:
+def fixed_point_turns(frequencies: Frequencies) -> np.ndarray:
     """Turns per position modulo 1, to the nearest 2^-64: uint32 ``[2, R/2]``, high word first."""
     turns = []
     for inv_freq in frequencies.inv_freq.tolist():
@@ -194,7 +194,7 @@ def _phases(positions, words) -> jax.Array:
 
     With ``m = upper * 2^32 + lower``, ``words = hi * 2^32 + lo``, modulo 2^32 this is ``lower * hi +
     upper * lo + (lower * lo) / 2^32``. The last term is summed from 16-bit pieces without the carries of
-    the lowest, which puts it at most 3 units, 4.4e-9 radians, too low.
+    the lowest, so the phase is at most 3 units, 4.4e-9 radians, too low.
     """
     hi, lo = words[..., None, 0, :], words[..., None, 1, :]
     lower = positions.astype(jnp.uint32)
@@ -207,9 +207,9 @@ def _phases(positions, words) -> jax.Array:
 
 
 def _minimax(function, degree: int) -> np.ndarray:
-    """Coefficients of a polynomial close to ``function(v)`` for squared turns v up to an eighth of a turn."""
-    nodes = np.polynomial.Chebyshev.interpolate(function, degree, domain=[0, 1 / 64])
-    return nodes.convert(kind=np.polynomial.Polynomial).coef
+    """Coefficients of a polynomial close to ``function(v)``, for squares v of up to an eighth of a turn."""
+    chebyshev = np.polynomial.Chebyshev.interpolate(function, degree, domain=[0, 1 / 64])
+    return chebyshev.convert(kind=np.polynomial.Polynomial).coef
 
 
 # cos(2 pi t) = 1 + v C(v), sin(2 pi t) = t (2 pi + v S(v)) with v = t^2, to 1e-10 for |t| <= 1/8.
@@ -218,9 +218,9 @@ _SIN = _minimax(lambda v: (np.sin(2 * np.pi * np.sqrt(v)) / np.sqrt(v) - 2 * np.
 
 
 def _coefficients(frequencies: Frequencies) -> np.ndarray:
-    """The polynomials times ``attention_factor``, float32 ``[2, 6]``, leading terms in two parts.
+    """The polynomials times ``attention_factor``, float32 ``[2, 6]``, with leading terms in two parts.
 
-    A leading term rounded to one float32 would alone cost half an ulp of the result.
+    Rounding a leading term to a single float32 would cost half an ulp of the result.
     """
     rows = []
     for leading, rest in ((1.0, _COS), (2 * np.pi, _SIN)):
@@ -230,8 +230,8 @@ def _coefficients(frequencies: Frequencies) -> np.ndarray:
 
 
 def _polynomials(phases, coefficients) -> Rotation:
-    """Cosine and sine of uint32 phases, by the nearest quarter turn and the eighth at most that is left."""
-    # As constants, XLA would add the two parts of a leading coefficient into one float32 again.
+    """Cosine and sine of uint32 phases: a quarter turn from the top bits, polynomials on at most an eighth."""
+    # Without the barrier, XLA would fold the two parts of a leading coefficient into a single float32.
     coefficients = lax.optimization_barrier(coefficients)[..., None, None, :]
     quarter = (phases + jnp.uint32(1 << 29)) >> 30
     rest = (phases - (quarter << 30)).astype(jnp.int32)
@@ -255,18 +255,18 @@ def _polynomials(phases, coefficients) -> Rotation:
 
 
 def _flip_sign(x, two) -> jax.Array:
-    """``-x`` where ``two`` is 2, ``x`` where it is 0."""
+    """``-x`` for ``two`` = 2, ``x`` for ``two`` = 0."""
     return lax.bitcast_convert_type(lax.bitcast_convert_type(x, jnp.uint32) ^ (two << 30), jnp.float32)
 
 
 # --------------------------------------------------------------------------------------- the float path
 
 
-def _float_path(positions, frequencies: Frequencies | FrequencyChoice) -> Rotation:
-    given = [positions.dtype]
+def _float_rotation(positions, frequencies: Frequencies | FrequencyChoice) -> Rotation:
+    dtypes = [positions.dtype]
     if isinstance(frequencies, Frequencies) and not frequencies.on_host:
-        given.append(frequencies.inv_freq.dtype)
-    dtype = np.dtype(np.float64 if jnp.float64 in given else np.float32)
+        dtypes.append(frequencies.inv_freq.dtype)
+    dtype = np.dtype(np.float64 if jnp.float64 in dtypes else np.float32)
     inv_freq = _lookup(frequencies, lambda f: f.inv_freq.astype(dtype))[..., None, :]
     factor = _lookup(frequencies, lambda f: np.array(f.attention_factor, dtype))[..., None, None]
     angles = positions.astype(dtype) * inv_freq

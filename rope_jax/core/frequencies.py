@@ -1,4 +1,4 @@
-"""The frequency of each pair of features, as a hashable value; the schedules compute it."""
+"""Frequencies of the pairs of features, as a hashable value."""
 
 import dataclasses
 import math
@@ -13,19 +13,19 @@ from rope_jax._checks import check_axes, check_dtype
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Frequencies:
-    """Radians per position of each pair, and the factor that multiplies cos and sin.
+    """Radians per position of each pair, and the factor of cos and sin.
 
-    Made from host numbers (a list, a numpy array) it is kept in float64, compares and hashes by value, and
-    :func:`rotation` is exact for it. Made from a jax array (learned, or traced) it stays that array, and
-    :func:`rotation` works in float32 and is differentiable in it; such a value has no hash.
+    Host numbers (a list, a numpy array) are kept in float64. They compare and hash by value, and
+    :func:`rotation` is exact for them. A jax array (learned, or traced) is kept as given: :func:`rotation` works
+    in float32 and is differentiable in the array. Such a value has no hash.
 
     Attributes:
-      inv_freq: radians per position, ``[R/2]`` on the host, or a jax array ``[..., R/2]`` whose leading
-        axes are those of the positions, without T.
-      attention_factor: what YaRN (section 3.4) and LongRoPE multiply cos and sin by; 1 elsewhere.
+      inv_freq: radians per position, ``[R/2]`` on the host, or a jax array ``[..., R/2]`` with the
+        leading axes of the positions, without T.
+      attention_factor: the factor of cos and sin in YaRN (section 3.4) and LongRoPE; 1 in other schedules.
 
     Raises:
-      ValueError: if host frequencies are not one axis of at least one finite number below 2^64, or the
+      ValueError: if host frequencies are not ``[R/2]`` finite numbers below 2^64, with R/2 of at least 1, or the
         factor is not a positive finite number.
       TypeError: if a jax array is not floating.
 
@@ -54,7 +54,7 @@ class Frequencies:
 
     @property
     def on_host(self) -> bool:
-        """Whether the phases are exact: the frequencies are numbers, not a jax array."""
+        """True if the frequencies are host numbers, so that phases are exact."""
         return not isinstance(self.inv_freq, jax.Array)
 
     @property
@@ -64,14 +64,14 @@ class Frequencies:
 
     @property
     def leading_shape(self) -> tuple[int, ...]:
-        """The axes before R/2: those of the positions, without T."""
+        """The axes before R/2, which are the axes of the positions without T."""
         return self.inv_freq.shape[:-1]
 
     def _value(self):
         if not self.on_host:
             raise TypeError(
                 "Frequencies made from a jax array cannot be hashed or compared: "
-                "pass the array itself through jit and build Frequencies inside"
+                "pass the array through jit and build Frequencies inside"
             )
         return self.inv_freq.tobytes(), self.attention_factor
 
@@ -99,15 +99,15 @@ class Frequencies:
 class FrequencyChoice:
     """One of several host :class:`Frequencies`, chosen at run time; the phases stay exact.
 
-    LongRoPE chooses by length, per batch row; a scanned stack of layers may choose by layer.
+    LongRoPE chooses by context length, for each batch row; a scanned stack of layers may choose by layer.
 
     Attributes:
       options: C frequencies of one rotary_dim.
-      index: integer ``[...]`` in ``[0, C)``, whose axes are those of the positions, without T. An index
-        outside gives NaN.
+      index: integer ``[...]`` in ``[0, C)``, with the axes of the positions, without T. Any other index
+        gives NaN.
 
     Raises:
-      ValueError: if there is no option, one is not on the host, or their rotary_dims differ.
+      ValueError: if options are empty, not on the host, or of several rotary_dims.
     """
 
     options: tuple[Frequencies, ...] = dataclasses.field(metadata={"static": True})
@@ -127,14 +127,15 @@ class FrequencyChoice:
 
     @property
     def leading_shape(self) -> tuple[int, ...]:
-        """The axes of the index: those of the positions, without T."""
+        """The axes of the index, which are the axes of the positions without T."""
         return self.index.shape
 
 
 class Schedule(Protocol):
-    """Anything hashable that maps rotary_dim R to :class:`Frequencies`.
+    """Any hashable callable from rotary_dim R to :class:`Frequencies`.
 
-    One that depends on the length has a field ``context_length`` and takes it as a second argument, which overrides.
+    A schedule that depends on the context length has a field ``context_length`` and takes ``context_length`` as
+    a second argument, which overrides the field.
     """
 
     def __call__(self, rotary_dim: int, /) -> "Frequencies | FrequencyChoice": ...

@@ -1,4 +1,4 @@
-"""Where is each token?"""
+"""Positions from masks, segment ids and grids."""
 
 import jax
 import jax.numpy as jnp
@@ -8,21 +8,21 @@ from rope_jax._checks import check_axes, check_dtype, check_mask, device_array
 
 
 def positions_from_mask(mask, segment_ids=None) -> jax.Array:
-    """Positions that count real tokens only, so that padding on either side moves nothing.
+    """Positions that count real tokens only, with padding on the left, on the right or between.
 
     ``position[t] = sum(mask[s] for s < t in t's segment)`` where ``mask[t]``, else 0.
 
     Args:
       mask: bool or integer ``[..., T]``, nonzero at real tokens.
-      segment_ids: optional integers ``[..., T]``. A segment is a run of equal ids; counting restarts
-        wherever the id changes. Without it, a row is one segment.
+      segment_ids: optional integers ``[..., T]``. A segment is a run of equal ids, and counting restarts
+        at each change of id. By default a row is one segment.
 
     Returns:
       int32 ``[..., T]``, in tokens.
 
     Raises:
-      TypeError: if ``mask`` is not bool or integer, or ``segment_ids`` not integer.
-      ValueError: if the shapes differ or there is no axis T.
+      TypeError: if ``mask`` is not bool or integer, or ``segment_ids`` is not integer.
+      ValueError: if the shapes differ or the axis T is missing.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -37,24 +37,23 @@ def positions_from_mask(mask, segment_ids=None) -> jax.Array:
             raise ValueError(
                 f"segment_ids must have the shape of mask, [..., T] = {real.shape}, got {starts.shape}"
             )
-        # `before` never falls, so the largest value seen at a start is that of the latest start.
+        # `before` never falls, so its largest value at a segment start belongs to the latest start.
         before -= jax.lax.cummax(jnp.where(starts, before, 0), axis=before.ndim - 1)
     return before * real
 
 
 def positions_from_segments(segment_ids) -> jax.Array:
-    """Positions of packed sequences: counting restarts at 0 wherever the segment id changes.
+    """Positions of packed sequences: counting restarts at 0 at each change of segment id.
 
     Args:
-      segment_ids: integers ``[..., T]``. No id is special; for padding inside a row give a mask to
-        :func:`positions_from_mask`.
+      segment_ids: integers ``[..., T]``. No id means padding: for padded rows use :func:`positions_from_mask`.
 
     Returns:
       int32 ``[..., T]``, in tokens.
 
     Raises:
       TypeError: if ``segment_ids`` is not integer.
-      ValueError: if there is no axis T.
+      ValueError: if the axis T is missing.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -65,7 +64,7 @@ def positions_from_segments(segment_ids) -> jax.Array:
 
 
 def segment_starts(segment_ids) -> jax.Array:
-    """Where a segment begins: bool ``[..., T]``."""
+    """True at the first token of each segment: bool ``[..., T]``."""
     segment_ids = device_array("segment_ids", segment_ids)
     check_axes("segment_ids", segment_ids, "... T")
     check_dtype("segment_ids", segment_ids, jnp.integer, "integer")
@@ -77,13 +76,13 @@ def grid_positions(*sizes: int) -> jax.Array:
     """Positions of the cells of a grid, row by row: the last axis runs fastest.
 
     Args:
-      *sizes: the length of each of the A axes, at least 1 each: ``grid_positions(height, width)``.
+      *sizes: the number of cells along each of the A axes, at least 1: ``grid_positions(height, width)``.
 
     Returns:
       int32 ``[T, A]`` with ``T = prod(sizes)``, in cells.
 
     Raises:
-      ValueError: if no size is given, or one is below 1.
+      ValueError: if no size is given, or a size is below 1.
 
     Example:
       >>> import rope_jax

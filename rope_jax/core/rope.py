@@ -1,4 +1,4 @@
-"""What is one layer's whole recipe, as a value?"""
+"""A layer's rotation as a value: schedule, layout and position axes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ from rope_jax.core.rotate import rotate_all
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Schedule, pairing and position axes of one layer's rotation: hashable, picklable, equal by value.
+    """Schedule, layout and position axes of a layer's rotation: hashable, picklable, equal by value.
 
-    ``rope(q, k, positions)`` turns queries and keys, so that ``q_m . k_n`` depends on ``m - n`` only
-    (RoFormer, section 3.2). Turns add up, ``R(m) R(n) = R(m + n)``, where the attention factor is 1.
+    ``rope(q, k, positions)`` rotates queries and keys, so that ``q_m . k_n`` depends on ``m - n`` only
+    (RoFormer, section 3.2). Rotations compose, ``R(m) R(n) = R(m + n)``, if the attention factor is 1.
 
     Attributes:
       head_dim: H, the features of one head.
       schedule: maps rotary_dim to :class:`Frequencies`: ``Standard()``, ``Yarn(...)``, or your own.
-      rotary_dim: R, the leading features that are turned, even; all of them where it is None.
-      layout: which two features make a pair.
-      axes: for positions ``[..., T, A]``, which axis each of the R/2 pairs reads.
+      rotary_dim: R, the number of leading features to rotate, even; None for all of H.
+      layout: the two features of a pair, ``"half"`` or ``"interleaved"``.
+      axes: for positions ``[..., T, A]``, the axis of each of the R/2 pairs.
 
     Raises:
-      ValueError: if rotary_dim is odd, below 2 or over head_dim, axes has not R/2 entries, or the layout is
+      ValueError: if rotary_dim is odd, below 2 or over head_dim, axes does not have R/2 entries, or the layout is
         unknown.
       TypeError: if the schedule is not callable and hashable.
 
@@ -52,7 +52,7 @@ class Rope:
         rotary_dim = self.head_dim if self.rotary_dim is None else self.rotary_dim
         if not 2 <= rotary_dim <= self.head_dim or rotary_dim % 2:
             raise ValueError(f"rotary_dim must be even, from 2 to head_dim={self.head_dim}, got {rotary_dim}")
-        # "All of it" is kept as None, so that equal recipes are equal and replace(head_dim=...) means what it says.
+        # The whole head is stored as None: both spellings compare equal, and replace(head_dim=...) keeps it whole.
         object.__setattr__(self, "rotary_dim", None if rotary_dim == self.head_dim else rotary_dim)
         if not callable(self.schedule) or isinstance(self.schedule, type):
             raise TypeError(f"schedule must be a schedule like Standard(), got {self.schedule!r}")
@@ -66,7 +66,7 @@ class Rope:
             object.__setattr__(self, "axes", tuple(int(axis) for axis in self.axes))
             if len(self.axes) != self.num_pairs or min(self.axes) < 0:
                 raise ValueError(
-                    f"axes must name a position axis, 0 or above, for each of R/2 = {self.num_pairs} "
+                    f"axes must name a position axis, 0 or above, for each of the R/2 = {self.num_pairs} "
                     f"pairs, got {self.axes}"
                 )
 
@@ -77,11 +77,11 @@ class Rope:
 
     @property
     def needs_context_length(self) -> bool:
-        """Whether its frequencies depend on the context_length of the sequence, and the schedule has none of its own."""
+        """True if the schedule depends on the context length and its field ``context_length`` is None."""
         return getattr(self.schedule, "context_length", 0) is None
 
     def frequencies(self, context_length: int | jax.Array | None = None) -> Frequencies | FrequencyChoice:
-        """The schedule's frequencies; ``context_length`` is for the schedules that depend on it, and only for them."""
+        """The schedule's frequencies; ``context_length`` only for schedules that depend on the context length."""
         if context_length is None:
             frequencies = self.schedule(2 * self.num_pairs)
         elif hasattr(self.schedule, "context_length"):
@@ -98,12 +98,12 @@ class Rope:
         return frequencies
 
     def rotation(self, positions, *, context_length: int | jax.Array | None = None) -> Rotation:
-        """Cos and sin at the positions, to be computed once and handed to every layer.
+        """Cos and sin at the positions: compute them once and pass them to every layer.
 
         Args:
           positions: as for :func:`rope_jax.rotation`.
-          context_length: for :class:`DynamicNTK` and :class:`LongRope`, the number of tokens that the frequencies
-            are for: an integer, or integers ``[]`` or ``[B]`` that may be traced.
+          context_length: for :class:`DynamicNTK` and :class:`LongRope`, in tokens: an integer, or integers ``[]``
+            or ``[B]``, which may be traced.
 
         Example:
           >>> import jax.numpy as jnp, rope_jax
@@ -114,14 +114,14 @@ class Rope:
         return rotation(positions, self.frequencies(context_length), axes=self.axes)
 
     def rotate(self, x, rotation: Rotation, *, implementation: RotateBackend | None = None) -> jax.Array:
-        """Turns ``x [..., T, N, H]`` by a rotation that is at hand; ``implementation`` as in :func:`rotate`."""
-        (turned,) = self.rotate_all([x], rotation, implementation=implementation)
-        return turned
+        """Rotates ``x [..., T, N, H]`` by a given rotation; ``implementation`` as for :func:`rotate`."""
+        (rotated,) = self.rotate_all([x], rotation, implementation=implementation)
+        return rotated
 
     def rotate_all(
         self, xs: Sequence, rotation: Rotation, *, implementation: RotateBackend | None = None
     ) -> list[jax.Array]:
-        """Turns queries and keys, and whatever else has their T, together: one launch where there is a kernel."""
+        """Rotates arrays ``[..., T, N, H]`` of equal T together, in a single launch if a kernel is used."""
         xs = [jnp.asarray(x) for x in xs]
         for x in xs:
             check_axes("x", x, "... T N H", H=self.head_dim)
@@ -138,25 +138,25 @@ class Rope:
         context_length: int | jax.Array | None = None,
         implementation: RotateBackend | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """``q [..., T, N, H]`` and ``k [..., T, K, H]`` turned to ``positions [..., T]``; dtypes are kept."""
-        turn = self._checked_rotation(q, k, positions, context_length)
-        q, k = self.rotate_all([q, k], turn, implementation=implementation)
+        """Rotates ``q [..., T, N, H]`` and ``k [..., T, K, H]`` to ``positions [..., T]``; dtypes are kept."""
+        rotation = self._checked_rotation(q, k, positions, context_length)
+        q, k = self.rotate_all([q, k], rotation, implementation=implementation)
         return q, k
 
     def rerotate(self, k, positions, *, old_context_length, new_context_length) -> jax.Array:
-        """Keys that were turned by the frequencies for one context_length, as if turned by those for another.
+        """Rotates keys again, from the frequencies of ``old_context_length`` to the frequencies of ``new_context_length``.
 
-        For a schedule that chooses among fixed frequencies, :class:`LongRope`. The change of angle is exact at
-        every int32 position; k is rounded once more, to its dtype.
+        For schedules that choose among fixed frequencies, such as :class:`LongRope`. The change of angle is exact
+        at every int32 position; k is rounded once more, to its dtype.
 
         Args:
-          k: ``[B, S, K, H]``, turned to ``positions`` for ``old_context_length``.
+          k: ``[B, S, K, H]``, rotated to ``positions`` with the frequencies of ``old_context_length``.
           positions: integers ``[B or 1, S]``.
           old_context_length: integers, ``[]`` or ``[B]``; may be traced.
           new_context_length: likewise.
 
         Raises:
-          ValueError: if the schedule's frequencies change with every context_length: keep such keys unrotated.
+          ValueError: if the frequencies of the schedule change with every context length, or the rope has axes.
 
         Example:
           >>> import jax.numpy as jnp, rope_jax
@@ -165,7 +165,8 @@ class Rope:
           ... )
           >>> rope = rope_jax.Rope(head_dim=4, schedule=schedule)
           >>> k, positions = jnp.ones((1, 3, 1, 4)), jnp.arange(14, 17)[None]
-          >>> short, long = (rope.rotate(k, rope.rotation(positions, context_length=context_length)) for context_length in (16, 17))
+          >>> short = rope.rotate(k, rope.rotation(positions, context_length=16))
+          >>> long = rope.rotate(k, rope.rotation(positions, context_length=17))
           >>> moved = rope.rerotate(short, positions, old_context_length=16, new_context_length=17)
           >>> bool(jnp.allclose(moved, long, atol=1e-6))
           True
@@ -173,11 +174,11 @@ class Rope:
         old, new = self.frequencies(old_context_length), self.frequencies(new_context_length)
         if not (old.on_host and new.on_host):
             raise ValueError(
-                f"schedule must choose among fixed frequencies, got {type(self.schedule).__name__}: store its keys "
-                "unrotated, init_cache(rotated=False)"
+                f"schedule must choose among fixed frequencies, got {type(self.schedule).__name__}: "
+                "store unrotated keys, with init_cache(rotated=False)"
             )
         if self.axes is not None:
-            raise ValueError(f"axes must be None: keys of several position axes do not move, got {self.axes}")
+            raise ValueError(f"axes must be None to rotate keys again, got {self.axes}")
         positions = device_array("positions", positions)
         return self.rotate(k, rotation_change(positions, old, new))
 
@@ -190,7 +191,7 @@ class Rope:
         context_length: int | jax.Array | None = None,
         implementation: RotateBackend | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Undoes ``rope(q, k, positions)``, the attention factor included.
+        """Inverts ``rope(q, k, positions)``, including the attention factor.
 
         Example:
           >>> import jax.numpy as jnp, rope_jax
@@ -199,8 +200,8 @@ class Rope:
           >>> bool(jnp.allclose(rope.inverse(*rope(q, q, positions), positions)[0], q, atol=1e-6))
           True
         """
-        turn = self._checked_rotation(q, k, positions, context_length).inverse()
-        q, k = self.rotate_all([q, k], turn, implementation=implementation)
+        rotation = self._checked_rotation(q, k, positions, context_length).inverse()
+        q, k = self.rotate_all([q, k], rotation, implementation=implementation)
         return q, k
 
     def _checked_rotation(self, q, k, positions, context_length) -> Rotation:

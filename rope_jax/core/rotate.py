@@ -1,4 +1,4 @@
-"""Turn the pairs, and turn them back."""
+"""Rotates the pairs of features of queries and keys."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -8,36 +8,36 @@ import jax.numpy as jnp
 
 from rope_jax._checks import check_axes, check_dtype
 from rope_jax.core.angles import Rotation
-from rope_jax.core.primitive import Layout, RotateBackend, turn
+from rope_jax.core.primitive import Layout, RotateBackend, rotate_arrays
 
 
 def rotate(
     x, rotation: Rotation, *, layout: Layout = "half", implementation: RotateBackend | None = None
 ) -> jax.Array:
-    """Turns each pair ``(x1, x2)`` into ``(x1 cos - x2 sin, x2 cos + x1 sin)`` (RoFormer, equation 34).
+    """Rotates each pair: ``(x1, x2)`` becomes ``(x1 cos - x2 sin, x2 cos + x1 sin)`` (RoFormer, equation 34).
 
     Pairs are features ``(i, i + R/2)`` for ``"half"``, ``(2i, 2i + 1)`` for ``"interleaved"``. Features from
     R on pass through bit for bit. Computed in float32 (float64 for float64), rounded once to x's dtype.
 
-    The derivative in x is the rotation itself and its transpose the inverse rotation; nothing as large as x
-    is saved for it, unless the rotation is differentiated too.
+    The derivative in x is the rotation itself, and the transpose is the inverse rotation. Neither saves anything as
+    large as x, unless the rotation is differentiated too.
 
     Args:
-      x: floating ``[..., T, N, H]``: queries, or keys with K in the place of N.
-      rotation: cos and sin ``[..., T, R/2]``; the axes before T broadcast against those of x.
-      layout: which two features make a pair.
-      implementation: ``"xla"`` for XLA's own program, ``"pallas"`` for the TPU kernel. None takes the kernel where
-        it is made for the case: on a TPU, bfloat16 or float32, 128 tokens or more, heads of a multiple of 16
-        features up to 1,024, whose smallest block fits on the chip, for one device or inside ``shard_map``.
+      x: floating ``[..., T, N, H]``: queries, or keys with K heads instead of N.
+      rotation: cos and sin ``[..., T, R/2]``; the axes before T broadcast against the axes of x.
+      layout: the two features of a pair, ``"half"`` or ``"interleaved"``.
+      implementation: ``"xla"`` for XLA's program, ``"pallas"`` for the TPU kernel. On a TPU, for a single device or
+        inside ``shard_map``, None selects the kernel if x is bfloat16 or float32, T is at least 128, H is a
+        multiple of 16 up to 1,024, and the smallest block of all heads fits on the chip; otherwise XLA.
 
     Returns:
       ``[..., T, N, H]`` in x's dtype.
 
     Raises:
-      TypeError: if x or the rotation is not floating, or the latter no :class:`Rotation`.
-      ValueError: if the shapes do not go together (T above all: x as ``[B, N, T, H]`` shows here), R is over
-        H, the layout or implementation is unknown, H is odd with interleaved pairs, or the kernel is asked for
-        where it cannot be (while lowering, since only then the chip is known).
+      TypeError: if x or the rotation is not floating, or ``rotation`` is not a :class:`Rotation`.
+      ValueError: if the shapes do not match (for example x as ``[B, N, T, H]``), R is over H, H is odd with
+        interleaved pairs, or the layout or implementation is unknown. ``"pallas"`` raises while lowering if the
+        chip, the shapes or the dtypes do not suit the kernel.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -45,20 +45,22 @@ def rotate(
       >>> rope_jax.rotate(jnp.array([[[3.0, 4.0, 5.0]]]), quarter_turn).tolist()
       [[[-4.0, 3.0, 5.0]]]
     """
-    (turned,) = rotate_all([x], rotation, layout=layout, implementation=implementation)
-    return turned
+    (rotated,) = rotate_all([x], rotation, layout=layout, implementation=implementation)
+    return rotated
 
 
 def rotate_all(
     xs: Sequence, rotation: Rotation, *, layout: Layout = "half", implementation: RotateBackend | None = None
 ) -> list[jax.Array]:
-    """:func:`rotate` of several arrays, queries and keys, by one rotation.
+    """:func:`rotate` of several arrays, such as queries and keys, by a shared rotation.
 
-    Where there is a kernel and they share all axes but N, it is one launch, whether all are needed or not.
+    If a kernel is used and the arrays share all axes but N, they are rotated in a single launch.
     """
     xs = [jnp.asarray(x) for x in xs]
     if not isinstance(rotation, Rotation):
-        raise TypeError(f"rotation must be a Rotation, as rope.rotation(positions), got {type(rotation).__name__}")
+        raise TypeError(
+            f"rotation must be a Rotation, as rope.rotation(positions) gives, got {type(rotation).__name__}"
+        )
     cos, sin = (jnp.asarray(part) for part in rotation)
     for name, part in (("rotation.cos", cos), ("rotation.sin", sin)):
         check_dtype(name, part, jnp.floating, "floating")
@@ -67,12 +69,12 @@ def rotate_all(
     if implementation not in (None, *get_args(RotateBackend)):
         raise ValueError(f"implementation must be None or one of {get_args(RotateBackend)}, got {implementation!r}")
     for x in xs:
-        _check(x, cos, sin, layout)
-    return turn(xs, cos, sin, layout=layout, implementation=implementation)
+        _check_shapes(x, cos, sin, layout)
+    return rotate_arrays(xs, cos, sin, layout=layout, implementation=implementation)
 
 
-def _check(x, cos, sin, layout: Layout) -> None:
-    """Raises unless x ``[..., T, N, H]`` and the parts of its rotation ``[..., T, R/2]`` go together."""
+def _check_shapes(x, cos, sin, layout: Layout) -> None:
+    """Raises unless x ``[..., T, N, H]`` and ``cos, sin [..., T, R/2]`` have matching shapes."""
     check_dtype("x", x, jnp.floating, "floating")
     check_axes("x", x, "... T N H")
     *leading, length, _, head_dim = x.shape

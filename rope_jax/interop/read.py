@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rope_jax.core.frequencies import Schedule
+from rope_jax.core.length_schedules import DynamicNTK, LongRope
 from rope_jax.core.rope import Rope
 from rope_jax.core.schedules import (
     Axial,
-    DynamicNTK,
     Linear,
     Llama3,
-    LongRope,
     Negated,
     NTKAware,
     Proportional,

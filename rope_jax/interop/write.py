@@ -4,13 +4,12 @@ import dataclasses
 import math
 from typing import Any
 
+from rope_jax.core.length_schedules import DynamicNTK, LongRope
 from rope_jax.core.rope import Rope
 from rope_jax.core.schedules import (
     Axial,
-    DynamicNTK,
     Linear,
     Llama3,
-    LongRope,
     Negated,
     NTKAware,
     Proportional,

@@ -67,7 +67,7 @@ def oracle(module, params, x, positions, allowed):
             frequencies.attention_factor * part.reshape(*positions.shape, -1)
             for part in oracles.cos_sin(positions, frequencies.inv_freq)
         )
-        q, k = (oracles.turn_features(a, cos, sin, module.rope.layout) for a in (q, k))
+        q, k = (oracles.rotate_features(a, cos, sin, module.rope.layout) for a in (q, k))
     y = np.stack(
         [
             oracles.attention(q[b], k[b], v[b], allowed[b], scale=module.logit_scale, logit_cap=module.logit_cap)

@@ -32,7 +32,7 @@ def inputs(head_dim, rotary_dim, dtype=jnp.float32, batch=(2,), length=150, head
 
 def assert_turned(got, x, cos, sin, layout):
     """To the tolerance of test_rotation: three roundings of float32, and one to x's dtype."""
-    want = oracles.turn_features(x, cos, sin, layout)
+    want = oracles.rotate_features(x, cos, sin, layout)
     size = 1.2 * np.abs(np.asarray(x, np.float64)).max()
     unit = float(jnp.finfo(x.dtype).eps) / 2
     error = np.abs(np.asarray(got, np.float64) - want)
@@ -41,7 +41,7 @@ def assert_turned(got, x, cos, sin, layout):
     np.testing.assert_array_equal(got[..., rotary_dim:], x[..., rotary_dim:])
 
 
-@pytest.mark.parametrize("form", [primitive.by_xla, primitive.by_partner])
+@pytest.mark.parametrize("form", [primitive.rotate_by_pairs, primitive.rotate_by_partners])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("head_dim", "rotary_dim"), [(128, 128), (64, 20), (12, 10), (7, 4)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
@@ -60,8 +60,8 @@ class TestTheKernelInterpreted:
     @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
     def test_is_the_complex_product_rounded_once(self, layout, head_dim, rotary_dim, dtype):
         xs, cos, sin = inputs(head_dim, rotary_dim, dtype)
-        assert tpu.takes(xs)
-        for x, got in zip(xs, tpu.turn(xs, cos, sin, layout=layout, interpret=True), strict=True):
+        assert tpu.supports(xs)
+        for x, got in zip(xs, tpu.rotate(xs, cos, sin, layout=layout, interpret=True), strict=True):
             assert got.dtype == dtype and got.shape == x.shape
             assert_turned(got, x, cos, sin, layout)
 
@@ -77,7 +77,7 @@ class TestTheKernelInterpreted:
             ((2, 2), True),
         ]:
             xs, cos, sin = inputs(head_dim, head_dim, batch=batch, length=length, heads=(2,), shared=shared)
-            (got,) = tpu.turn(xs, cos, sin, layout=layout, interpret=True)
+            (got,) = tpu.rotate(xs, cos, sin, layout=layout, interpret=True)
             full = (np.broadcast_to(part, (*batch, *part.shape[-2:])) for part in (cos, sin))
             assert_turned(got, xs[0], *full, layout)
 
@@ -86,8 +86,8 @@ class TestTheKernelInterpreted:
         xs, cos, sin = inputs(head_dim, head_dim, batch=(2, 3))
         for index in (np.s_[:1], np.s_[:, :1]):
             part = cos[index], sin[index]
-            got = tpu.turn(xs, *part, layout=layout, interpret=True)
-            want = [primitive.by_xla(x, *part, layout) for x in xs]
+            got = tpu.rotate(xs, *part, layout=layout, interpret=True)
+            want = [primitive.rotate_by_pairs(x, *part, layout) for x in xs]
             for a, b in zip(got, want, strict=True):
                 np.testing.assert_allclose(a, b, atol=6 * oracles.EPS32)
 
@@ -99,14 +99,14 @@ class TestTheKernelInterpreted:
         row = np.concatenate([np.ones(32, np.float32), odd_ones])
         x = jnp.asarray(np.broadcast_to(row, (130, 2, head_dim)))
         cos, sin = jnp.full((130, 16), 0.6), jnp.full((130, 16), 0.8)
-        (got,) = tpu.turn([x], cos, sin, layout=layout, interpret=True)
+        (got,) = tpu.rotate([x], cos, sin, layout=layout, interpret=True)
         kept = np.asarray(got[..., 32:]).view(np.uint32)
         np.testing.assert_array_equal(kept, np.broadcast_to(odd_ones.view(np.uint32), kept.shape))
         assert np.all(np.isfinite(got[..., :32]))
 
     def test_the_block_of_many_wide_heads_is_still_whole_registers(self, layout):
         xs, cos, sin = inputs(256, 256, batch=(1,), length=140, heads=(48, 16))
-        for x, got in zip(xs, tpu.turn(xs, cos, sin, layout=layout, interpret=True), strict=True):
+        for x, got in zip(xs, tpu.rotate(xs, cos, sin, layout=layout, interpret=True), strict=True):
             assert_turned(got, x, cos, sin, layout)
 
 
@@ -127,7 +127,7 @@ class TestTheKernelInterpreted:
     ],
 )
 def test_what_the_kernel_is_made_for(shapes, dtype, takes):
-    assert tpu.takes([jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]) == takes
+    assert tpu.supports([jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]) == takes
 
 
 def test_one_operation_until_it_is_known_where_it_runs():
@@ -241,8 +241,8 @@ def test_a_tangent_of_both_is_rounded_once():
     x = xs[0]
     moves = -x, rope_jax.Rotation(cos * 1.01, sin * 1.01)
     _, got = jax.jvp(rope_jax.rotate, (x, turn), moves)
-    exact = oracles.turn_features(-np.asarray(x, np.float64), cos, sin, "half")
-    exact += oracles.turn_features(x, moves[1].cos, moves[1].sin, "half")
+    exact = oracles.rotate_features(-np.asarray(x, np.float64), cos, sin, "half")
+    exact += oracles.rotate_features(x, moves[1].cos, moves[1].sin, "half")
     size = np.abs(np.asarray(x, np.float64)).max()
     unit = float(jnp.finfo(jnp.bfloat16).eps) / 2
     assert np.all(

@@ -96,7 +96,7 @@ def test_whole_recipe_against_the_oracle(case, layout):
     # The paper's frequencies in float64 agree to 64 roundings: at 1e5 that is 1e5 * 64 * 2^-53 = 7e-10 radians.
     for mine, x in zip(got, (q, k), strict=True):
         np.testing.assert_allclose(
-            mine, oracles.turn_features(x, cos, sin, layout), atol=a * np.abs(x).max() * TURN_ERROR
+            mine, oracles.rotate_features(x, cos, sin, layout), atol=a * np.abs(x).max() * TURN_ERROR
         )
 
 
@@ -137,7 +137,7 @@ def test_axes_turn_a_picture():
     cos, sin = np.empty((6, 4)), np.empty((6, 4))
     for pair, axis in enumerate(rope.axes):
         cos[:, [pair]], sin[:, [pair]] = oracles.cos_sin(grid[:, axis], inv_freq[[pair]])
-    np.testing.assert_allclose(q, oracles.turn_features(x, cos, sin, "half"), atol=1.5 * TURN_ERROR)
+    np.testing.assert_allclose(q, oracles.rotate_features(x, cos, sin, "half"), atol=1.5 * TURN_ERROR)
 
 
 def test_length_goes_to_the_schedules_that_know_it():

@@ -37,7 +37,7 @@ def test_is_the_complex_product_rounded_once(layout, head_dim, rotary_dim, dtype
     fn = lambda x, turn: rope_jax.rotate(x, turn, layout=layout)
     got = jax.jit(fn)(x, turn)
     assert got.dtype == dtype and got.shape == x.shape
-    want = oracles.turn_features(x, *turn, layout)
+    want = oracles.rotate_features(x, *turn, layout)
     # Two products and a sum in float32 lose at most 3 roundings of |x||turn|; then one rounding to dtype.
     size = 1.2 * np.abs(np.asarray(x, np.float64)).max()
     unit = float(jnp.finfo(dtype).eps) / 2
@@ -61,7 +61,7 @@ def test_float64_stays_float64():
         x, turn = inputs(16, 16, jnp.float64)
         got = rope_jax.rotate(x, turn)
         assert got.dtype == jnp.float64
-        np.testing.assert_allclose(got, oracles.turn_features(x, *turn, "half"), atol=1e-14)
+        np.testing.assert_allclose(got, oracles.rotate_features(x, *turn, "half"), atol=1e-14)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -88,7 +88,7 @@ class TestDerivatives:
         # d/dcos and d/dsin of the complex product, summed over the heads that share it
         one, zero = np.ones(turn.cos.shape), np.zeros(turn.cos.shape)
         for got, (c, s) in zip(dturn, ((one, zero), (zero, one)), strict=True):
-            moved = oracles.turn_features(x, c, s, layout) * weight
+            moved = oracles.rotate_features(x, c, s, layout) * weight
             moved[..., rotary_dim:] = 0
             pairs = rotary_dim // 2
             first = slice(0, pairs) if layout == "half" else slice(0, rotary_dim, 2)
@@ -128,7 +128,7 @@ class TestModes:
 
             def exact(f):
                 angle = np.asarray(positions, np.float64)[:, None] * f
-                return np.sin(oracles.turn_features(x, np.cos(angle), np.sin(angle), layout)).sum()
+                return np.sin(oracles.rotate_features(x, np.cos(angle), np.sin(angle), layout)).sum()
 
             f = np.asarray(inv_freq)
             h = 1e-4

@@ -1,1 +1,1 @@
-"""The same turn, written for one kind of chip: arrays in, arrays out. Chosen by ``_turn``, one file a chip."""
+"""Kernels of `rotate` for single kinds of chips, a file for each chip; `primitive` chooses while lowering."""
