@@ -281,19 +281,19 @@ def change(tensors, name, change):
         ),
         (
             lambda t: t | {"model.layers.0.self_attn.q_proj.bias": np.ones(32, np.float32)},
-            "tensors must be those of the model, got model.layers.0.self_attn.q_proj.bias beside them",
+            "tensors must be parameters of the model, got also model.layers.0.self_attn.q_proj.bias",
         ),
         (
             lambda t: t | {"model.layers.2.mlp.up_proj.weight": np.ones((24, 16), np.float32)},
-            "got model.layers.2.mlp.up_proj.weight beside them",
+            "got also model.layers.2.mlp.up_proj.weight",
         ),
         (
             lambda t: t | {"vision_tower.x": np.ones(3, np.float32)},
-            "got vision_tower.x beside them",
+            "got also vision_tower.x",
         ),
         (
             lambda t: t | {"lm_head.weight": np.ones((13, 16), np.float32)},
-            "tensor lm_head.weight must equal model.embed_tokens.weight, for tie_word_embeddings is true",
+            "tensor lm_head.weight must equal model.embed_tokens.weight, because tie_word_embeddings is true",
         ),
         (
             lambda t: change(t, "model.layers.1.mlp.gate_proj.weight", lambda a: a.T),
@@ -329,10 +329,13 @@ def test_tensors_that_do_not_fit_are_named(broken, says, tmp_path):
         (dict(model_type=None), "model_type must be one of llama, .*, got None"),
         (dict(hidden_act="relu"), "hidden_act must be 'silu' or 'gelu_pytorch_tanh', got 'relu'"),
         (dict(quantization_config={"bits": 4}), "quantization_config must be None, got {'bits': 4}"),
-        (dict(rope_interleaved=True), "a key 'rope_interleaved' = True that is not known"),
+        (dict(rope_interleaved=True), "rope_interleaved must be False or None, got True"),
         (dict(rope_theeta=1.0), "rope_theeta"),
-        (dict(sliding_window=4), "the key 'sliding_window' = 4 is not known for model_type 'llama'"),
-        (dict(dual_chunk_attention_config={}), "key 'dual_chunk_attention_config' = {} that is not known"),
+        (
+            dict(sliding_window=4),
+            "config.json of model_type 'llama' has an unknown key 'sliding_window' = 4; remove the key",
+        ),
+        (dict(dual_chunk_attention_config={}), "unknown key 'dual_chunk_attention_config' = {}"),
         (dict(hidden_size="16"), "hidden_size must be an integer of at least 1, got '16'"),
         (dict(hidden_size=None), "hidden_size must be an integer of at least 1, got None"),
         (dict(rope_scaling=dict(rope_type="spiral", factor=2.0)), "spiral"),

@@ -17,7 +17,7 @@ from schedules import CASES, IDS, ROTARY_DIM
 import rope_jax
 from rope_jax import DynamicNTK, Linear, Llama3, LongRope, NTKAware, Proportional, Rope, Standard, Yarn
 from rope_jax.interop.families import FAMILIES
-from rope_jax.interop.recipe import LayerRope
+from rope_jax.interop.model_rope import LayerRope
 
 ROWS = json.loads(Path(__file__).parents[1].joinpath("golden").joinpath("families.json").read_text())["rows"]
 
@@ -639,24 +639,24 @@ def test_layers_that_are_alike_share_one_rope():
 YARN = dict(type="yarn", factor=4.0, original_max_position_embeddings=4096)
 REFUSED = {
     "no model type": (dict(num_hidden_layers=2), "config must have the key 'model_type'"),
-    "unknown model type": (config_of("lama"), "model_type 'lama' is not known; was 'llama' meant?"),
+    "unknown model type": (config_of("lama"), "model_type 'lama' is unknown; did you mean 'llama'?"),
     "no layers": (dict(model_type="llama", head_dim=8), "config of 'llama' must have the key 'num_hidden_layers'"),
     "no head": (dict(model_type="llama", num_hidden_layers=2), "config of 'llama' must have the key 'hidden_size'"),
     "misspelled key at the top": (
         config_of("llama", rope_theda=5e5),
-        "config of 'llama' has a key 'rope_theda' = 500000.0 that is not known; was 'rope_theta' meant?",
+        "config of 'llama' has an unknown key 'rope_theda' = 500000.0; did you mean 'rope_theta'?",
     ),
     "alpha where it is nobody's": (
         config_of("llama", max_position_embeddings=64, rope_scaling=dict(type="dynamic", alpha=8.0, factor=1.0)),
-        "has a key 'alpha' = 8.0 that is not known",
+        "has an unknown key 'alpha' = 8.0; remove the key if it does not change the computation",
     ),
     "a misspelled head_dim": (
         config_of("qwen3", head_dimm=64),
-        "a key 'head_dimm' = 64 that is not known; was 'head_dim' meant",
+        "an unknown key 'head_dimm' = 64; did you mean 'head_dim'?",
     ),
-    "what a recipe cannot say": (
+    "what a recipe cannot express": (
         config_of("beam"),
-        "does not say all that its layers do with positions: queries grow",
+        "does not say everything that its layers do with positions: queries grow",
     ),
     "dual chunks": (
         config_of("qwen2", dual_chunk_attention_config={"chunk_size": 4}),
@@ -731,19 +731,19 @@ REFUSED = {
     ),
     "a key of another family": (
         config_of("llama", rotary_pct=0.25),
-        "has a key 'rotary_pct' = 0.25 that is not known",
+        "config of 'llama': rotary_pct must be 1.0 or None, got 0.25",
     ),
     "misspelled key in the recipe": (
         config_of("llama", rope_scaling=dict(YARN, beta_fats=24)),
-        "rope_scaling has a key 'beta_fats' = 24 that is not known; was 'beta_fast' meant?",
+        "rope_scaling has an unknown key 'beta_fats' = 24; did you mean 'beta_fast'?",
     ),
     "a key of another rope_type": (
         config_of("llama", rope_scaling=dict(rope_type="default", factor=4.0)),
-        "rope_scaling has a key 'factor' = 4.0 that is not known",
+        "rope_scaling has an unknown key 'factor' = 4.0",
     ),
     "unknown rope_type": (
         config_of("llama", rope_scaling=dict(rope_type="llama-3", factor=8.0)),
-        r"rope_type must be one of \(.*\), got 'llama-3'; was 'llama3' meant\?",
+        r"rope_type must be one of \(.*\), got 'llama-3'; did you mean 'llama3'\?",
     ),
     "missing factor": (config_of("llama", rope_scaling=dict(type="linear")), "must have the key 'factor'"),
     "missing original length": (
@@ -783,7 +783,7 @@ REFUSED = {
     ),
     "two recipes": (
         config_of("llama", rope_scaling=dict(YARN), rope_parameters=dict(rope_type="default", rope_theta=1e6)),
-        "has keys that mean the same and differ: {'rope_parameters'",
+        "has synonymous keys with different values: {'rope_parameters'",
     ),
     "two rope_types": (
         config_of("llama", rope_scaling=dict(YARN, rope_type="linear")),
@@ -799,7 +799,7 @@ REFUSED = {
     ),
     "two names of a share that differ": (
         config_of("gpt_neox", rotary_pct=0.25, partial_rotary_factor=0.5),
-        "has keys that mean the same and differ: {'partial_rotary_factor': 0.5, 'rotary_pct': 0.25}",
+        "has synonymous keys with different values: {'partial_rotary_factor': 0.5, 'rotary_pct': 0.25}",
     ),
     "null for all layers": (config_of("llama", rope_parameters=None), "rope_parameters must not be null"),
     "no recipe for a layer type": (
@@ -831,7 +831,7 @@ REFUSED = {
         config_of("qwen2_vl", rope_scaling=dict(mrope_interleaved=True, mrope_section=[16, 24, 24])),
         "mrope_interleaved must be False in this family, got True",
     ),
-    "values that turn": (config_of("roformer", rotary_value=True), "rotary_value must be false"),
+    "values that turn": (config_of("roformer", rotary_value=True), "rotary_value must be False or None, got True"),
 }
 
 
@@ -919,11 +919,11 @@ def test_what_a_family_cannot_say_is_refused():
         recipe(Rope(64, Standard(), axes=(0,) * 32)),
         recipe(None),
     ]:
-        with pytest.raises(ValueError, match="a config of 'llama' cannot say"):
+        with pytest.raises(ValueError, match="a config of 'llama' cannot express"):
             rope_jax.interop.to_hf_config(bad)
     with pytest.raises(ValueError, match="schedule must be one of"):
         rope_jax.interop.to_hf_config(recipe(Rope(64, lambda rotary_dim: Standard()(rotary_dim))))
-    with pytest.raises(ValueError, match="model_type 'lama' is not known"):
+    with pytest.raises(ValueError, match="model_type 'lama' is unknown"):
         rope_jax.interop.to_hf_config(recipe(Rope(64, Standard()), "lama"))
 
 
@@ -1001,7 +1001,7 @@ def test_what_is_said_of_a_rotation_that_is_switched_off_is_no_error(config):
     for written in ({}, dict(rope_theta=1e4), dict(rope_parameters=dict(rope_type="default", rope_theta=1e4))):
         recipe = rope_jax.from_hf_config(config | written)
         assert [layer.rope for layer in recipe.layers] == [None, None]
-    with pytest.raises(ValueError, match="has a key 'rope_theda'"):
+    with pytest.raises(ValueError, match="has an unknown key 'rope_theda'"):
         rope_jax.from_hf_config(config | dict(rope_theda=1e4))
 
 
@@ -1039,13 +1039,13 @@ def test_a_recipe_holds_layers():
     assert rope_jax.interop.ModelRope("llama", [LayerRope(None)]).layers == (LayerRope(None),)
     with pytest.raises(TypeError, match="layers must hold a LayerRope for each layer"):
         rope_jax.interop.ModelRope("llama", (Rope(8, Standard()),))
-    with pytest.raises(TypeError, match="recipe must be a ModelRope, got Rope"):
+    with pytest.raises(TypeError, match="model_rope must be a ModelRope, got Rope"):
         rope_jax.interop.to_hf_config(Rope(8, Standard()))
 
 
 def test_a_broken_file_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config must be JSON, got .*config.json"):
+    with pytest.raises(ValueError, match=r"config.json must be JSON: "):
         rope_jax.from_hf_config(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"nothing is downloaded"):
         rope_jax.from_hf_config("Qwen/Qwen2.5-7B")
