@@ -1,3 +1,6 @@
+"""Model folders: which decoder and parameters are loaded, and which folders are refused."""
+
+import functools
 import json
 import os
 import re
@@ -12,7 +15,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tokenizers
-from decoders import init
 
 import rope_jax
 
@@ -31,13 +33,28 @@ LLAMA = dict(
     max_position_embeddings=64,
     tie_word_embeddings=True,
 )
-MODEL = rope_jax.Decoder(**SIZES, rope=ROPE)
-PARAMS = init(MODEL)
 TOKENS = jnp.arange(9)[None]
 
 
+def random_params(model):
+    """Parameters of the right shapes, all different, without compiling the initialisation."""
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, params):
+    """The logits of TOKENS; equal models share one compilation."""
+    return model.apply(params, TOKENS)
+
+
+MODEL = rope_jax.Decoder(**SIZES, rope=ROPE)
+PARAMS = random_params(MODEL)
+
+
 def tensors_of(params, layers=2, fused=False, post_norms=False):
-    """The tensors of a folder, as torch has them: one for each layer, ``[out, in]``, heads side by side."""
+    """The tensors of a folder in torch's form: one for each layer, ``[out, in]``, heads side by side."""
     p = jax.tree.map(np.asarray, params["params"])
     out = {"model.embed_tokens.weight": p["embed"]["embedding"], "model.norm.weight": p["final_norm"]["scale"]}
     if "unembed_kernel" in p:
@@ -121,7 +138,7 @@ GEMMA_FIELDS = dict(
 
 
 @pytest.mark.parametrize(
-    ("config", "fields", "how"),
+    ("config", "fields", "saved_as"),
     [
         ({}, {}, {}),
         (dict(tie_word_embeddings=False), dict(tie_embeddings=False), {}),
@@ -158,19 +175,19 @@ GEMMA_FIELDS = dict(
     ],
     ids=lambda value: str(value.get("model_type", "llama")) if isinstance(value, dict) else None,
 )
-def test_every_family(config, fields, how, tmp_path):
-    """The model and the very parameters of a folder that was written from them."""
+def test_every_family(config, fields, saved_as, tmp_path):
+    """Loads the model and the parameters that were saved."""
     model = rope_jax.Decoder(**(SIZES | dict(rope=ROPE) | fields))
-    params = init(model)
+    params = random_params(model)
     config = {key: value for key, value in (LLAMA | config).items() if value is not None or key == "sliding_window"}
-    loaded = rope_jax.load_hf(save(tmp_path, config, tensors_of(params, **how)))
+    loaded = rope_jax.load_hf(save(tmp_path, config, tensors_of(params, **saved_as)))
     assert loaded.model == model and loaded.config == config
     assert_same(loaded.params, params)
-    np.testing.assert_array_equal(loaded.model.apply(loaded.params, TOKENS), model.apply(params, TOKENS))
+    np.testing.assert_array_equal(apply(loaded.model, loaded.params), apply(model, params))
 
 
 def test_configs_as_they_were_published(tmp_path):
-    """Spelled as in the folders that people download, with all that these also say; the sizes are smaller."""
+    """The keys of published folders, all of them, with smaller sizes."""
     small = {key: LLAMA[key] for key in LLAMA if key not in ("model_type", "rope_theta", "tie_word_embeddings")}
     common = dict(
         initializer_range=0.02, use_cache=True, torch_dtype="bfloat16", bos_token_id=1, eos_token_id=[2, 5]
@@ -229,9 +246,9 @@ def test_configs_as_they_were_published(tmp_path):
         "gemma2": (gemma2, GEMMA_FIELDS, dict(post_norms=True)),
         "phi3": (phi3, dict(tie_embeddings=False), dict(fused=True)),
     }
-    for name, (config, fields, how) in cases.items():
-        params = init(rope_jax.Decoder(**(SIZES | dict(rope=None) | fields)))
-        folder = save(tmp_path / name, small | common | config, tensors_of(params, **how))
+    for name, (config, fields, saved_as) in cases.items():
+        params = random_params(rope_jax.Decoder(**(SIZES | dict(rope=None) | fields)))
+        folder = save(tmp_path / name, small | common | config, tensors_of(params, **saved_as))
         assert_same(rope_jax.load_hf(folder).params, params)
     model = rope_jax.load_hf(tmp_path / "gemma2").model
     assert model.tie_embeddings and model.window == (4096, None) and model.logit_scale == 1 / 16
@@ -251,11 +268,11 @@ def test_narrow_weights_stay_narrow(stored, tmp_path):
     wide = rope_jax.load_hf(tmp_path, dtype="float32")
     assert_same(wide.params, params)
     assert wide.model.dtype == jnp.float32 and wide.model.param_dtype == stored
-    exact = MODEL.apply(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params), TOKENS)
-    np.testing.assert_allclose(wide.model.apply(wide.params, TOKENS), exact, atol=1e-5)
+    exact = apply(MODEL, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params))
+    np.testing.assert_allclose(apply(wide.model, wide.params), exact, atol=1e-5)
 
 
-def test_what_is_no_parameter_may_be_there(tmp_path):
+def test_tensors_that_are_no_parameters(tmp_path):
     tensors = tensors_of(PARAMS)
     tensors |= {
         "lm_head.weight": tensors["model.embed_tokens.weight"].copy(),
@@ -269,7 +286,7 @@ def change(tensors, name, change):
 
 
 @pytest.mark.parametrize(
-    ("broken", "says"),
+    ("broken", "message"),
     [
         (
             lambda t: {name: a for name, a in t.items() if name != "model.layers.1.mlp.up_proj.weight"},
@@ -317,13 +334,13 @@ def change(tensors, name, change):
         ),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(broken, says, tmp_path):
-    with pytest.raises(ValueError, match=re.escape(says).replace(r"\*", ".*")):
+def test_tensors_that_do_not_fit_are_named(broken, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message).replace(r"\*", ".*")):
         rope_jax.load_hf(save(tmp_path, tensors=broken(tensors_of(PARAMS))))
 
 
 @pytest.mark.parametrize(
-    ("told", "says"),
+    ("changes", "message"),
     [
         (dict(model_type="mamba"), "model_type must be one of llama, mistral, .*, got 'mamba'"),
         (dict(model_type=None), "model_type must be one of llama, .*, got None"),
@@ -358,9 +375,9 @@ def test_tensors_that_do_not_fit_are_named(broken, says, tmp_path):
     ],
     ids=str,
 )
-def test_configs_that_ask_for_more_are_refused(told, says, tmp_path):
-    with pytest.raises(ValueError, match=says):
-        rope_jax.load_hf(save(tmp_path, LLAMA | told))
+def test_configs_that_a_decoder_cannot_express_are_refused(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        rope_jax.load_hf(save(tmp_path, LLAMA | changes))
 
 
 def test_a_missing_key_is_named(tmp_path):
@@ -370,11 +387,11 @@ def test_a_missing_key_is_named(tmp_path):
             rope_jax.load_hf(save(tmp_path, config))
 
 
-def test_folders_that_are_none(tmp_path):
-    def says(message):
+def test_broken_folders(tmp_path):
+    def refused(message):
         return pytest.raises(ValueError, match=message)
 
-    with says("folder must hold config.json, got .*nowhere without it"):
+    with refused("folder must hold config.json, got .*nowhere without it"):
         rope_jax.load_hf(tmp_path / "nowhere")
     folder = save(tmp_path / "model", shards=2)
     index = folder / "model.safetensors.index.json"
@@ -390,16 +407,16 @@ def test_folders_that_are_none(tmp_path):
         ([], "must hold a JSON object, got list"),
     ):
         index.write_text(json.dumps(value))
-        with says(message):
+        with refused(message):
             rope_jax.load_hf(folder)
     index.unlink()
-    with says("folder must hold model.safetensors or model.safetensors.index.json"):
+    with refused("folder must hold model.safetensors or model.safetensors.index.json"):
         rope_jax.load_hf(folder)
     (folder / "model.safetensors").write_bytes(b"no tensors here")
-    with says("must be a safetensors file"):
+    with refused("must be a safetensors file"):
         rope_jax.load_hf(folder)
     (folder / "config.json").write_text("{")
-    with says("config.json must be JSON"):
+    with refused("config.json must be JSON"):
         rope_jax.load_hf(folder)
     with pytest.raises(TypeError, match="dtype must be floating, got int8"):
         rope_jax.load_hf(save(tmp_path / "fine"), dtype="int8")
