@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -426,10 +427,20 @@ WORDS = "<s> </s> the quick brown fox jumps over a lazy dog . ?".split()
 SCRIPT = Path(__file__).parents[2] / "configs/generate_hf.py"
 
 
-def run(*arguments):
-    """The script, as a user runs it."""
-    command = [sys.executable, SCRIPT, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs the script in this process, which has jax loaded and its programs compiled: exit status, stdout, stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        status = 0
+        try:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -447,12 +458,15 @@ def talking(tmp_path_factory):
     return folder
 
 
-def test_the_script_writes_what_generate_writes(talking):
+def test_the_script_writes_what_generate_writes(talking, run):
     prompt = jnp.array([[0, *map(WORDS.index, ["the", "lazy", "fox"])]])
     tokens = rope_jax.generate(MODEL, PARAMS, prompt, max_new_tokens=12, temperature=0).tokens[0].tolist()
     stop = tokens[4]
     (talking / "generation_config.json").write_text(json.dumps({"eos_token_id": [stop, 99]}))
-    done = run(talking, "--prompt", "the lazy fox", "--max-new-tokens", 12)
+    # As a user runs it.
+    command = [sys.executable, str(SCRIPT), str(talking), "--prompt", "the lazy fox", "--max-new-tokens", "12"]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     text, _, speed = done.stdout.partition("\n\n")
     written = [WORDS[token] for token in tokens[: tokens.index(stop)] if token > 1]
@@ -462,15 +476,15 @@ def test_the_script_writes_what_generate_writes(talking):
     assert re.fullmatch(says, speed.strip())
 
     sampled = ["--temperature", 5, "--top-k", 9, "--max-new-tokens", 12, "--prompt", "the lazy fox"]
-    one, two = (run(talking, *sampled, "--seed", seed).stdout.partition("\n\n")[0] for seed in (0, 1))
+    one, two = (run(talking, *sampled, "--seed", seed)[1].partition("\n\n")[0] for seed in (0, 1))
     assert one != two and one.startswith("the lazy fox")
 
 
-def test_the_script_says_what_is_wrong(talking, tmp_path):
+def test_the_script_says_what_is_wrong(talking, tmp_path, run):
     for arguments, message in (
         ([tmp_path], "generate_hf: FOLDER must hold tokenizer.json"),
         ([talking, "--top-k", 3], "generate_hf: --top-k and --top-p are for a --temperature above 0, got 0"),
         ([talking, "--temperature", 1, "--top-k", 0], "generate_hf: top_k must be at least 1, got 0"),
     ):
-        done = run(*arguments)
-        assert done.returncode == 2 and done.stderr.startswith(message) and not done.stdout
+        status, stdout, stderr = run(*arguments)
+        assert status == 2 and stderr.startswith(message) and not stdout
