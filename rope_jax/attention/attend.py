@@ -6,10 +6,9 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, check_real, device_array
-from rope_jax.attention.mask import attention_mask
+from rope_jax._checks import check_axes, check_dtype, check_real, device_array
+from rope_jax.attention.mask import attention_mask, window_size
 
 AttentionBackend = Literal["xla", "cudnn"]
 
@@ -67,63 +66,15 @@ def attend(
       (1, 3, 4, 8)
     """
     q, k, bias, mask = checked_scores(q, k, bias, mask)
-    batch, length, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
     v = device_array("v", v)
-    check_axes("v", v, "B S K H", B=batch, S=k.shape[1], K=kv_heads, H=head_dim)
+    check_axes("v", v, "B S K H", **dict(zip("BSKH", k.shape, strict=True)))
     check_dtype("v", v, jnp.floating, "floating")
     window = window_size(window)
     scale = check_real("scale", scale)
-    check_options(logit_cap, dropout_rate)
-    if implementation not in (None, *get_args(AttentionBackend)):
-        raise ValueError(
-            f"implementation must be None or one of {get_args(AttentionBackend)}, got {implementation!r}"
-        )
-
-    if isinstance(window, int) and isinstance(length, int) and isinstance(k.shape[1], int):
-        # jax.nn's window overflows near 2^31, so a window over all keys is dropped.
-        window = None if window >= max(length, k.shape[1]) else window
-    # jax.nn casts narrow scores to float32 by implicit promotion, which strict promotion forbids.
-    promotion = jax.config.jax_numpy_dtype_promotion  # type: ignore[attr-defined]
-    unsupported = promotion == "strict" and q.dtype != jnp.float32
-    unsupported |= q.dtype == jnp.float16  # not every CPU multiplies float16 into float32
-    if logit_cap is None and dropout_rate == 0.0 and (implementation == "cudnn" or not unsupported):
-        # jax.nn takes neither a traced window, nor a window with symbolic lengths.
-        if window is not None and (isinstance(window, jax.Array) or not isinstance(length, int)):
-            in_window, window = _visible_by_index(length, k.shape[1], causal=False, window=window), None
-            mask = in_window if mask is None else in_window & mask
-        if bias is not None:  # jax.nn adds the bias to scores of this dtype
-            bias = bias.astype(q.dtype if implementation == "cudnn" else jnp.promote_types(q.dtype, jnp.float32))
-        attention = functools.partial(
-            jax.nn.dot_product_attention,
-            scale=scale,
-            is_causal=causal,
-            # Keys before and after the query. cuDNN requires 0 keys after the query if causal.
-            local_window_size=None if window is None else (window - 1, 0 if causal else window - 1),
-            implementation=implementation,
-        )
-        if implementation == "cudnn":  # stores no scores either, so recomputation would only cost time
-            return attention(q, k, v, bias=bias, mask=mask)
-        return jax.checkpoint(lambda q, k, v, bias, mask: attention(q, k, v, bias=bias, mask=mask))(
-            q, k, v, bias, mask
-        )
-    if implementation == "cudnn":
-        raise ValueError("implementation must be None or 'xla' with a logit_cap or dropout, got 'cudnn'")
-    if dropout_rate > 0.0 and dropout_rng is None:
-        raise ValueError(f"dropout_rng must be given with dropout_rate {dropout_rate}, got None")
-
-    @jax.checkpoint
-    def weighted_sum(q, k, v, bias, mask, dropout_rng):
-        weights = attention_weights(
-            q, k, bias=bias, mask=mask, causal=causal, window=window, scale=scale, logit_cap=logit_cap
-        )
-        if dropout_rate > 0.0:
-            kept = jax.random.bernoulli(dropout_rng, 1.0 - dropout_rate, weights.shape)
-            weights = jnp.where(kept, weights / (1.0 - dropout_rate), 0.0)
-        weights = weights.astype(v.dtype).reshape(batch, kv_heads, heads // kv_heads, length, k.shape[1])
-        return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape).astype(q.dtype)
-
-    return weighted_sum(q, k, v, bias, mask, dropout_rng)
+    check_options(logit_cap, dropout_rate, implementation)
+    options = dict(causal=causal, window=window, scale=scale, logit_cap=logit_cap)
+    dropout = dict(dropout_rate=dropout_rate, dropout_rng=dropout_rng)
+    return attend_unchecked(q, k, v, bias=bias, mask=mask, **options, **dropout, implementation=implementation)
 
 
 def attention_weights(
@@ -167,8 +118,65 @@ def attention_weights(
     """
     q, k, bias, mask = checked_scores(q, k, bias, mask)
     window = window_size(window)
-    check_options(logit_cap, 0.0)
+    check_options(logit_cap)
     scale = check_real("scale", scale)
+    options = dict(causal=causal, window=window, scale=scale, logit_cap=logit_cap)
+    return attention_weights_unchecked(q, k, bias=bias, mask=mask, **options)
+
+
+def attend_unchecked(
+    q, k, v, *, bias, mask, causal, window, scale, logit_cap, dropout_rate, dropout_rng, implementation
+) -> jax.Array:
+    """:func:`attend` for arguments that are checked already: by :func:`attend`, or once a step by a plan."""
+    batch, length, heads, _ = q.shape
+    kv_heads = k.shape[2]
+    if isinstance(window, int) and isinstance(length, int) and isinstance(k.shape[1], int):
+        # jax.nn's window overflows near 2^31, so a window over all keys is dropped.
+        window = None if window >= max(length, k.shape[1]) else window
+    # jax.nn casts narrow scores to float32 by implicit promotion, which strict promotion forbids.
+    promotion = jax.config.jax_numpy_dtype_promotion  # type: ignore[attr-defined]
+    unsupported = promotion == "strict" and q.dtype != jnp.float32
+    unsupported |= q.dtype == jnp.float16  # not every CPU multiplies float16 into float32
+    if logit_cap is None and dropout_rate == 0.0 and (implementation == "cudnn" or not unsupported):
+        # jax.nn takes neither a traced window, nor a window with symbolic lengths.
+        if window is not None and (isinstance(window, jax.Array) or not isinstance(length, int)):
+            in_window, window = _visible_by_index(length, k.shape[1], causal=False, window=window), None
+            mask = in_window if mask is None else in_window & mask
+        if bias is not None:  # jax.nn adds the bias to scores of this dtype
+            bias = bias.astype(q.dtype if implementation == "cudnn" else jnp.promote_types(q.dtype, jnp.float32))
+        attention = functools.partial(
+            jax.nn.dot_product_attention,
+            scale=scale,
+            is_causal=causal,
+            # Keys before and after the query. cuDNN requires 0 keys after the query if causal.
+            local_window_size=None if window is None else (window - 1, 0 if causal else window - 1),
+            implementation=implementation,
+        )
+        if implementation == "cudnn":  # stores no scores either, so recomputation would only cost time
+            return attention(q, k, v, bias=bias, mask=mask)
+        return jax.checkpoint(lambda q, k, v, bias, mask: attention(q, k, v, bias=bias, mask=mask))(
+            q, k, v, bias, mask
+        )
+    if implementation == "cudnn":
+        raise ValueError("implementation must be None or 'xla' with a logit_cap or dropout, got 'cudnn'")
+    if dropout_rate > 0.0 and dropout_rng is None:
+        raise ValueError(f"dropout_rng must be given with dropout_rate {dropout_rate}, got None")
+
+    @jax.checkpoint
+    def weighted_sum(q, k, v, bias, mask, dropout_rng):
+        options = dict(causal=causal, window=window, scale=scale, logit_cap=logit_cap)
+        weights = attention_weights_unchecked(q, k, bias=bias, mask=mask, **options)
+        if dropout_rate > 0.0:
+            kept = jax.random.bernoulli(dropout_rng, 1.0 - dropout_rate, weights.shape)
+            weights = jnp.where(kept, weights / (1.0 - dropout_rate), 0.0)
+        weights = weights.astype(v.dtype).reshape(batch, kv_heads, heads // kv_heads, length, k.shape[1])
+        return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape).astype(q.dtype)
+
+    return weighted_sum(q, k, v, bias, mask, dropout_rng)
+
+
+def attention_weights_unchecked(q, k, *, bias, mask, causal, window, scale, logit_cap) -> jax.Array:
+    """:func:`attention_weights` for arguments that are checked already."""
     batch, length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
     grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
@@ -216,36 +224,20 @@ def checked_scores(q, k, bias, mask):
     return q, k, bias, mask
 
 
-def window_size(window) -> int | jax.Array | None:
-    """A window as an int if it is concrete, as int32 ``[]`` if it is traced.
-
-    Raises:
-      TypeError: if ``window`` is not an integer.
-      ValueError: if ``window`` has axes, or is concrete and not in ``[1, 2^31)``.
-    """
-    if window is None:
-        return None
-    if np.ndim(window):
-        raise ValueError(f"window must have shape [], got {np.shape(window)}")
-    if isinstance(window, jax.core.Tracer):
-        check_dtype("window", window, jnp.integer, "an integer")
-        return as_int32(window)  # saturates: a window of 2^31 or more covers all keys anyway
-    window = check_integer("window", window)
-    if window < 1:
-        raise ValueError(f"window must be at least 1 token, got {window}")
-    if window >= 2**31:
-        raise ValueError(f"window must be below 2^31 tokens, got {window}")
-    return window
-
-
-def check_options(logit_cap: float | None, dropout_rate: float) -> None:
-    """Raises TypeError or ValueError if an option of :func:`attend` is no real number or out of range."""
+def check_options(
+    logit_cap: float | None, dropout_rate: float = 0.0, implementation: AttentionBackend | None = None
+) -> None:
+    """Raises TypeError or ValueError if an option of :func:`attend` is no real number, out of range or unknown."""
     cap = check_real("logit_cap", logit_cap)
     if isinstance(cap, float) and not cap > 0:
         raise ValueError(f"logit_cap must be positive and finite, got {logit_cap}")
     rate = check_real("dropout_rate", dropout_rate)
     if isinstance(rate, float) and not 0 <= rate < 1:
         raise ValueError(f"dropout_rate must be in [0, 1), got {dropout_rate}")
+    if implementation not in (None, *get_args(AttentionBackend)):
+        raise ValueError(
+            f"implementation must be None or one of {get_args(AttentionBackend)}, got {implementation!r}"
+        )
 
 
 def _visible_by_index(length, kv_length, *, causal: bool, window: int | jax.Array | None) -> jax.Array:

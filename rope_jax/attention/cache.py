@@ -311,7 +311,13 @@ def init_cache(
         check_dtype("dtype", zeros, jnp.floating, "floating or int8")
         return zeros
 
-    counters = (jnp.zeros((batch,), jnp.int32) for _ in range(2))
     return KVCache(
-        empty(), empty(), *counters, eviction=eviction, num_sink_tokens=num_sink_tokens, rotated=rotated, rope=rope
+        key=empty(),
+        value=empty(),
+        num_tokens=jnp.zeros((batch,), jnp.int32),
+        context_length=jnp.zeros((batch,), jnp.int32),
+        eviction=eviction,
+        num_sink_tokens=num_sink_tokens,
+        rotated=rotated,
+        rope=rope,
     )

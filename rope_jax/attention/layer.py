@@ -9,7 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax._checks import check_axes, check_callable, check_dtype
-from rope_jax.attention.attend import AttentionBackend, attend, attention_weights, check_options
+from rope_jax.attention.attend import (
+    AttentionBackend,
+    attend_unchecked,
+    attention_weights_unchecked,
+    check_options,
+)
 from rope_jax.attention.bias import PositionBias
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.norm import RMSNorm
@@ -17,6 +22,7 @@ from rope_jax.attention.plan import Plan, make_plan
 from rope_jax.attention.ring import ring_attention
 from rope_jax.core.angles import Rotation, rotation
 from rope_jax.core.frequencies import Frequencies
+from rope_jax.core.primitive import RotateBackend, rotate_arrays
 from rope_jax.core.rope import Rope
 
 Initializer = Callable[..., Any]
@@ -154,11 +160,8 @@ class RotaryAttention(nn.Module, kw_only=True):
         Returns:
           ``y [B, T, D]``, or ``(y, cache)`` if a cache was given. A row whose cache overflowed is NaN.
         """
-        self._check_fields()
         x = jnp.asarray(x)
-        check_axes("x", x, "B T D")
-        check_dtype("x", x, jnp.floating, "floating")
-        steps = dict(
+        steps: dict = dict(
             positions=positions,
             sequence_index=sequence_index,
             mask=mask,
@@ -167,28 +170,30 @@ class RotaryAttention(nn.Module, kw_only=True):
         )
         own_plan = plan is None
         if plan is None:
+            check_fields(self)
+            check_axes("x", x, "B T D")
+            check_dtype("x", x, jnp.floating, "floating")
             plan, cache = self._plan(x.shape, cache, steps)
         else:
-            self._check_plan(plan, x.shape, cache, steps)
+            _check_plan(self, plan, x.shape, cache, steps)
         if self.ring_axis is not None:
-            self._check_ring(plan, deterministic)
+            _check_ring(self, plan, deterministic)
 
         # Not even NaN at padding may reach real tokens or their gradients.
         if plan.mask is not None:
             x = jnp.where(plan.mask[:, :, None], x, jnp.zeros_like(x))
         q, k, v = self._project(x)
         rotation, key_rotation = self._rotations(plan)
-        backend = "xla" if self.implementation == "xla" else None
-        if self.rope is not None and rotation is not None:
+        if rotation is not None:
             if key_rotation is None:
-                q, k = self.rope.rotate_all([q, k], rotation, implementation=backend)
+                q, k = self._rotate([q, k], rotation)
             else:  # the cache stores keys unrotated
-                q = self.rope.rotate(q, rotation, implementation=backend)
+                (q,) = self._rotate([q], rotation)
         if cache is not None:
             cache = cache.store(k, v, plan.slots)
             k, v = cache.read(k.dtype)
-            if self.rope is not None and key_rotation is not None:
-                k = self.rope.rotate(k, key_rotation, implementation=backend)
+            if key_rotation is not None:
+                (k,) = self._rotate([k], key_rotation)
         y = self._attend(q, k, v, plan, deterministic)
         y = nn.DenseGeneral(
             x.shape[-1],
@@ -247,6 +252,12 @@ class RotaryAttention(nn.Module, kw_only=True):
         rotate_to = functools.partial(rotation, frequencies=frequencies, axes=self.rope.axes)
         return rotate_to(plan.positions), None if plan.key_positions is None else rotate_to(plan.key_positions)
 
+    def _rotate(self, xs: list[jax.Array], rotation: Rotation) -> list[jax.Array]:
+        """Arrays ``[B, T, N, H]``, rotated. The plan and the fields were checked, so that nothing is checked here."""
+        assert self.rope is not None
+        backend: RotateBackend | None = "xla" if self.implementation == "xla" else None
+        return rotate_arrays(xs, *rotation, layout=self.rope.layout, implementation=backend)
+
     def _attend(self, q, k, v, plan: Plan, deterministic: bool) -> jax.Array:
         """Attention ``[B, T, N, H]`` by the facts of the plan."""
         window = plan.window if plan.traced_window is None else plan.traced_window
@@ -262,7 +273,7 @@ class RotaryAttention(nn.Module, kw_only=True):
                 scale=self.logit_scale,
                 logit_cap=self.logit_cap,
             )
-        scores = dict(
+        scores: dict = dict(
             bias=plan.bias,
             mask=plan.attention_mask(),
             causal=plan.causal and plan.in_order,
@@ -271,9 +282,9 @@ class RotaryAttention(nn.Module, kw_only=True):
             logit_cap=self.logit_cap,
         )
         if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "weights", attention_weights(q, k, **scores))
+            self.sow("intermediates", "weights", attention_weights_unchecked(q, k, **scores))
         dropping = self.dropout_rate > 0 and not deterministic
-        return attend(
+        return attend_unchecked(
             q,
             k,
             v,
@@ -282,8 +293,6 @@ class RotaryAttention(nn.Module, kw_only=True):
             dropout_rng=self.make_rng("dropout") if dropping else None,
             implementation=self.implementation,
         )
-
-    # ---------------------------------------------------------------------------------------------- the plan, and checks
 
     def _plan(self, shape, cache: KVCache | None, steps: dict) -> tuple[Plan, KVCache | None]:
         """The plan of a layer that is called alone, and the cache as the plan needs it."""
@@ -303,64 +312,68 @@ class RotaryAttention(nn.Module, kw_only=True):
         )
         return plan, None if cache is None else plan.begin(cache)
 
-    def _check_plan(self, plan: Plan, shape, cache, steps: dict) -> None:
-        """Raises unless a plan from outside is for these fields and tokens, and says all there is to say."""
-        if not isinstance(plan, Plan):
-            raise TypeError(f"plan must be a Plan, as from rope_jax.attention.make_plan, got {type(plan).__name__}")
-        for name, value in steps.items():
-            if value is not None:
-                raise ValueError(
-                    f"{name} must be left out with a plan, got {type(value).__name__}: pass it to make_plan"
-                )
-        length = plan.sequence_index.shape[1]
-        if length != shape[1]:
-            raise ValueError(f"plan must be for T={shape[1]} tokens, as x has, got a plan for T={length}")
-        if (plan.slots is None) != (cache is None):
-            raise ValueError("plan must be made with cache= if the layer gets a cache, and only then")
-        ropes = plan.ropes if isinstance(plan.ropes, tuple) else (plan.ropes,)
-        if self.rope not in ropes:
-            raise ValueError(f"plan must be for the rope {self.rope} of this layer, got a plan for {plan.ropes}")
-        if plan.causal != self.causal:
-            raise ValueError(f"plan must be for causal={self.causal}, got a plan for causal={plan.causal}")
-        if self.window is not None and plan.window != self.window:
-            raise ValueError(f"plan must be for window={self.window}, got a plan for window={plan.window}")
-        if self.position_bias is not None and plan.bias is None:
-            raise ValueError("plan must be made with position_bias= for a layer with a position bias, got none")
-        if not self.learn_frequencies and self.rope is not None and plan.rotation is None:
-            raise ValueError("plan must have a rotation for a layer that does not learn its frequencies, got none")
 
-    def _check_ring(self, plan: Plan, deterministic: bool) -> None:
-        """Raises if the call asks for what ring attention does not do."""
-        barred = {
-            "cache": plan.slots is not None,
-            "segment_ids": plan.segments is not None,
-            "position_bias": plan.bias is not None,
-            "mask": plan.mask is not None,
-            "dropout_rate": self.dropout_rate > 0 and not deterministic,
-            # No device has a whole row of weights.
-            "mutable intermediates": self.is_mutable_collection("intermediates"),
-        }
-        for name, given in barred.items():
-            if given:
-                hint = ": decode with clone(ring_axis=None)" if name == "cache" else ""
-                raise ValueError(f"{name} must be left out with ring_axis={self.ring_axis!r}{hint}")
-        if plan.in_order:
+def _check_plan(layer: RotaryAttention, plan: Plan, shape, cache, steps: dict) -> None:
+    """Raises unless a plan from outside is for these fields and tokens, and says all there is to say."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a Plan, as from rope_jax.attention.make_plan, got {type(plan).__name__}")
+    for name, value in steps.items():
+        if value is not None:
             raise ValueError(
-                f"sequence_index must be given with ring_axis={self.ring_axis!r}, as zigzag_sequence_index(T, n)[None]"
+                f"{name} must be left out with a plan, got {type(value).__name__}: pass it to make_plan"
             )
+    length = plan.sequence_index.shape[1]
+    if length != shape[1]:
+        raise ValueError(f"plan must be for T={shape[1]} tokens, as x has, got a plan for T={length}")
+    if (plan.slots is None) != (cache is None):
+        raise ValueError("plan must be made with cache= if the layer gets a cache, and only then")
+    ropes = plan.ropes if isinstance(plan.ropes, tuple) else (plan.ropes,)
+    if layer.rope not in ropes:
+        raise ValueError(f"plan must be for the rope {layer.rope} of this layer, got a plan for {plan.ropes}")
+    if plan.causal != layer.causal:
+        raise ValueError(f"plan must be for causal={layer.causal}, got a plan for causal={plan.causal}")
+    if layer.window is not None and plan.window != layer.window:
+        raise ValueError(f"plan must be for window={layer.window}, got a plan for window={plan.window}")
+    if layer.position_bias is not None and plan.bias is None:
+        raise ValueError("plan must be made with position_bias= for a layer with a position bias, got none")
+    if not layer.learn_frequencies and layer.rope is not None and plan.rotation is None:
+        raise ValueError("plan must have a rotation for a layer that does not learn its frequencies, got none")
 
-    def _check_fields(self):
-        if self.num_heads < 1:
-            raise ValueError(f"num_heads must be at least 1, got {self.num_heads}")
-        if self.num_kv_heads is not None and (self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads):
-            raise ValueError(f"num_kv_heads must divide num_heads={self.num_heads}, got {self.num_kv_heads}")
-        if not isinstance(self.rope, Rope | None):
-            raise TypeError(f"rope must be a Rope or None, got {type(self.rope).__name__}")
-        if self.rope is not None and self.rope.head_dim != self.head_dim:
-            raise ValueError(f"rope.head_dim must be head_dim={self.head_dim}, got {self.rope.head_dim}")
-        if self.learn_frequencies and self.rope is None:
-            raise ValueError("rope must be given with learn_frequencies, got None")
-        check_callable("position_bias", self.position_bias, "distance", "num_heads", "causal")
-        check_options(self.logit_cap, self.dropout_rate)
-        if self.ring_axis is not None and self.implementation == "cudnn":
-            raise ValueError("implementation must be None or 'xla' with ring_axis, got 'cudnn'")
+
+def _check_ring(layer: RotaryAttention, plan: Plan, deterministic: bool) -> None:
+    """Raises if the call asks for what ring attention does not do."""
+    barred = {
+        "cache": plan.slots is not None,
+        "segment_ids": plan.segments is not None,
+        "position_bias": plan.bias is not None,
+        "mask": plan.mask is not None,
+        "dropout_rate": layer.dropout_rate > 0 and not deterministic,
+        # No device has a whole row of weights.
+        "mutable intermediates": layer.is_mutable_collection("intermediates"),
+    }
+    for name, given in barred.items():
+        if given:
+            hint = ": decode with clone(ring_axis=None)" if name == "cache" else ""
+            raise ValueError(f"{name} must be left out with ring_axis={layer.ring_axis!r}{hint}")
+    if plan.in_order:
+        raise ValueError(
+            f"sequence_index must be given with ring_axis={layer.ring_axis!r}, as zigzag_sequence_index(T, n)[None]"
+        )
+
+
+def check_fields(layer: RotaryAttention) -> None:
+    """Raises unless the fields of a layer go together."""
+    if layer.num_heads < 1:
+        raise ValueError(f"num_heads must be at least 1, got {layer.num_heads}")
+    if layer.num_kv_heads is not None and (layer.num_kv_heads < 1 or layer.num_heads % layer.num_kv_heads):
+        raise ValueError(f"num_kv_heads must divide num_heads={layer.num_heads}, got {layer.num_kv_heads}")
+    if not isinstance(layer.rope, Rope | None):
+        raise TypeError(f"rope must be a Rope or None, got {type(layer.rope).__name__}")
+    if layer.rope is not None and layer.rope.head_dim != layer.head_dim:
+        raise ValueError(f"rope.head_dim must be head_dim={layer.head_dim}, got {layer.rope.head_dim}")
+    if layer.learn_frequencies and layer.rope is None:
+        raise ValueError("rope must be given with learn_frequencies, got None")
+    check_callable("position_bias", layer.position_bias, "distance", "num_heads", "causal")
+    check_options(layer.logit_cap, layer.dropout_rate, layer.implementation)
+    if layer.ring_axis is not None and layer.implementation == "cudnn":
+        raise ValueError("implementation must be None or 'xla' with ring_axis, got 'cudnn'")

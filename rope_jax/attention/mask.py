@@ -1,9 +1,10 @@
-"""Attention masks and default positions, from the sequence index of each token."""
+"""Attention masks, from the sequence index and the segment of each token."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rope_jax.core.positions import positions_from_mask, positions_from_segments
+from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, device_array, is_concrete
 
 
 def distances(query_index, key_index) -> jax.Array:
@@ -45,15 +46,40 @@ def same_segment(segments) -> jax.Array:
     return segments[:, None, :, None] == segments[:, None, None, :]
 
 
-def next_positions(shape: tuple[int, int], mask=None, segment_ids=None, seen=None) -> jax.Array:
-    """Default positions of tokens ``[B, T]``: the count of real tokens after the ``seen [B]`` before them.
+def window_size(window) -> int | jax.Array | None:
+    """A window as an int if it is concrete, as int32 ``[]`` if it is traced.
 
-    int32 ``[B, T]``, or ``[1, T]`` if all rows are alike, so that their rotation is computed once.
+    Raises:
+      TypeError: if ``window`` is not an integer.
+      ValueError: if ``window`` has axes, or is concrete and not in ``[1, 2^31)``.
     """
-    if mask is None and segment_ids is None:
-        positions = jnp.arange(shape[1], dtype=jnp.int32)[None]
-    elif mask is None:
-        positions = positions_from_segments(segment_ids)
-    else:
-        positions = positions_from_mask(mask, segment_ids)
-    return positions if seen is None else positions + seen[:, None]
+    if window is None:
+        return None
+    if np.ndim(window):
+        raise ValueError(f"window must have shape [], got {np.shape(window)}")
+    if isinstance(window, jax.core.Tracer):
+        check_dtype("window", window, jnp.integer, "an integer")
+        return as_int32(window)  # saturates: a window of 2^31 or more covers all keys anyway
+    window = check_integer("window", window)
+    if window < 1:
+        raise ValueError(f"window must be at least 1 token, got {window}")
+    if window >= 2**31:
+        raise ValueError(f"window must be below 2^31 tokens, got {window}")
+    return window
+
+
+def checked_sequence_index(sequence_index, batch: int, length: int) -> jax.Array:
+    """Checks a sequence index and returns it as int32 ``[B or 1, T]``.
+
+    Raises:
+      TypeError: if ``sequence_index`` is not integer.
+      ValueError: if its shape is wrong, or concrete values do not fit in int32 or differ by 2^31 or more.
+    """
+    sequence_index = device_array("sequence_index", sequence_index)
+    check_axes("sequence_index", sequence_index, "B T", B={1, batch}, T=length)
+    check_dtype("sequence_index", sequence_index, jnp.integer, "integer")
+    if is_concrete(sequence_index) and sequence_index.size:
+        low, high = (int(end) for end in (np.asarray(sequence_index).min(), np.asarray(sequence_index).max()))
+        if low < -(2**31) or high >= 2**31 or high - low >= 2**31:
+            raise ValueError(f"sequence_index must fit in int32 and span less than 2^31, got {low} to {high}")
+    return as_int32(sequence_index)

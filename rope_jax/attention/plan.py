@@ -7,29 +7,29 @@ plain form of attention builds a mask from them.
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import as_int32, check_axes, check_dtype, check_mask, device_array, known_any
-from rope_jax.attention.attend import window_size
+from rope_jax._checks import check_axes, check_mask, device_array
 from rope_jax.attention.bias import PositionBias, bias_of_order
 from rope_jax.attention.cache import KVCache, check_cache
-from rope_jax.attention.mask import attention_mask, next_positions, same_segment
-from rope_jax.attention.quantized import Quantized
-from rope_jax.attention.ring import checked_sequence_index
+from rope_jax.attention.mask import attention_mask, checked_sequence_index, same_segment, window_size
+from rope_jax.attention.rotations import (
+    Ropes,
+    distinct_ropes,
+    rerotate_stored_keys,
+    rotations_at,
+    stored_context_length,
+)
 from rope_jax.core.angles import Rotation
-from rope_jax.core.frequencies import FrequencyChoice
-from rope_jax.core.positions import segment_starts
+from rope_jax.core.positions import count_positions, segment_starts
 from rope_jax.core.rope import Rope
 
-Ropes = Rope | None | tuple[Rope | None, ...]
-"""The rope of all layers, or a tuple with the rope of each layer."""
 Windows = int | jax.Array | None | tuple[int | None, ...]
 """The window of all layers, or a tuple with the window of each layer."""
 
-static = functools.partial(dataclasses.field, metadata=dict(static=True))
+_STATIC = {"static": True}
 
 
 @jax.tree_util.register_dataclass
@@ -78,11 +78,11 @@ class Plan:
     rope_of_layer: jax.Array | None = None
     window_of_layer: jax.Array | None = None
     traced_window: jax.Array | None = None
-    window: int | None = static(default=None)
-    causal: bool = static(default=True)
-    num_sink_tokens: int = static(default=0)
-    ropes: Ropes = static(default=None)
-    in_order: bool = static(default=True)
+    window: int | None = dataclasses.field(default=None, metadata=_STATIC)
+    causal: bool = dataclasses.field(default=True, metadata=_STATIC)
+    num_sink_tokens: int = dataclasses.field(default=0, metadata=_STATIC)
+    ropes: Ropes = dataclasses.field(default=None, metadata=_STATIC)
+    in_order: bool = dataclasses.field(default=True, metadata=_STATIC)
 
     def of_layer(self, layer) -> "Plan":
         """The plan of one layer of a stack, if layers differ: its rotation and its window."""
@@ -118,35 +118,14 @@ class Plan:
         return mask if self.segments is None else mask & same_segment(self.segments)
 
     def begin(self, cache: KVCache) -> KVCache:
-        """The cache as this step needs it: stored keys rotated to the frequencies of the step's context length.
-
-        Only :class:`LongRope` and its like ever change the frequencies of stored keys, when a row outgrows its
-        original length. A step in which no row does costs nothing.
-        """
+        """The cache as this step needs it: stored keys rotated to the frequencies of the step's context length."""
         if self.context_length is None:
             return cache
-        (rope,) = [rope for rope in distinct_ropes(self.ropes) if rope is not None]
-        old = jnp.where(cache.context_length == 0, self.context_length, cache.context_length)
-        before, now = rope.frequencies(old), rope.frequencies(self.context_length)
-        if not isinstance(before, FrequencyChoice) or not isinstance(now, FrequencyChoice):
-            return cache  # other frequencies did not change, or their row is overflowed
-        rerotate = functools.partial(
-            rope.rerotate,
-            positions=cache.slots.sequence_index(cache.num_tokens),
-            old_context_length=old,
-            new_context_length=self.context_length,
-        )
-        stacked = cache.key.ndim == 5
-        key = jax.lax.cond(
-            jnp.any(before.index != now.index),
-            jax.vmap(rerotate) if stacked else rerotate,
-            lambda key: key,
-            cache.key,
-        )
-        return dataclasses.replace(cache, key=key)
+        return rerotate_stored_keys(cache, self.ropes, self.context_length)
 
     def end(self, cache: KVCache) -> KVCache:
         """The cache with its counters advanced by this step."""
+        assert self.num_tokens is not None, "the plan was made without a cache"
         context_length = cache.context_length if self.context_length is None else self.context_length
         return dataclasses.replace(cache, num_tokens=self.num_tokens, context_length=context_length)
 
@@ -162,7 +141,7 @@ def make_plan(
     causal: bool = True,
     window: Windows = None,
     position_bias: PositionBias | None = None,
-    num_heads: int | None = None,
+    num_heads: int = 1,
     cache: KVCache | None = None,
     context_length=None,
     learned: bool = False,
@@ -217,36 +196,40 @@ def make_plan(
     first = rotating[0] if rotating else None
     if mask is not None:
         mask = check_mask("mask", mask, "B T", B=batch, T=length)
-    segments = None if segment_ids is None else _segments(segment_ids, shape)
+    starts = None
+    if segment_ids is not None:
+        segment_ids = device_array("segment_ids", segment_ids)
+        check_axes("segment_ids", segment_ids, "B T", B=batch, T=length)
+        starts = segment_starts(segment_ids)
     if cache is not None:
         _check_with_cache(cache, ropes, causal, segment_ids)
     in_order = sequence_index is None and mask is None and cache is None
 
     # The counter is read before it advances: the new tokens come after those in the cache.
     seen = None if cache is None else cache.num_tokens
+    by_count = positions is None
     if sequence_index is not None:
         for name, value in (("cache", cache), ("segment_ids", segment_ids)):  # these count tokens by their index
             if value is not None:
                 raise ValueError(f"{name} must be left out with sequence_index, got {type(value).__name__}")
-        sequence_index = checked_sequence_index(sequence_index, batch, length)
-    by_count = positions is None
+        sequence_index = counted = checked_sequence_index(sequence_index, batch, length)
+    else:
+        sequence_index = _count(shape, mask, None, seen)
+        # Segments of a row restart the positions, but not the index that causality and windows go by.
+        counted = sequence_index if starts is None else _count(shape, mask, starts, seen)
     if positions is not None:
         positions = _checked_positions(positions, shape, first, cache)
     elif first is not None and first.axes is not None:
         raise ValueError(f"positions [..., T, A] must be given to a rope with axes {first.axes}, got None")
-    elif sequence_index is not None:
-        positions = sequence_index
     else:
-        positions = next_positions(shape, mask, segment_ids, seen)
-    if sequence_index is None:
-        sequence_index = next_positions(shape, mask, seen=seen)
+        positions = counted
 
     window, traced_window, window_of_layer, max_window = _windows(window)
     facts: dict = dict(
         positions=positions,
         sequence_index=sequence_index,
         mask=mask,
-        segments=segments,
+        segments=None if starts is None else jnp.cumsum(starts, axis=-1, dtype=jnp.int32),
         window=window,
         traced_window=traced_window,
         window_of_layer=window_of_layer,
@@ -256,11 +239,12 @@ def make_plan(
     )
     keys, so_far = sequence_index, None
     if cache is not None:
+        seen = cache.num_tokens
         num_tokens = cache.slots.advance(argument, seen, length, mask, max_window=max_window)
         after = seen + (length if mask is None else jnp.sum(mask, axis=-1, dtype=jnp.int32))
         # A row is at least one token long; with sink tokens, positions are counted inside the cache.
         so_far = jnp.clip(after, 1, cache.capacity if cache.num_sink_tokens else None)
-        stored, num_tokens = _stored_context_length(cache, ropes, context_length, so_far, num_tokens, by_count)
+        stored, num_tokens = stored_context_length(cache, ropes, context_length, so_far, num_tokens, by_count)
         keys = cache.slots.positions(after)
         facts |= dict(
             key_sequence_index=cache.slots.sequence_index(after),
@@ -271,22 +255,27 @@ def make_plan(
             num_sink_tokens=cache.num_sink_tokens,
         )
     if not learned:
-        facts["rotation"], facts["rope_of_layer"] = _rotations(ropes, positions, context_length, so_far)
+        facts["rotation"], facts["rope_of_layer"] = rotations_at(ropes, positions, context_length, so_far)
         if cache is not None and not cache.rotated and rotating:
-            facts["key_rotation"], _ = _rotations(ropes, keys, context_length, so_far)
+            facts["key_rotation"], _ = rotations_at(ropes, keys, context_length, so_far)
     if position_bias is not None:
         facts["bias"] = bias_of_order(position_bias, sequence_index, keys, num_heads, causal)
     return Plan(**facts)
 
 
-# ------------------------------------------------------------------------------------------- checks of one argument
+# ---------------------------------------------------------------------------------------------- one argument each
 
 
-def _segments(segment_ids, shape) -> jax.Array:
-    """The number of each token's segment: int32 ``[B, T]``. An id that comes back starts a new segment."""
-    segment_ids = device_array("segment_ids", segment_ids)
-    check_axes("segment_ids", segment_ids, "B T", B=shape[0], T=shape[1])
-    return jnp.cumsum(segment_starts(segment_ids), axis=-1, dtype=jnp.int32)
+def _count(shape: tuple[int, int], real, starts, seen) -> jax.Array:
+    """The count of real tokens before each token, after the ``seen [B]`` in the cache: int32 ``[B, T]``.
+
+    ``[1, T]`` if all rows are alike, so that their rotation is computed once.
+    """
+    if real is None and starts is None:
+        count = jnp.arange(shape[1], dtype=jnp.int32)[None]
+    else:
+        count = count_positions(jnp.ones_like(starts) if real is None else real, starts)
+    return count if seen is None else count + seen[:, None]
 
 
 def _check_with_cache(cache, ropes: Ropes, causal: bool, segment_ids) -> None:
@@ -321,97 +310,8 @@ def _windows(window: Windows):
     if not isinstance(window, tuple):
         window = window_size(window)
         return (window, None, None, window) if isinstance(window, int | None) else (None, window, None, None)
-    windows = [window_size(each) for each in window]
+    windows = [None if each is None else int(each) for each in window]
     longest = jnp.iinfo(jnp.int32).max  # a window longer than any row is none
     of_layer = jnp.array([longest if each is None else each for each in windows], jnp.int32)
-    return None, None, of_layer, None if None in windows else max(windows)
-
-
-# -------------------------------------------------------------------------------- frequencies and the context length
-
-
-def distinct_ropes(ropes: Ropes) -> tuple[Rope | None, ...]:
-    """Each different rope once, None for layers without rotation included."""
-    return tuple(dict.fromkeys(ropes)) if isinstance(ropes, tuple) else (ropes,)
-
-
-def _depends_on_length(rope: Rope) -> bool:
-    """Whether a schedule takes a context length; unlike ``needs_context_length`` also if it has a fixed one."""
-    return hasattr(rope.schedule, "context_length")
-
-
-def _rotations(ropes: Ropes, positions, context_length, so_far) -> tuple[Rotation | None, jax.Array | None]:
-    """The rotation of all layers, and None; or the distinct rotations, stacked, and the one of each layer.
-
-    Schedules that depend on the context length take the given one, else their own, else the tokens so far.
-    """
-    distinct = distinct_ropes(ropes)
-    rotating = [rope for rope in distinct if rope is not None]
-    if not rotating:
-        if context_length is not None:
-            raise ValueError(
-                f"context_length must be left out without a rope that depends on it, got {context_length}"
-            )
-        return None, None
-    # If none depends on a length, the first says so itself.
-    takers = [rope for rope in rotating if _depends_on_length(rope)] or rotating
-    rotations: dict[Rope | None, Rotation] = {}
-    for rope in rotating:
-        length = context_length if rope in takers else None
-        if length is None and rope.needs_context_length:
-            length = so_far
-        rotations[rope] = rope.rotation(positions, context_length=length)
-    if not isinstance(ropes, tuple) or len(distinct) == 1:
-        return rotations[distinct[0]], None
-    like = rotations[rotating[0]]
-    identity = Rotation(jnp.ones_like(like.cos), jnp.zeros_like(like.sin))
-    parts = zip(*(rotations.get(rope, identity) for rope in distinct), strict=True)
-    stacked = Rotation(*(jnp.stack(jnp.broadcast_arrays(*part)) for part in parts))
-    return stacked, jnp.array([distinct.index(rope) for rope in ropes], jnp.int32)
-
-
-def _stored_context_length(cache: KVCache, ropes: Ropes, context_length, so_far, num_tokens, by_count: bool):
-    """The context length that stored keys are rotated for after this step, None if they do not depend on it; and
-    ``num_tokens``, with rows overflowed whose stored keys would need other frequencies and cannot get them.
-    """
-    distinct = distinct_ropes(ropes)
-    takers = [rope for rope in distinct if rope is not None and _depends_on_length(rope)]
-    if not cache.rotated or not takers:
-        return None, num_tokens
-    growing = context_length is None and any(rope.needs_context_length for rope in takers)
-    if len(distinct) > 1:
-        if context_length is None and not growing:
-            return None, num_tokens
-        raise ValueError(
-            "cache must hold unrotated keys, init_cache(rotated=False), if layers differ in rope and the frequencies "
-            "of some depend on the context length"
-        )
-    (rope,) = takers
-    if isinstance(cache.key, Quantized):
-        raise ValueError(
-            "rotated must be False in a cache of eight bits if frequencies depend on the context length, "
-            "got a cache of rotated keys"
-        )
-    if context_length is None:
-        context_length = so_far if growing else rope.schedule.context_length  # type: ignore[attr-defined]
-    context_length = device_array("context_length", context_length)
-    check_dtype("context_length", context_length, jnp.integer, "integer")
-    batch = cache.num_tokens.shape[0]
-    check_axes("context_length", context_length, "B" if context_length.ndim else "", B=batch)
-    new = jnp.broadcast_to(as_int32(context_length), (batch,))
-    old = jnp.where(cache.context_length == 0, new, cache.context_length)
-    if by_count and all(isinstance(rope.frequencies(length), FrequencyChoice) for length in (old, new)):
-        return new, num_tokens  # Plan.begin rotates the stored keys again
-    name = type(rope.schedule).__name__
-    if growing:
-        raise ValueError(
-            "keys must be stored unrotated, init_cache(rotated=False), with a schedule that is no choice among fixed "
-            f"frequencies, got {name}"
-        )
-    if known_any(old != new):
-        given = "" if by_count else " to given positions"
-        raise ValueError(
-            f"context_length must stay {old.tolist()}, as the cache holds keys rotated by the frequencies of "
-            f"{name}{given}, got {new.tolist()}: see init_cache(rotated=False)"
-        )
-    return new, jnp.where(old != new, jnp.int32(cache.slots.overflow), num_tokens)
+    longest_window = None if None in windows else max(each for each in windows if each is not None)
+    return None, None, of_layer, longest_window

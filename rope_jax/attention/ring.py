@@ -14,16 +14,14 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from rope_jax._checks import (
-    as_int32,
     check_axes,
     check_dtype,
     check_integer,
     check_real,
     device_array,
-    is_concrete,
 )
-from rope_jax.attention.attend import check_options, checked_scores, window_size
-from rope_jax.attention.mask import attention_mask
+from rope_jax.attention.attend import check_options, checked_scores
+from rope_jax.attention.mask import attention_mask, checked_sequence_index, window_size
 
 # ------------------------------------------------------------------------------------------ order of the tokens
 
@@ -156,7 +154,7 @@ def ring_attention(
     check_axes("v", v, "B T K H", B=batch, T=length, K=k.shape[2], H=head_dim)
     check_dtype("v", v, jnp.floating, "floating")
     sequence_index = checked_sequence_index(sequence_index, batch, length)
-    check_options(logit_cap, 0.0)
+    check_options(logit_cap)
     window, scale = window_size(window), check_real("scale", scale)
     if isinstance(scale, jax.core.Tracer):
         raise TypeError("scale must be a concrete number in ring_attention, got a traced number")
@@ -196,23 +194,6 @@ def ring_attention(
     options = _Options(axis_name, causal, head_dim**-0.5 if scale is None else scale, logit_cap, block)
     q, k, v, sequence_index = _unify_varying_axes(q, k, v, sequence_index)
     return _ring_attention(q, k, v, sequence_index, window, options)
-
-
-def checked_sequence_index(sequence_index, batch: int, length: int) -> jax.Array:
-    """Checks a sequence index and returns it as int32 ``[B or 1, T]``.
-
-    Raises:
-      TypeError: if ``sequence_index`` is not integer.
-      ValueError: if its shape is wrong, or concrete values do not fit in int32 or differ by 2^31 or more.
-    """
-    sequence_index = device_array("sequence_index", sequence_index)
-    check_axes("sequence_index", sequence_index, "B T", B={1, batch}, T=length)
-    check_dtype("sequence_index", sequence_index, jnp.integer, "integer")
-    if is_concrete(sequence_index) and sequence_index.size:
-        low, high = (int(end) for end in (np.asarray(sequence_index).min(), np.asarray(sequence_index).max()))
-        if low < -(2**31) or high >= 2**31 or high - low >= 2**31:
-            raise ValueError(f"sequence_index must fit in int32 and span less than 2^31, got {low} to {high}")
-    return as_int32(sequence_index)
 
 
 class _Options(NamedTuple):

@@ -29,17 +29,11 @@ def positions_from_mask(mask, segment_ids=None) -> jax.Array:
       >>> rope_jax.positions_from_mask(jnp.array([0, 1, 1, 0, 1, 1]), jnp.array([1, 1, 1, 2, 2, 2])).tolist()
       [0, 0, 1, 0, 0, 1]
     """
-    real = check_mask("mask", mask, "... T").astype(jnp.int32)
-    before = jnp.cumsum(real, axis=-1, dtype=jnp.int32) - real
-    if segment_ids is not None:
-        starts = segment_starts(segment_ids)
-        if starts.shape != real.shape:
-            raise ValueError(
-                f"segment_ids must have the shape of mask, [..., T] = {real.shape}, got {starts.shape}"
-            )
-        # `before` never falls, so its largest value at a segment start belongs to the latest start.
-        before -= jax.lax.cummax(jnp.where(starts, before, 0), axis=before.ndim - 1)
-    return before * real
+    real = check_mask("mask", mask, "... T")
+    starts = None if segment_ids is None else segment_starts(segment_ids)
+    if starts is not None and starts.shape != real.shape:
+        raise ValueError(f"segment_ids must have the shape of mask, [..., T] = {real.shape}, got {starts.shape}")
+    return count_positions(real, starts)
 
 
 def positions_from_segments(segment_ids) -> jax.Array:
@@ -60,7 +54,21 @@ def positions_from_segments(segment_ids) -> jax.Array:
       >>> rope_jax.positions_from_segments(jnp.array([7, 7, 7, 9, 9])).tolist()
       [0, 1, 2, 0, 1]
     """
-    return positions_from_mask(jnp.ones_like(segment_starts(segment_ids)), segment_ids)
+    starts = segment_starts(segment_ids)
+    return count_positions(jnp.ones_like(starts), starts)
+
+
+def count_positions(real, starts=None) -> jax.Array:
+    """The count of ``real [..., T]`` tokens before each token, from 0 again where ``starts [..., T]`` is True.
+
+    int32 ``[..., T]``; 0 at tokens that are not real.
+    """
+    real = real.astype(jnp.int32)
+    before = jnp.cumsum(real, axis=-1, dtype=jnp.int32) - real
+    if starts is not None:
+        # `before` never falls, so its largest value at a segment start belongs to the latest start.
+        before -= jax.lax.cummax(jnp.where(starts, before, 0), axis=before.ndim - 1)
+    return before * real
 
 
 def segment_starts(segment_ids) -> jax.Array:

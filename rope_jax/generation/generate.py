@@ -272,6 +272,4 @@ def _check_cache(model: Decoder, cache: KVCache, prompt, mask, cache_dtype) -> N
             f"cache must not have overflowed, got S={cache.capacity}, rows {cache.num_tokens.tolist()}"
         )
     if cache.eviction is not None:
-        cache.slots.advance(
-            "prompt", cache.num_tokens, prompt.shape[1], mask, max_window=model.max_window
-        )
+        cache.slots.advance("prompt", cache.num_tokens, prompt.shape[1], mask, max_window=model.max_window)

@@ -1,13 +1,15 @@
 """One block of a decoder, attention and SwiGLU, and the stack of blocks as one scanned module."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 
 from rope_jax.attention.cache import KVCache
-from rope_jax.attention.layer import Initializer
+from rope_jax.attention.layer import Initializer, RotaryAttention, check_fields
+from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.plan import Plan
 
 
@@ -70,26 +72,54 @@ class Block(nn.Module, kw_only=True):
         return dense("down", x.shape[-1], "mlp", "embed")(product)
 
 
-def stack(num_layers: int, *, remat: bool, **fields) -> nn.Module:
-    """``num_layers`` blocks as one scanned module: parameters get a leading axis ``layers``, one block is compiled.
+def stack(model) -> nn.Module:
+    """The blocks of a :class:`Decoder` as one scanned module: parameters get a leading axis ``layers``.
 
-    The module is called with ``(x, cache)``, the plan of all layers, and the layer numbers ``[layers]``.
-
-    Args:
-      num_layers: how many blocks.
-      remat: whether to recompute each block in the backward pass instead of keeping its intermediates.
-      **fields: of :class:`Block`.
+    One block is compiled. The module is called with ``(x, cache)``, the plan of all layers, and the layer numbers
+    ``[layers]``.
     """
-    block = nn.remat(Block, prevent_cse=False) if remat else Block
+    params = dict(param_dtype=model.param_dtype)
+    norm = dict(epsilon=model.norm_epsilon, unit_offset=model.norm_unit_offset)
+    attention = functools.partial(
+        RotaryAttention,
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        rope=model.first_rope,
+        window=None if isinstance(model.windows, tuple) else model.windows,  # unlike windows are in the plan
+        logit_scale=model.logit_scale,
+        logit_cap=model.logit_cap,
+        qk_norm=model.qk_norm,
+        qk_norm_epsilon=model.norm_epsilon,
+        qk_norm_unit_offset=model.norm_unit_offset,
+        use_bias=model.qkv_bias,
+        use_out_bias=model.out_bias,
+        dtype=model.dtype,
+        kernel_init=model.kernel_init,
+        implementation=model.implementation,
+        ring_axis=model.ring_axis,
+        **params,
+    )
+    check_fields(attention(parent=None))
+    block = nn.remat(Block, prevent_cse=False) if model.remat else Block
     scanned = nn.scan(
         block,
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         in_axes=(nn.broadcast, 0),
-        length=num_layers,
+        length=model.num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    return scanned(**fields)
+    return scanned(
+        attention=attention,
+        norm=functools.partial(RMSNorm, axis="embed", **norm, **params),
+        dense=functools.partial(nn.Dense, dtype=model.dtype, use_bias=model.mlp_bias, **params),
+        mlp_dim=model.mlp_dim,
+        kernel_init=model.kernel_init,
+        activation=model.activation,
+        post_norms=model.post_norms,
+        sharding=model.activation_sharding,
+    )
 
 
 def place(x, sharding: jax.sharding.Sharding | None) -> jax.Array:

@@ -11,16 +11,17 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax._checks import as_int32, check_axes, check_callable, check_dtype, device_array
-from rope_jax.attention.attend import window_size
 from rope_jax.attention.bias import PositionBias
 from rope_jax.attention.cache import KVCache, check_cache, init_cache
-from rope_jax.attention.layer import Initializer, RotaryAttention
+from rope_jax.attention.layer import Initializer
+from rope_jax.attention.mask import window_size
 from rope_jax.attention.norm import RMSNorm
-from rope_jax.attention.plan import Plan, distinct_ropes, make_plan
+from rope_jax.attention.plan import make_plan
+from rope_jax.attention.rotations import Ropes, distinct_ropes
 from rope_jax.attention.slots import Eviction
 from rope_jax.core.rope import Rope
 from rope_jax.models.block import place, stack
-from rope_jax.models.embedding import PositionEmbedding, add_positions
+from rope_jax.models.embedding import PositionEmbedding, embed_tokens
 
 
 class Decoder(nn.Module, kw_only=True):
@@ -133,7 +134,7 @@ class Decoder(nn.Module, kw_only=True):
     activation_sharding: jax.sharding.Sharding | None = None
 
     def setup(self):
-        self._check_fields()
+        _check_fields(self)
         self.embed = nn.Embed(
             self.vocab_size,
             self.width,
@@ -141,31 +142,22 @@ class Decoder(nn.Module, kw_only=True):
             param_dtype=self.param_dtype,
             embedding_init=nn.with_logical_partitioning(self.embedding_init, ("vocab", "embed")),
         )
-        norm = functools.partial(
-            RMSNorm,
+        self.layers = stack(self)
+        self.final_norm = RMSNorm(
             axis="embed",
             epsilon=self.norm_epsilon,
             unit_offset=self.norm_unit_offset,
             param_dtype=self.param_dtype,
         )
-        dense = functools.partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype)
-        self.layers = stack(
-            self.num_layers,
-            remat=self.remat,
-            attention=self._attention(),
-            norm=norm,
-            dense=functools.partial(dense, use_bias=self.mlp_bias),
-            mlp_dim=self.mlp_dim,
-            kernel_init=self.kernel_init,
-            activation=self.activation,
-            post_norms=self.post_norms,
-            sharding=self.activation_sharding,
-        )
-        self.final_norm = norm()
         if not self.tie_embeddings:
-            init = nn.with_logical_partitioning(self.kernel_init, ("embed", "vocab"))
-            dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-            self.unembed_kernel = dense(self.vocab_size, use_bias=False, kernel_init=init, dot_general=dot)
+            self.unembed_kernel = nn.Dense(
+                self.vocab_size,
+                use_bias=False,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=nn.with_logical_partitioning(self.kernel_init, ("embed", "vocab")),
+                dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32),
+            )
 
     def __call__(
         self,
@@ -223,23 +215,31 @@ class Decoder(nn.Module, kw_only=True):
         check_dtype("tokens", tokens, jnp.integer, "integer")
         tokens = as_int32(tokens)
         if cache is not None:
-            self._check_cache(cache, tokens.shape[0])
-        self._check_positions(positions, tokens.shape[1], mask, segment_ids)
+            _check_cache(self, cache, tokens.shape[0])
+        _check_positions(self, positions, tokens.shape[1], mask, segment_ids)
         plan = make_plan(
-            self._ropes(),
+            self.ropes,
             tokens.shape,
             positions=positions,
             sequence_index=sequence_index,
             mask=mask,
             segment_ids=segment_ids,
-            window=self._windows(),
+            window=self.windows,
             position_bias=self.position_bias,
             num_heads=self.num_heads,
             cache=cache,
             context_length=context_length,
             argument="tokens",
         )
-        x = place(self._embed(tokens, plan), self.activation_sharding)
+        x = embed_tokens(
+            self.embed,
+            tokens,
+            plan.positions,
+            plan.mask,
+            scale=self.embedding_scale,
+            position_embedding=self.position_embedding,
+        )
+        x = place(x, self.activation_sharding)
         cache = None if cache is None else plan.begin(cache)
         (x, cache), _ = self.layers((x, cache), plan, jnp.arange(self.num_layers, dtype=jnp.int32))
         x = self.final_norm(x)
@@ -282,110 +282,78 @@ class Decoder(nn.Module, kw_only=True):
             eviction=eviction,
             num_sink_tokens=num_sink_tokens,
             rotated=rotated,
-            rope=self._ropes(),
+            rope=self.ropes,
         )
 
     @property
     def needs_context_length(self) -> bool:
         """Whether the frequencies of some layer depend on a context length: :attr:`Rope.needs_context_length`."""
-        return any(rope is not None and rope.needs_context_length for rope in distinct_ropes(self._ropes()))
+        return any(rope is not None and rope.needs_context_length for rope in distinct_ropes(self.ropes))
 
     @property
     def max_window(self) -> int | None:
         """The longest window of the layers; None if a layer has none."""
-        windows = self._windows()
-        windows = windows if isinstance(windows, tuple) else (windows,)
-        return None if None in windows else max(windows)
+        windows = self.windows if isinstance(self.windows, tuple) else (self.windows,)
+        known = [window for window in windows if window is not None]
+        return max(known) if len(known) == len(windows) else None
 
-    def _attention(self) -> Callable[..., nn.Module]:
-        """What makes the attention of a block. If layers differ, only what they share: the plan has the rest."""
-        windows = self._windows()
-        return functools.partial(
-            RotaryAttention,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            rope=self._first_rope(),
-            window=None if isinstance(windows, tuple) else windows,
-            logit_scale=self.logit_scale,
-            logit_cap=self.logit_cap,
-            qk_norm=self.qk_norm,
-            qk_norm_epsilon=self.norm_epsilon,
-            qk_norm_unit_offset=self.norm_unit_offset,
-            use_bias=self.qkv_bias,
-            use_out_bias=self.out_bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            implementation=self.implementation,
-            ring_axis=self.ring_axis,
-        )
-
-    def _embed(self, tokens, plan: Plan) -> jax.Array:
-        """Embeddings ``[B, T, D]``, scaled, with the position embedding; NaN for a token outside the vocabulary."""
-        known = (tokens >= 0) & (tokens < self.vocab_size)  # nn.Embed would read a negative token from the end
-        x = self.embed(jnp.where(known, tokens, jnp.zeros_like(tokens)))
-        if plan.mask is not None:
-            known |= ~plan.mask  # at padding any number may stand
-        if self.embedding_scale is not None:
-            x *= jnp.asarray(self.embedding_scale, self.dtype)
-        if self.position_embedding is not None:
-            x = add_positions(x, self.position_embedding, plan.positions, plan.mask)
-        return jnp.where(known[..., None], x, jnp.asarray(jnp.nan, self.dtype))
-
-    def _ropes(self) -> Rope | None | tuple[Rope | None, ...]:
+    @property
+    def ropes(self) -> Ropes:
         """The one rope of all layers, or a tuple of unlike ropes."""
         return _one_or_each("rope", self.rope, self.num_layers)
 
-    def _first_rope(self) -> Rope | None:
+    @property
+    def first_rope(self) -> Rope | None:
         """The first rope of a layer: all layers share its head_dim, rotary_dim and layout."""
-        return next((rope for rope in distinct_ropes(self._ropes()) if rope is not None), None)
+        return next((rope for rope in distinct_ropes(self.ropes) if rope is not None), None)
 
-    def _windows(self) -> int | None | tuple[int | None, ...]:
+    @property
+    def windows(self) -> int | tuple[int | None, ...] | None:
         """The one window of all layers, or a tuple of unlike windows."""
         return _one_or_each("window", self.window, self.num_layers)
 
-    # ---------------------------------------------------------------------------------------------------------- checks
 
-    def _check_fields(self) -> None:
-        windows = self._windows()
-        for window in windows if isinstance(windows, tuple) else (windows,):
-            window_size(window)
-        for rope in distinct_ropes(self._ropes()):
-            if not isinstance(rope, Rope | None):
-                raise TypeError(f"rope must be a Rope, None, or a tuple of these, got {type(rope).__name__}")
-            first = self._first_rope()
-            if rope is not None and dataclasses.replace(rope, schedule=first.schedule) != first:
-                raise ValueError(f"rope must be of layers that differ by schedule alone, got {first} and {rope}")
-        check_callable("position_embedding", self.position_embedding, "positions", "width")
-        check_callable("position_bias", self.position_bias, "distance", "num_heads", "causal")
-        first = self._first_rope()
-        if self.position_embedding is not None and first is not None and first.axes is not None:
-            raise ValueError(
-                f"position_embedding must be left out with a rope that has axes {first.axes}: it reads one position"
-            )
-        if self.output_cap is not None and not 0 < self.output_cap < math.inf:
-            raise ValueError(f"output_cap must be positive and finite, got {self.output_cap}")
+def _check_fields(model: Decoder) -> None:
+    windows = model.windows
+    for window in windows if isinstance(windows, tuple) else (windows,):
+        window_size(window)
+    for rope in distinct_ropes(model.ropes):
+        if not isinstance(rope, Rope | None):
+            raise TypeError(f"rope must be a Rope, None, or a tuple of these, got {type(rope).__name__}")
+    first = model.first_rope
+    for rope in distinct_ropes(model.ropes):
+        if rope is not None and first is not None and dataclasses.replace(rope, schedule=first.schedule) != first:
+            raise ValueError(f"rope must be of layers that differ by schedule alone, got {first} and {rope}")
+    check_callable("position_embedding", model.position_embedding, "positions", "width")
+    check_callable("position_bias", model.position_bias, "distance", "num_heads", "causal")
+    if model.position_embedding is not None and first is not None and first.axes is not None:
+        raise ValueError(
+            f"position_embedding must be left out with a rope that has axes {first.axes}: it reads one position"
+        )
+    if model.output_cap is not None and not 0 < model.output_cap < math.inf:
+        raise ValueError(f"output_cap must be positive and finite, got {model.output_cap}")
 
-    def _check_cache(self, cache, batch: int) -> None:
-        """Raises unless the cache is one of all layers of this model."""
-        check_cache(cache)
-        if cache.key.ndim != 5:
-            raise ValueError(
-                "cache must be one of all layers, from model.init_cache: key [layers, B, S, K, H], "
-                f"got {cache.key.shape}"
-            )
-        heads = dict(K=self.num_kv_heads or self.num_heads, H=self.head_dim)
-        check_axes("cache.key", cache.key, "layers B S K H", layers=self.num_layers, B=batch, **heads)
 
-    def _check_positions(self, positions, length, mask, segment_ids) -> None:
-        """Raises if nothing would read the positions, or the position embedding has too few."""
-        if positions is not None and self._first_rope() is None and self.position_embedding is None:
-            raise ValueError("positions must be left out without rope and position_embedding: nothing reads them")
-        longest = getattr(self.position_embedding, "num_positions", None)
-        counted = positions is None and mask is None and segment_ids is None and isinstance(length, int)
-        if counted and longest is not None and length > longest:
-            raise ValueError(f"tokens must be at most T={longest}, what position_embedding has, got T={length}")
+def _check_cache(model: Decoder, cache, batch: int) -> None:
+    """Raises unless the cache is one of all layers of this model."""
+    check_cache(cache)
+    if cache.key.ndim != 5:
+        raise ValueError(
+            "cache must be one of all layers, from model.init_cache: key [layers, B, S, K, H], "
+            f"got {cache.key.shape}"
+        )
+    heads = dict(K=model.num_kv_heads or model.num_heads, H=model.head_dim)
+    check_axes("cache.key", cache.key, "layers B S K H", layers=model.num_layers, B=batch, **heads)
+
+
+def _check_positions(model: Decoder, positions, length, mask, segment_ids) -> None:
+    """Raises if nothing would read the positions, or the position embedding has too few."""
+    if positions is not None and model.first_rope is None and model.position_embedding is None:
+        raise ValueError("positions must be left out without rope and position_embedding: nothing reads them")
+    longest = getattr(model.position_embedding, "num_positions", None)
+    counted = positions is None and mask is None and segment_ids is None and isinstance(length, int)
+    if counted and longest is not None and length > longest:
+        raise ValueError(f"tokens must be at most T={longest}, what position_embedding has, got T={length}")
 
 
 def _one_or_each(field: str, value, num_layers: int):

@@ -113,14 +113,31 @@ class LearnedPositions(nn.Module, kw_only=True):
         return jnp.where(inside[..., None], table[index], jnp.asarray(jnp.nan, table.dtype))
 
 
-def add_positions(x, position_embedding: PositionEmbedding, positions, mask) -> jax.Array:
-    """Embeddings ``x [B, T, D]`` plus the position embedding at ``positions [B or 1, T]``; padding reads position 0."""
-    positions = positions if mask is None else jnp.where(mask, positions, jnp.zeros_like(positions))
-    added = position_embedding(positions, x.shape[-1])
-    if not isinstance(added, jax.Array):
-        raise TypeError(f"position_embedding must return an array, got {type(added).__name__}")
-    check_dtype("position_embedding(positions)", added, jnp.floating, "floating")
-    added = added[None] if added.ndim == 2 else added
-    sizes = dict(B={1, x.shape[0]}, T=x.shape[1], D=x.shape[2])
-    check_axes("position_embedding(positions)", added, "B T D", **sizes)
-    return x + added.astype(x.dtype)
+def embed_tokens(embed: nn.Embed, tokens, positions, mask, *, scale, position_embedding) -> jax.Array:
+    """Token embeddings times ``scale``, plus the position embedding: ``[B, T, D]``.
+
+    A token outside ``[0, V)`` gives NaN. At padding any number may stand.
+
+    Args:
+      embed: the table of V embeddings.
+      tokens: int32 ``[B, T]``.
+      positions: integers ``[B or 1, T]``.
+      mask: bool ``[B, T]``, True at real tokens, or None.
+      scale: multiplies the token embeddings, in their dtype; None is 1.
+      position_embedding: see :class:`PositionEmbedding`; None for no position embedding.
+    """
+    known = (tokens >= 0) & (tokens < embed.num_embeddings)  # nn.Embed would read a negative token from the end
+    x = embed(jnp.where(known, tokens, jnp.zeros_like(tokens)))
+    if scale is not None:
+        x *= jnp.asarray(scale, x.dtype)
+    if position_embedding is not None:
+        positions = positions if mask is None else jnp.where(mask, positions, jnp.zeros_like(positions))
+        added = position_embedding(positions, x.shape[-1])
+        if not isinstance(added, jax.Array):
+            raise TypeError(f"position_embedding must return an array, got {type(added).__name__}")
+        check_dtype("position_embedding(positions)", added, jnp.floating, "floating")
+        added = added[None] if added.ndim == 2 else added
+        sizes = dict(B={1, x.shape[0]}, T=x.shape[1], D=x.shape[2])
+        check_axes("position_embedding(positions)", added, "B T D", **sizes)
+        x += added.astype(x.dtype)
+    return jnp.where((known if mask is None else known | ~mask)[..., None], x, jnp.asarray(jnp.nan, x.dtype))

@@ -1,0 +1,129 @@
+"""The rotations of a step: one for each distinct rope, at the context length that its frequencies are for."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from rope_jax._checks import as_int32, check_axes, check_dtype, device_array, known_any
+from rope_jax.attention.cache import KVCache
+from rope_jax.attention.quantized import Quantized
+from rope_jax.core.angles import Rotation
+from rope_jax.core.frequencies import FrequencyChoice
+from rope_jax.core.rope import Rope
+
+Ropes = Rope | None | tuple[Rope | None, ...]
+"""The rope of all layers, or a tuple with the rope of each layer."""
+
+
+def distinct_ropes(ropes: Ropes) -> tuple[Rope | None, ...]:
+    """Each different rope once, None for layers without rotation included."""
+    return tuple(dict.fromkeys(ropes)) if isinstance(ropes, tuple) else (ropes,)
+
+
+def _depends_on_length(rope: Rope) -> bool:
+    """Whether a schedule takes a context length; unlike ``needs_context_length`` also if it has a fixed one."""
+    return hasattr(rope.schedule, "context_length")
+
+
+def rotations_at(ropes: Ropes, positions, context_length, so_far) -> tuple[Rotation | None, jax.Array | None]:
+    """The rotation of all layers, and None; or the distinct rotations, stacked, and the one of each layer.
+
+    Schedules that depend on the context length take the given one, else their own, else the tokens so far.
+    """
+    distinct = distinct_ropes(ropes)
+    rotating = [rope for rope in distinct if rope is not None]
+    if not rotating:
+        if context_length is not None:
+            raise ValueError(
+                f"context_length must be left out without a rope that depends on it, got {context_length}"
+            )
+        return None, None
+    # If none depends on a length, the first says so itself.
+    takers = [rope for rope in rotating if _depends_on_length(rope)] or rotating
+    rotations: dict[Rope | None, Rotation] = {}
+    for rope in rotating:
+        length = context_length if rope in takers else None
+        if length is None and rope.needs_context_length:
+            length = so_far
+        rotations[rope] = rope.rotation(positions, context_length=length)
+    if not isinstance(ropes, tuple) or len(distinct) == 1:
+        return rotations[distinct[0]], None
+    like = rotations[rotating[0]]
+    identity = Rotation(jnp.ones_like(like.cos), jnp.zeros_like(like.sin))
+    parts = zip(*(rotations.get(rope, identity) for rope in distinct), strict=True)
+    stacked = Rotation(*(jnp.stack(jnp.broadcast_arrays(*part)) for part in parts))
+    return stacked, jnp.array([distinct.index(rope) for rope in ropes], jnp.int32)
+
+
+def stored_context_length(cache: KVCache, ropes: Ropes, context_length, so_far, num_tokens, by_count: bool):
+    """The context length that stored keys are rotated for after this step, None if they do not depend on it; and
+    ``num_tokens``, with rows overflowed whose stored keys would need other frequencies and cannot get them.
+    """
+    distinct = distinct_ropes(ropes)
+    takers = [rope for rope in distinct if rope is not None and _depends_on_length(rope)]
+    if not cache.rotated or not takers:
+        return None, num_tokens
+    growing = context_length is None and any(rope.needs_context_length for rope in takers)
+    if len(distinct) > 1:
+        if context_length is None and not growing:
+            return None, num_tokens
+        raise ValueError(
+            "cache must hold unrotated keys, init_cache(rotated=False), if layers differ in rope and the frequencies "
+            "of some depend on the context length"
+        )
+    (rope,) = takers
+    if isinstance(cache.key, Quantized):
+        raise ValueError(
+            "rotated must be False in a cache of eight bits if frequencies depend on the context length, "
+            "got a cache of rotated keys"
+        )
+    if context_length is None:
+        context_length = so_far if growing else rope.schedule.context_length  # type: ignore[attr-defined]
+    context_length = device_array("context_length", context_length)
+    check_dtype("context_length", context_length, jnp.integer, "integer")
+    batch = cache.num_tokens.shape[0]
+    check_axes("context_length", context_length, "B" if context_length.ndim else "", B=batch)
+    new = jnp.broadcast_to(as_int32(context_length), (batch,))
+    old = jnp.where(cache.context_length == 0, new, cache.context_length)
+    if by_count and all(isinstance(rope.frequencies(length), FrequencyChoice) for length in (old, new)):
+        return new, num_tokens  # Plan.begin rotates the stored keys again
+    name = type(rope.schedule).__name__
+    if growing:
+        raise ValueError(
+            "keys must be stored unrotated, init_cache(rotated=False), with a schedule that is no choice among fixed "
+            f"frequencies, got {name}"
+        )
+    if known_any(old != new):
+        given = "" if by_count else " to given positions"
+        raise ValueError(
+            f"context_length must stay {old.tolist()}, as the cache holds keys rotated by the frequencies of "
+            f"{name}{given}, got {new.tolist()}: see init_cache(rotated=False)"
+        )
+    return new, jnp.where(old != new, jnp.int32(cache.slots.overflow), num_tokens)
+
+
+def rerotate_stored_keys(cache: KVCache, ropes: Ropes, context_length) -> KVCache:
+    """Stored keys rotated to the frequencies for ``context_length [B]``, if a row switched between fixed frequencies.
+
+    Only :class:`LongRope` and its like ever switch, when a row outgrows the original length. A step in which no row
+    switches costs nothing. Keys of a stack of layers ``[layers, B, S, K, H]`` have one rope.
+    """
+    (rope,) = [rope for rope in distinct_ropes(ropes) if rope is not None]
+    old_length = jnp.where(cache.context_length == 0, context_length, cache.context_length)
+    old, new = rope.frequencies(old_length), rope.frequencies(context_length)
+    if not isinstance(old, FrequencyChoice) or not isinstance(new, FrequencyChoice):
+        return cache  # frequencies of other schedules stayed, or their rows are overflowed
+
+    def rerotate(key):
+        return rope.rerotate(
+            key,
+            cache.slots.sequence_index(cache.num_tokens),
+            old_context_length=old_length,
+            new_context_length=context_length,
+        )
+
+    stacked = cache.key.ndim == 5
+    switched = jnp.any(old.index != new.index)
+    key = jax.lax.cond(switched, jax.vmap(rerotate) if stacked else rerotate, lambda key: key, cache.key)
+    return dataclasses.replace(cache, key=key)
