@@ -67,7 +67,9 @@ def cheap_flags():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--optimized", action="store_true", help="compile with all of XLA's optimisations, as users do")
+    parser.addoption(
+        "--optimized", action="store_true", help="compile with all of XLA's optimisations, as users do"
+    )
     parser.addoption("--compilations", action="store_true", help="count the programs that each file compiles")
 
 
