@@ -1,23 +1,27 @@
-# Two commands on a fresh machine, each making its own .venv: `make demo` and `make test`.
+# Two commands on a fresh machine, each making its own .venv: `make demo` and `make test`. `make test` takes a few
+# minutes; `make test-all` runs every case, compiled with all optimisations.
 PYTHON ?= python3
 BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Targets share one .venv.
 .NOTPARALLEL:
-.PHONY: demo test oracle tpu lint format picture notebooks clean
+.PHONY: demo test test-all oracle tpu lint format picture notebooks clean
 
 demo: .venv/train
 	$(BIN)/python configs/toy_lm.py
 
 test: .venv/test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not full"
+
+test-all: .venv/test
+	$(BIN)/python -m pytest -n 2 --dist worksteal --optimized
 
 oracle: .venv/oracle
-	$(BIN)/python -m pytest -m oracle -s tests/oracle
+	$(BIN)/python -m pytest --optimized -m oracle -s tests/oracle
 
 tpu: .venv/test,tpu
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest tests/core/test_kernels_tpu.py tests/programs/test_benchmarks_tpu.py \
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --optimized tests/core/test_kernels_tpu.py tests/programs/test_benchmarks_tpu.py \
 		tests/programs/test_ahead_of_time.py tests/programs/test_benchmarks_scale.py
 
 lint: .venv/dev

@@ -1,11 +1,16 @@
 """Every test runs with strict dtype promotion: nothing is promoted that the code does not promote itself."""
 
 import collections
+import ctypes
+import mmap
+import os
 import resource
+import sys
 from pathlib import Path
 
 import hypothesis
 import jax
+import jaxlib
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -22,14 +27,55 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 def forget_programs():
     """Thousands of live programs cost gigabytes, and make every garbage collection slow."""
     yield
+    release_memory()
+
+
+@pytest.fixture(autouse=True)
+def stay_small():
+    yield
+    if resident_bytes() > 1.2e9:
+        release_memory()
+
+
+def release_memory():
+    """The C library keeps what the compiler freed, over a gigabyte in a few minutes, unless it is told to return it."""
     jax.clear_caches()
+    if sys.platform == "linux":
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+
+
+def resident_bytes():
+    if sys.platform != "linux":
+        return 0
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+# Compiling takes nearly all of the time, and most programs run once: without optimisations it takes a tenth of it.
+CHEAP = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": "true",
+    "xla_cpu_use_fusion_emitters": "false",
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+
+
+def cheap_flags():
+    """The flags that this version of XLA has: it aborts on any other."""
+    with open(Path(jaxlib.__file__).parent / "libjax_common.so", "rb") as file:
+        library = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return [f"--{name}={value}" for name, value in CHEAP.items() if library.find(name.encode()) >= 0]
 
 
 def pytest_addoption(parser):
+    parser.addoption(
+        "--optimized", action="store_true", help="compile with all of XLA's optimisations, as users do"
+    )
     parser.addoption("--compilations", action="store_true", help="count the programs that each file compiles")
 
 
 def pytest_configure(config):
+    if not config.getoption("--optimized"):  # XLA reads its flags when it compiles for the first time
+        os.environ["XLA_FLAGS"] = " ".join([*cheap_flags(), os.environ.get("XLA_FLAGS", "")])
     if config.getoption("--compilations"):
         config.pluginmanager.register(Compilations())
 

@@ -16,8 +16,7 @@ from jax.sharding import AxisType
 
 
 def run(file):
-    # Most programs run once: they are to be compiled fast.
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = "--xla_force_host_platform_device_count=8"
     name = "EightDevices"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-s", "-o", f"python_classes={name}", "-k", name, file],
