@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import rope_jax  # noqa: E402
-from rope_jax.interop.families import FAMILIES
+from rope_jax.interop.families import FAMILIES  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 
