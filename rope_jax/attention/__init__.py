@@ -1,4 +1,4 @@
-"""One layer of attention: masks, biases, caches, the layer."""
+"""A layer of rotary attention, and its parts: masks, biases, caches, plans, kernels."""
 
 from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.bias import ALiBi, PositionBias, T5Bias, relative_buckets
