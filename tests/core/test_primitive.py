@@ -91,8 +91,8 @@ class TestTheKernelInterpreted:
         for batch, shared in batches:
             xs, cos, sin = inputs(head_dim, head_dim, batch=batch, length=length, heads=(2,), shared=shared)
             (got,) = rotate_interpreted(xs, cos, sin, layout=layout)
-            full = (np.broadcast_to(part, (*batch, *part.shape[-2:])) for part in (cos, sin))
-            assert_rotated(got, xs[0], *full, layout)
+            parts = (np.broadcast_to(part, (*batch, *part.shape[-2:])) for part in (cos, sin))
+            assert_rotated(got, xs[0], *parts, layout)
 
     @pytest.mark.parametrize("head_dim", [128, pytest.param(64, marks=full)])
     def test_rows_of_one_axis_that_share_a_rotation_along_another(self, layout, head_dim):
