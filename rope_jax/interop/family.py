@@ -1,4 +1,4 @@
-"""The habits of a model family, how its configs are spelled, and what they leave out."""
+"""The habits of a model family: how its configs are spelled, and what they leave out."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -80,7 +80,7 @@ class Family:
       layout: which two features make a pair.
       layout_key: the key of a flag for interleaved pairs.
       base: b, if the config gives none.
-      proportion: R/H, if the config gives none. If None, R is H, and transformers reads no proportion for the
+      proportion: R/H, if the config gives none. None means 1, and that transformers reads no proportion for the
         plain rotation.
       rotary_dim: R, if the config gives neither R nor a proportion.
       negated: whether pairs rotate by -m theta.

@@ -103,10 +103,9 @@ def report():
 
 
 def their_model(case):
-    name, told = CASES[case]
-    told = SIZES | told
+    name, fields = CASES[case]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**told)
+    config = getattr(transformers, f"{name}Config")(**(SIZES | fields))
     model = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config).eval()
     with torch.no_grad():
         for path, weight in model.named_parameters():
@@ -114,7 +113,7 @@ def their_model(case):
                 weight.add_(torch.empty_like(weight).uniform_(-0.5, 0.5))
             if path.endswith("bias"):
                 weight.uniform_(-0.5, 0.5)
-            if path == "model.norm.weight":  # of either sign: where the embedding is tied, it would repeat itself
+            if path == "model.norm.weight":  # of either sign: a tied embedding would repeat the same token
                 weight.uniform_(-1.5, 1.5).sub_(1.0 if "Gemma" in name else 0.0)
     return model
 
