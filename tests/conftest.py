@@ -8,6 +8,7 @@ import resource
 import sys
 from pathlib import Path
 
+import eight_devices
 import hypothesis
 import jax
 import jaxlib
@@ -76,6 +77,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if not config.getoption("--optimized"):  # XLA reads its flags when it compiles for the first time
         os.environ["XLA_FLAGS"] = " ".join([*cheap_flags(), os.environ.get("XLA_FLAGS", "")])
+    eight_devices.markers = config.option.markexpr
     if config.getoption("--compilations"):
         config.pluginmanager.register(Compilations())
 
