@@ -1,6 +1,6 @@
-"""The independent references of the tests: mpmath and Python integers, numpy float64 and complex128.
+"""Independent references for the tests: mpmath and Python integers, numpy float64 and complex128.
 
-Nothing here imports rope_jax, and no formula is written as the library writes it.
+Nothing here imports rope_jax, and no formula is written as in the library.
 """
 
 import math
@@ -38,22 +38,22 @@ def mp_cos_sin(position: int, frequency: float):
 
 
 def rotate_features(x, cos, sin, layout):
-    """x ``[..., T, N, H]`` turned as complex numbers: ``(x1 + i x2) * (cos + i sin)``, in complex128."""
+    """x ``[..., T, N, H]`` rotated as complex numbers: ``(x1 + i x2) * (cos + i sin)``, in complex128."""
     x = np.asarray(x, np.float64)
     factor = (np.asarray(cos, np.float64) + 1j * np.asarray(sin, np.float64))[..., None, :]
     pairs = factor.shape[-1]
     first = slice(0, pairs) if layout == "half" else slice(0, 2 * pairs, 2)
     second = slice(pairs, 2 * pairs) if layout == "half" else slice(1, 2 * pairs, 2)
-    turned = (x[..., first] + 1j * x[..., second]) * factor
+    rotated = (x[..., first] + 1j * x[..., second]) * factor
     y = x.copy()
-    y[..., first], y[..., second] = turned.real, turned.imag
+    y[..., first], y[..., second] = rotated.real, rotated.imag
     return y
 
 
 def attention_weights(q, k, allowed, *, scale=None, logit_cap=None, bias=0.0):
-    """One row, one query head at a time, in float64 ``[N, T, S]``: q ``[T, N, H]``, k ``[S, K, H]``.
+    """Weights of one row, by query head, in float64 ``[N, T, S]``: q ``[T, N, H]``, k ``[S, K, H]``.
 
-    What is allowed, and the bias, are ``[T, S]`` or ``[N, T, S]``.
+    ``allowed`` and ``bias`` are ``[T, S]`` or ``[N, T, S]``.
     """
     q, k = (np.asarray(a, np.float64) for a in (q, k))
     shape = (q.shape[1], q.shape[0], k.shape[0])
@@ -72,14 +72,14 @@ def attention_weights(q, k, allowed, *, scale=None, logit_cap=None, bias=0.0):
 
 
 def attention(q, k, v, allowed, **options):
-    """What the weights read of the values ``[S, K, H]``: ``[T, N, H]``."""
+    """Attention of one row over values ``[S, K, H]``: ``[T, N, H]``."""
     weights = attention_weights(q, k, allowed, **options)
     group = q.shape[1] // k.shape[1]
     v = np.asarray(v, np.float64)
     return np.stack([weights[n] @ v[:, n // group] for n in range(len(weights))], axis=1)
 
 
-# ------------------------------------------------------- the schedules, one pair at a time, as the papers have them
+# ------------------------------------------------------- schedules, one pair at a time, as in the papers
 
 
 def _ladder(dim, base):
@@ -104,10 +104,10 @@ def dynamic_ntk(dim, base, factor, original_length, length):
 
 
 def yarn(dim, base, factor, original_length, beta_fast=32, beta_slow=1, truncate=True, attention_factor=None):
-    def where(turns):
+    def pair_index(turns):
         return dim / 2 * math.log(original_length / (turns * 2 * math.pi), base)
 
-    low, high = where(beta_fast), where(beta_slow)
+    low, high = pair_index(beta_fast), pair_index(beta_slow)
     if truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)

@@ -1,4 +1,4 @@
-"""The one table of schedules: what is built, and what an oracle says it should be. Contract tests walk it."""
+"""The table of schedules and of their oracles, for the contract tests."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,7 +18,7 @@ class Case:
     name: str
     build: Callable[[], Any]
     oracle: Callable[[int], Any]  # rotary_dim -> frequencies and attention factor
-    neutral: Any  # the same schedule with factor 1: it must equal Standard
+    neutral: Any  # the same schedule with factor 1, which must equal Standard
 
 
 def _long_rope(length, **change):

@@ -38,17 +38,17 @@ def test_one_pair_by_itself(case):
     frequencies, length = case.build()(ROTARY_DIM), 8192
     with mpmath.workdps(30):
         wavelength = [float(2 * mpmath.pi / f) if f else math.inf for f in inv_freq]
-        turned = [float(length * mpmath.mpf(f) / (2 * mpmath.pi)) for f in inv_freq]
+        turns = [float(length * mpmath.mpf(f) / (2 * mpmath.pi)) for f in inv_freq]
     # the schedule itself is in float64 on both sides, by different formulas
     np.testing.assert_allclose(analysis.wavelengths(frequencies), wavelength, rtol=1e-13)
     np.testing.assert_allclose(analysis.effective_context(frequencies), np.array(wavelength) / 2, rtol=1e-13)
-    np.testing.assert_allclose(analysis.turns(frequencies, length), turned, rtol=1e-13)
+    np.testing.assert_allclose(analysis.turns(frequencies, length), turns, rtol=1e-13)
     got = analysis.incomplete_pairs(frequencies, length)
     assert got.dtype == bool and got.tolist() == [w > length for w in wavelength]
     assert 0 < got.sum() < got.size
 
 
-def test_a_pair_that_turns_backwards_turns_as_far_and_a_still_one_never():
+def test_negative_and_zero_frequencies():
     frequencies = rope_jax.Frequencies([-2 * np.pi / 10, 0.0, 5e-324])
     assert analysis.wavelengths(frequencies).tolist() == [10.0, np.inf, np.inf]
     assert analysis.turns(frequencies, 25).round(300).tolist() == [2.5, 0.0, 0.0]
@@ -59,7 +59,7 @@ def test_a_pair_that_turns_backwards_turns_as_far_and_a_still_one_never():
     ]
 
 
-def test_half_a_wavelength_is_where_the_score_stops_falling():
+def test_the_score_falls_up_to_half_a_wavelength():
     theta = STANDARD.inv_freq[20]
     one = rope_jax.Frequencies([theta])
     (half,) = analysis.effective_context(one)
@@ -145,14 +145,14 @@ ROPES = {
     "partial": rope_jax.Rope(48, rope_jax.Standard(), rotary_dim=32),
     "partial, interleaved": rope_jax.Rope(48, rope_jax.Standard(), rotary_dim=32, layout="interleaved"),
     "a of 1.14": rope_jax.Rope(32, rope_jax.Yarn(factor=4.0, original_length=2048)),
-    "reversed": rope_jax.Rope(32, rope_jax.Negated(schedule=rope_jax.Standard())),
+    "negated": rope_jax.Rope(32, rope_jax.Negated(schedule=rope_jax.Standard())),
     "axes": rope_jax.Rope(32, rope_jax.Standard(), axes=(0, 1, 2, 2) * 4),
     "axes, partial": rope_jax.Rope(48, rope_jax.Standard(), 32, "interleaved", axes=(1,) * 6 + (0,) * 10),
 }
 
 
 @pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
-def test_score_kernel_is_the_score_of_the_turned(rope):
+def test_score_kernel_is_the_score_of_rotated_features(rope):
     rng = np.random.default_rng(2)
     q, k = rng.normal(size=(2, rope.head_dim)).astype(np.float32)
     frequencies = rope.frequencies()
@@ -161,7 +161,7 @@ def test_score_kernel_is_the_score_of_the_turned(rope):
     m[:20] += 10**6
     got = analysis.score_kernel(q, k, rope, m - n)
 
-    def turned(x, positions):
+    def rotated(x, positions):
         axes = (0,) * 16 if rope.axes is None else rope.axes
         read = np.stack([np.atleast_2d(positions.T)[axis] for axis in axes], -1)  # [40, R/2]
         angles = [oracles.cos_sin(read[:, i], frequencies.inv_freq[i : i + 1]) for i in range(16)]
@@ -169,7 +169,7 @@ def test_score_kernel_is_the_score_of_the_turned(rope):
         return oracles.rotate_features(np.tile(x, (40, 1, 1)), cos, sin, rope.layout)[:, 0]
 
     size = frequencies.attention_factor**2 * float(np.abs(q).max() * np.abs(k).max()) * rope.head_dim
-    assert_within(got, (turned(q, m) * turned(k, n)).sum(-1), size * (1e6 * 2.0**-61 + 64 * U))
+    assert_within(got, (rotated(q, m) * rotated(k, n)).sum(-1), size * (1e6 * 2.0**-61 + 64 * U))
     # and of what the rope does in float32: four roundings of each product, and cos and sin to 1.2e-7
     ours, theirs = rope(*(jnp.tile(jnp.asarray(x), (40, 1, 1)) for x in (q, k)), m)
     other = rope(*(jnp.tile(jnp.asarray(x), (40, 1, 1)) for x in (q, k)), n)[1]
@@ -178,7 +178,7 @@ def test_score_kernel_is_the_score_of_the_turned(rope):
     assert np.abs(scores - got).max() <= size * 8 * oracles.EPS32
 
 
-def test_score_kernel_of_one_distance_and_of_a_schedule_that_asks_for_the_length():
+def test_score_kernel_with_a_context_length():
     rope = rope_jax.Rope(8, rope_jax.DynamicNTK(factor=2.0, original_length=64))
     x = jnp.arange(8, dtype=jnp.bfloat16)
     long, short = (float(analysis.score_kernel(x, x, rope, 9, context_length=length)) for length in (640, 64))
@@ -209,7 +209,7 @@ def test_aliases_one_distance_at_a_time(case):
     assert len(peaks) > 4
 
 
-def test_aliases_where_one_pair_comes_round():
+def test_aliases_of_a_single_pair():
     every_ten = rope_jax.Frequencies([2 * np.pi / 10, 0.0], attention_factor=2.0)
     distances, similarity = analysis.aliases(every_ten, 28, count=2)
     # 27, where the length ends, is on its way up; 10 and 20 are like 0
@@ -245,11 +245,11 @@ def test_phase_error(case, arithmetic):
     frequencies = case.build()(ROTARY_DIM)
     positions = np.array([0, 1, -5, 257, 8191, 10**6 + 3, 2**24 + 1, 2**31 - 1, -(2**31)], np.int32)
     want = np.empty((positions.size, frequencies.num_pairs))
-    turn = rope_jax.rotation(positions, frequencies)
+    rotation = rope_jax.rotation(positions, frequencies)
     for row, m in enumerate(positions.tolist()):
         for i, theta in enumerate(frequencies.inv_freq.tolist()):
             if arithmetic in ("exact", "bfloat16_table"):
-                cos, sin = (Fraction(float(part[row, i])) for part in turn)
+                cos, sin = (Fraction(float(part[row, i])) for part in rotation)
                 if arithmetic == "bfloat16_table":
                     cos, sin = rounded(cos, 8), rounded(sin, 8)
                 angle = mpmath.atan2(float(sin), float(cos))
@@ -268,8 +268,8 @@ def test_phase_error(case, arithmetic):
 
 
 @each_schedule
-def test_what_the_arithmetics_cost(case):
-    """rotation's error is by its contract, a float32 product's by its rounding; none is above half a turn."""
+def test_bounds_of_phase_errors(case):
+    """Exact phases keep the contract of rotation, float32 products their rounding; no error exceeds half a turn."""
     frequencies = case.build()(ROTARY_DIM)
     positions = np.arange(-4000, 2**31 - 1, 99_999_989, dtype=np.int32)
     errors = {name: analysis.phase_error(frequencies, positions, name) for name in ("exact", "float32", "bfloat16")}

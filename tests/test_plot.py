@@ -87,11 +87,11 @@ def test_phase_errors():
         Figure(layout="constrained").subplots(), frequencies, positions, ("exact", "float32", "bfloat16_table")
     )
     cos, sin = oracles.cos_sin(positions, frequencies.inv_freq)
-    turn = rope_jax.rotation(positions, frequencies)
-    bfloat16 = (np.asarray(part.astype(jnp.bfloat16), np.float64) for part in turn)
+    rotation = rope_jax.rotation(positions, frequencies)
+    bfloat16 = (np.asarray(part.astype(jnp.bfloat16), np.float64) for part in rotation)
     products = np.outer(positions, frequencies.inv_freq.astype(np.float32)).astype(np.float32).astype(np.float64)
     given = {
-        "exact": np.asarray(turn.cos, np.float64) + 1j * np.asarray(turn.sin, np.float64),
+        "exact": np.asarray(rotation.cos, np.float64) + 1j * np.asarray(rotation.sin, np.float64),
         "float32": np.exp(1j * products),
         "bfloat16 table": next(bfloat16) + 1j * next(bfloat16),
     }
@@ -181,7 +181,7 @@ def test_attention_maps():
     assert np.asarray(one.images[0].get_array()).tolist() == [[0.5, 0.5], [0.5, 0.5]]
 
 
-def test_without_matplotlib_it_names_the_extra(monkeypatch):
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "rope_jax.plot")
     for name in ("matplotlib", "matplotlib.axes", "matplotlib.figure", "matplotlib.patches"):
         monkeypatch.setitem(sys.modules, name, None)  # what Python keeps for a module that must not be imported
@@ -189,7 +189,7 @@ def test_without_matplotlib_it_names_the_extra(monkeypatch):
         importlib.import_module("rope_jax.plot")
 
 
-def test_it_does_not_load_pyplot_which_holds_figures_and_opens_windows():
+def test_does_not_import_pyplot():
     code = (
         "import sys\n"
         "from matplotlib.figure import Figure\n"

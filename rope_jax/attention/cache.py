@@ -301,7 +301,7 @@ def init_cache(
             "rotated must be False with sink tokens, whose positions move with the window, got True with "
             f"num_sink_tokens={num_sink_tokens}"
         )
-    shape = (batch, capacity, num_kv_heads, head_dim)
+    shape: tuple = (batch, capacity, num_kv_heads, head_dim)
     shape = shape if num_layers is None else (num_layers, *shape)
 
     def empty():  # a buffer each: a donated buffer must not be donated again

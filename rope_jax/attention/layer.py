@@ -9,12 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax._checks import check_axes, check_callable, check_dtype
-from rope_jax.attention.attend import (
-    AttentionBackend,
-    attend_unchecked,
-    attention_weights_unchecked,
-    check_options,
-)
+from rope_jax.attention.attend import AttentionBackend, attend_unchecked, attention_weights_unchecked, check_options
 from rope_jax.attention.bias import PositionBias
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.norm import RMSNorm

@@ -13,13 +13,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from rope_jax._checks import (
-    check_axes,
-    check_dtype,
-    check_integer,
-    check_real,
-    device_array,
-)
+from rope_jax._checks import check_axes, check_dtype, check_integer, check_real, device_array
 from rope_jax.attention.attend import check_options, checked_scores
 from rope_jax.attention.mask import attention_mask, checked_sequence_index, window_size
 

@@ -1,7 +1,7 @@
-"""Other people's files: Hugging Face configs and checkpoints, weight layouts."""
+"""Other people's files: Hugging Face configs and checkpoints, and weight layouts."""
 
 from rope_jax.interop.layout import convert_layout
-from rope_jax.interop.recipe import LayerRope, ModelRope, QueryTemperature
+from rope_jax.interop.model_rope import LayerRope, ModelRope, QueryTemperature
 from rope_jax.interop.read import from_hf_config
 from rope_jax.interop.write import to_hf_config
 from rope_jax.interop.checkpoint import Checkpoint, load_hf

@@ -200,9 +200,7 @@ def test_decoding_across_the_switch_is_the_full_forward_at_the_new_length(name, 
         for b, row in enumerate(rows):
             row.append(t)
             length = len(row)
-            want = module.apply(
-                params, x[b : b + 1, row], context_length=length
-            )
+            want = module.apply(params, x[b : b + 1, row], context_length=length)
             # dynamic: traced frequencies are float32, their angles off by position * 2^-23; long: one more rounding
             close(y[b, 0], want[0, -1])
     assert len(traces) == 2 and [len(row) for row in rows] == [14, 12]
@@ -283,9 +281,7 @@ def test_keys_know_what_they_are_turned_by(rotated):
     cache = cache.truncate(5)
     for cut, length in ((slice(5, 6), 6), (slice(6, 9), 9)):
         y, cache = module.apply(params, x[:, cut], cache=cache)
-        want = module.apply(
-            params, x[:, :length], context_length=length
-        )
+        want = module.apply(params, x[:, :length], context_length=length)
         close(y, want[:, cut])
 
     sizes = dict(vocab_size=11, num_layers=1, width=D, num_heads=N, num_kv_heads=K, head_dim=H, mlp_dim=20)
@@ -310,9 +306,7 @@ def test_keys_that_cannot_be_turned_on_are_not_read():
     same, _ = step(ids[:, 3:], cache, 20)
     close(same, model.apply(params, ids, context_length=20)[:, -1:], atol=1e-5)
     other, after = step(ids[:, 3:], cache, jnp.array([20, 30]))
-    assert (
-        np.isfinite(other[0]).all() and np.isnan(other[1]).all() and after.overflowed.tolist() == [False, True]
-    )
+    assert np.isfinite(other[0]).all() and np.isnan(other[1]).all() and after.overflowed.tolist() == [False, True]
     with pytest.raises(ValueError, match=r"context_length must stay \[20, 20\].*DynamicNTK, got \[30, 30\]"):
         model.apply(params, ids[:, 3:], cache=cache, context_length=30)
 
@@ -482,7 +476,9 @@ def test_what_a_model_knows_not_to_fit_is_refused():
                 rope_jax.generate(model, params, ids, cache=cache, max_new_tokens=3, temperature=0)
     slides = model.clone(window=3)
     logits, _ = slides.apply(
-        params, ids, cache=slides.apply(params, ids, cache=slides.init_cache(batch=1, capacity=6, eviction="sliding"))[1]
+        params,
+        ids,
+        cache=slides.apply(params, ids, cache=slides.init_cache(batch=1, capacity=6, eviction="sliding"))[1],
     )
     assert np.isfinite(logits).all()
 
@@ -520,7 +516,9 @@ def test_lengths_of_any_integer_dtype():
 
 def test_a_ring_of_symbolic_sizes():
     t, s = jax.export.symbolic_shape("t, s")
-    cache = jax.eval_shape(lambda: rope_jax.init_cache(batch=B, capacity=s, num_kv_heads=K, head_dim=H, eviction="sliding"))
+    cache = jax.eval_shape(
+        lambda: rope_jax.init_cache(batch=B, capacity=s, num_kv_heads=K, head_dim=H, eviction="sliding")
+    )
     kv = jax.ShapeDtypeStruct((B, t, K, H), jnp.float32)
     write = jax.export.export(jax.jit(lambda cache, kv: cache.write(kv, kv, max_window=3).num_tokens))(cache, kv)
     assert write.call(empty(6, eviction="sliding"), jnp.ones((B, 4, K, H))).tolist() == [4, 4]
@@ -556,7 +554,11 @@ DYNAMIC = rope_jax.Rope(H, SCHEDULES["dynamic"])
             "num_sink_tokens must be an integer, got True",
         ),
         (lambda: empty(4, num_sink_tokens=1), ValueError, "num_sink_tokens must be 0 without eviction, got 1"),
-        (lambda: empty(4, eviction="ring"), ValueError, r"eviction must be None or one of \('sliding',\), got 'ring'"),
+        (
+            lambda: empty(4, eviction="ring"),
+            ValueError,
+            r"eviction must be None or one of \('sliding',\), got 'ring'",
+        ),
         (lambda: empty(4.0), TypeError, "capacity must be an integer, got 4.0"),
         (lambda: empty(4).grow(8.0), TypeError, "capacity must be an integer, got 8.0"),
         (
@@ -575,7 +577,11 @@ DYNAMIC = rope_jax.Rope(H, SCHEDULES["dynamic"])
             ValueError,
             "positions must be left out with a cache of keys whose frequencies depend on the context length",
         ),
-        (lambda: empty(4, eviction="sliding", num_sink_tokens=1), ValueError, "rotated must be False with sink tokens.* got True with num_sink_tokens=1"),
+        (
+            lambda: empty(4, eviction="sliding", num_sink_tokens=1),
+            ValueError,
+            "rotated must be False with sink tokens.* got True with num_sink_tokens=1",
+        ),
         (
             lambda: MODULE.apply(PARAMS, tokens(1), cache=empty(4, rope=OTHER)),
             ValueError,
@@ -595,7 +601,11 @@ DYNAMIC = rope_jax.Rope(H, SCHEDULES["dynamic"])
         (lambda: empty(4).truncate(1.5), TypeError, "num_tokens must be integer"),
         (lambda: empty(4).select_rows(jnp.array([2])), ValueError, r"rows must be in \[0, B=2\), got \[2\]"),
         (lambda: empty(4).grow(3), ValueError, "capacity must be at least S=4, got 3"),
-        (lambda: empty(4, eviction="sliding").grow(8), ValueError, "capacity must stay S=4 in a cache that evicts tokens"),
+        (
+            lambda: empty(4, eviction="sliding").grow(8),
+            ValueError,
+            "capacity must stay S=4 in a cache that evicts tokens",
+        ),
         (
             lambda: rope_jax.attention.quantize(jnp.ones(3), jnp.int4),
             TypeError,

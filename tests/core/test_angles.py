@@ -48,8 +48,8 @@ def test_the_oracle_agrees_with_mpmath():
             assert abs(cos[row, i] - want[0]) < 1e-14 and abs(sin[row, i] - want[1]) < 1e-14
 
 
-def test_every_eighth_of_the_turn_and_its_borders():
-    """All quarter turns, borders between octants and their neighbours, by frequencies that are binary fractions."""
+def test_borders_of_octants():
+    """All borders between octants and their neighbours, from frequencies that are binary fractions of a turn."""
     phases = np.array([k * 2**29 + d for k in range(8) for d in range(-40, 41)]) % 2**32
     # One position, one frequency per phase: the turns 2^-32 * phase, given in radians.
     inv_freq = phases * 2.0**-32 * 2 * np.pi
@@ -149,8 +149,8 @@ class TestFloatPath:
         positions, inv_freq = jnp.array([0.5, 3.0]), jnp.array([1.0, 0.1])
 
         def loss(m, f):
-            turn = rope_jax.rotation(m, rope_jax.Frequencies(f, 2.0))
-            return jnp.sum(turn.cos + 3 * turn.sin)
+            cos, sin = rope_jax.rotation(m, rope_jax.Frequencies(f, 2.0))
+            return jnp.sum(cos + 3 * sin)
 
         dm, df = jax.grad(loss, argnums=(0, 1))(positions, inv_freq)
         angle = np.outer(positions, inv_freq)

@@ -89,19 +89,21 @@ class TestTracedLength:
         )
         positions = jnp.array([2**31 - 1, -5, 0, 1_000_003])
         lengths = [100, 101, 7, 1 << 20]
-        turn = jax.jit(lambda length: rope_jax.rotation(positions, schedule(ROTARY_DIM, length)))
-        got = turn(jnp.array(lengths))
+        rotation = jax.jit(lambda length: rope_jax.rotation(positions, schedule(ROTARY_DIM, length)))
+        got = rotation(jnp.array(lengths))
         for row, length in enumerate(lengths):
             want = rope_jax.rotation(positions, schedule(ROTARY_DIM, length))
             np.testing.assert_allclose(got.cos[row], want.cos, atol=2 * 1.2e-7 * 1.25)
             np.testing.assert_allclose(got.sin[row], want.sin, atol=2 * 1.2e-7 * 1.25)
-        turn(jnp.array([3, 3, 3, 101]))
-        assert turn._cache_size() == 1
+        rotation(jnp.array([3, 3, 3, 101]))
+        assert rotation._cache_size() == 1
 
     def test_each_option_keeps_its_attention_factor(self):
         options = (rope_jax.Frequencies([0.5], 2.0), rope_jax.Frequencies([0.25], 3.0))
-        turn = rope_jax.rotation(jnp.zeros((2, 1), int), rope_jax.core.FrequencyChoice(options, jnp.array([1, 0])))
-        assert turn.cos.ravel().tolist() == [3.0, 2.0]
+        rotation = rope_jax.rotation(
+            jnp.zeros((2, 1), int), rope_jax.core.FrequencyChoice(options, jnp.array([1, 0]))
+        )
+        assert rotation.cos.ravel().tolist() == [3.0, 2.0]
 
     def test_an_index_outside_is_nan(self):
         options = (rope_jax.Frequencies([0.5]), rope_jax.Frequencies([0.25]))
@@ -165,7 +167,7 @@ class TestYarn:
 
 
 def test_llama3_with_equal_factors_is_a_step():
-    # As Llama 4 Scout has it: pairs that turn once or more within the original length keep their speed.
+    # As Llama 4 Scout has it: pairs of at least a turn within the original length keep their speed.
     inv_freq = rope_jax.Llama3(factor=16.0, original_length=8192, high_freq_factor=1.0)(128).inv_freq
     ladder = rope_jax.core.geometric(128, 5e5)
     once = 8192 * ladder >= 2 * math.pi
@@ -281,7 +283,7 @@ def test_misspelled_hyperparameter():
 
 
 class TestSchedulesOfSchedules:
-    def test_reversed_turns_the_other_way(self):
+    def test_negated_rotates_backwards(self):
         forward = rope_jax.Yarn(factor=4.0, original_length=32_768, base=1e6)
         backward = rope_jax.Negated(schedule=forward)(ROTARY_DIM)
         assert backward == rope_jax.Frequencies(-forward(ROTARY_DIM).inv_freq, forward(ROTARY_DIM).attention_factor)
@@ -294,33 +296,33 @@ class TestSchedulesOfSchedules:
         np.testing.assert_allclose(ours.sin, -theirs.sin, atol=atol)
         assert np.max(np.abs(theirs.sin)) > 1
 
-    def test_reversed_passes_a_length_on(self):
+    def test_negated_passes_the_context_length_on(self):
         inner = rope_jax.LongRope(short_factor=SHORT, long_factor=LONG, original_length=100, factor=8.0)
         rope = rope_jax.Rope(ROTARY_DIM, rope_jax.Negated(schedule=inner))
         assert rope.frequencies(101).inv_freq.tolist() == (-inner(ROTARY_DIM, 101).inv_freq).tolist()
-        turn = jax.jit(lambda length: rope.rotation(jnp.array([[3], [3]]), context_length=length))(
+        rotation = jax.jit(lambda length: rope.rotation(jnp.array([[3], [3]]), context_length=length))(
             jnp.array([100, 101])
         )
         for row, length in enumerate((100, 101)):
             want = rope_jax.rotation(jnp.array([-3]), inner(ROTARY_DIM, length))
-            np.testing.assert_allclose(turn.sin[row], want.sin, atol=4 * 1.2e-7)
+            np.testing.assert_allclose(rotation.sin[row], want.sin, atol=4 * 1.2e-7)
         with pytest.raises(ValueError, match="context_length must be left out: Negated does not depend on it"):
             rope_jax.Rope(8, rope_jax.Negated(schedule=rope_jax.Standard())).frequencies(7)
 
-    def test_axial_has_a_ladder_for_each_axis(self):
+    def test_axial_repeats_the_frequencies_for_each_axis(self):
         for num_axes, rotary_dim in [(1, 8), (2, 72), (3, 12)]:
             got = rope_jax.Axial(schedule=rope_jax.Linear(factor=2.0, base=100.0), num_axes=num_axes)(rotary_dim)
             pairs = rotary_dim // num_axes // 2
             want = [100.0 ** (-i / pairs) / 2.0 for _ in range(num_axes) for i in range(pairs)]
             np.testing.assert_allclose(got.inv_freq, want, rtol=8 * 2.0**-53)
 
-    def test_axial_turns_by_rows_and_columns(self):
+    def test_axial_rotates_by_rows_and_columns(self):
         rope = rope_jax.Rope(8, rope_jax.Axial(schedule=rope_jax.Standard(base=100.0)), axes=(0, 0, 1, 1))
         grid = np.array([[row, column] for row in range(3) for column in range(5)])
         angles = np.concatenate([grid[:, :1] * [1.0, 0.1], grid[:, 1:] * [1.0, 0.1]], axis=1)
-        turn = rope.rotation(rope_jax.grid_positions(3, 5))
-        np.testing.assert_allclose(turn.cos, np.cos(angles), atol=1.2e-7)
-        np.testing.assert_allclose(turn.sin, np.sin(angles), atol=1.2e-7)
+        rotation = rope.rotation(rope_jax.grid_positions(3, 5))
+        np.testing.assert_allclose(rotation.cos, np.cos(angles), atol=1.2e-7)
+        np.testing.assert_allclose(rotation.sin, np.sin(angles), atol=1.2e-7)
 
     @pytest.mark.parametrize("inner", [rope_jax.Standard(base=3e3), rope_jax.Proportional(proportion=0.5)])
     @pytest.mark.parametrize("outer", [rope_jax.Axial, rope_jax.Negated])
@@ -344,7 +346,7 @@ class TestSchedulesOfSchedules:
         assert schedule(ROTARY_DIM, 101).attention_factor == 1.1
         schedule = dataclasses.replace(schedule, long_attention_factor=1.3)
         assert [schedule(ROTARY_DIM, length).attention_factor for length in (100, 101)] == [1.1, 1.3]
-        turn = rope_jax.rotation(jnp.zeros((2, 1), int), schedule(ROTARY_DIM, jnp.array([100, 101])))
-        np.testing.assert_allclose(turn.cos[:, 0, 0], [1.1, 1.3], atol=1.3 * 1.2e-7)
+        rotation = rope_jax.rotation(jnp.zeros((2, 1), int), schedule(ROTARY_DIM, jnp.array([100, 101])))
+        np.testing.assert_allclose(rotation.cos[:, 0, 0], [1.1, 1.3], atol=1.3 * 1.2e-7)
         with pytest.raises(ValueError, match="LongRope: long_attention_factor must be positive"):
             dataclasses.replace(schedule, long_attention_factor=0.0)

@@ -1,4 +1,4 @@
-"""Are schedules and encodings those of transformers? Against numbers it once gave; tests/oracle asks it anew."""
+"""Schedules and encodings against committed numbers of transformers; tests/oracle computes them again."""
 
 import json
 from pathlib import Path
@@ -31,18 +31,18 @@ def test_buckets_are_those_of_transformers(name):
     starts, buckets = np.array(ENCODINGS["T5 buckets"][name]).T
     distance = np.arange(-FARTHEST, FARTHEST + 1)
     want = buckets[np.searchsorted(starts, distance, side="right") - 1]
-    how = dict(num_buckets=int(num_buckets), max_distance=int(max_distance), causal=causal == "causal")
-    np.testing.assert_array_equal(rope_jax.attention.relative_buckets(distance, **how), want)
+    options = dict(num_buckets=int(num_buckets), max_distance=int(max_distance), causal=causal == "causal")
+    np.testing.assert_array_equal(rope_jax.attention.relative_buckets(distance, **options), want)
 
 
 @pytest.mark.parametrize("heads", ENCODINGS["BLOOM slopes"])
 def test_slopes_are_those_of_transformers(heads):
-    want = ENCODINGS["BLOOM slopes"][heads]  # theirs: a float32 power of as much as the number of heads
+    want = ENCODINGS["BLOOM slopes"][heads]  # a float32 power, with an exponent up to the number of heads
     np.testing.assert_allclose(rope_jax.attention.ALiBi.slopes(int(heads)), want, rtol=int(heads) * 2.0**-24)
 
 
 def test_sines_are_those_of_transformers():
-    """Theirs are all sines, then all cosines; the paper's alternate."""
+    """Marian stores all sines, then all cosines; the paper alternates."""
     ours = np.asarray(rope_jax.models.Sinusoidal()(np.array(POSITIONS), WIDTH))
     ours = np.concatenate([ours[:, 0::2], ours[:, 1::2]], axis=1)
     np.testing.assert_allclose(ours, ENCODINGS["Marian sines"], atol=1.2e-7 + 6e-8)

@@ -1,6 +1,8 @@
-"""The programs that the TPU compiler makes: which take the kernel, that it compiles for each generation, and what stands
-around it. libtpu compiles for a TPU on a machine that has none; without it, these tests are skipped."""
+"""Programs from the TPU compiler: choice of the kernel, compilation for each generation, and the program around it.
 
+libtpu compiles for a TPU on a machine without TPU. Without libtpu, these tests are skipped."""
+
+import itertools
 import re
 
 import jax
@@ -8,18 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import rope_jax
 
 pytest.importorskip("libtpu")
+full = pytest.mark.full
 GENERATIONS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def no_tpu_here():
-    """Else libtpu asks the network which machine this is, and refuses a second process. And what it compiled cannot
-    be read back where there is no TPU: it must not be kept."""
+    """Settings for libtpu on a machine without TPU.
+
+    By default libtpu asks the network for the machine type and refuses a second process. Programs for a TPU cannot be
+    read back from the cache without a TPU, so the cache is off; jax reads this setting once, hence the reset.
+    """
     names = {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
@@ -30,8 +37,10 @@ def no_tpu_here():
         for name, value in names.items():
             patch.setenv(name, value)
         jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()
         yield
         jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
 
 
 def devices(generation):
@@ -50,7 +59,7 @@ def kernels(hlo):
 
 
 def copied(hlo, length):
-    """The sizes of arrays of that many tokens that are copied or transposed on their own."""
+    """Sizes of all arrays with an axis of ``length`` tokens that the program copies or transposes."""
     shapes = re.findall(r"= \w+\[([\d,]+)\]\S* (?:copy|transpose)\(", hlo)
     sizes = [[int(size) for size in shape.split(",")] for shape in shapes]
     return [int(np.prod(each)) for each in sizes if length in each]
@@ -62,37 +71,42 @@ def shapes(head_dim, rotary_dim, length=1024, heads=(4, 2), batch=2, dtype=jnp.b
     return *xs, part, part
 
 
-def turned(layout, **how):
+def rotate_with(layout, **options):
     def fn(q, k, cos, sin):
         rope = rope_jax.Rope(q.shape[-1], rope_jax.Standard(), rotary_dim=2 * cos.shape[-1], layout=layout)
-        return rope.rotate_all([q, k], rope_jax.Rotation(cos, sin), **how)
+        return rope.rotate_all([q, k], rope_jax.Rotation(cos, sin), **options)
 
     return fn
 
 
-@pytest.mark.parametrize("layout", ["half", "interleaved"])
-@pytest.mark.parametrize("generation", GENERATIONS)
-@pytest.mark.parametrize(
-    "case",
-    [
-        dict(head_dim=128, rotary_dim=128),
-        dict(head_dim=128, rotary_dim=64, length=1000, rows=2),
-        dict(head_dim=64, rotary_dim=64, length=1000, rows=2),
-        dict(head_dim=80, rotary_dim=32, dtype=jnp.float32, heads=(3, 1)),
-        dict(head_dim=256, rotary_dim=256, heads=(48, 16), batch=1, dtype=jnp.float32),
-    ],
-    ids=lambda case: "{head_dim}-{rotary_dim}".format(**case),
-)
+CASES = [
+    dict(head_dim=128, rotary_dim=128),
+    dict(head_dim=128, rotary_dim=64, length=1000, rows=2),
+    dict(head_dim=64, rotary_dim=64, length=1000, rows=2),
+    dict(head_dim=80, rotary_dim=32, dtype=jnp.float32, heads=(3, 1)),
+    dict(head_dim=256, rotary_dim=256, heads=(48, 16), batch=1, dtype=jnp.float32),
+]
+IN_SHORT = {("v5e", "half", 64, 64), ("v6e", "interleaved", 80, 32)}
+
+
+def programs():
+    for case, generation, layout in itertools.product(CASES, GENERATIONS, ["half", "interleaved"]):
+        name = generation, layout, case["head_dim"], case["rotary_dim"]
+        marks = [] if name in IN_SHORT else full
+        yield pytest.param(generation, layout, case, marks=marks, id="-".join(map(str, name)))
+
+
+@pytest.mark.parametrize(("generation", "layout", "case"), programs())
 def test_one_kernel_for_queries_and_keys(generation, layout, case):
-    assert kernels(compiled(generation, turned(layout), *shapes(**case))) == 1
+    assert kernels(compiled(generation, rotate_with(layout), *shapes(**case))) == 1
 
 
-@pytest.mark.parametrize("layout", ["half", "interleaved"])
-@pytest.mark.parametrize("head_dim", [128, 64])
+@pytest.mark.parametrize("layout", ["half", pytest.param("interleaved", marks=full)])
+@pytest.mark.parametrize("head_dim", [pytest.param(128, marks=full), 64])
 def test_nothing_is_copied_between_a_projection_and_the_kernel(layout, head_dim):
     def projected(x, wq, wk, cos, sin):
         q, k = (jnp.einsum("btd,dnh->btnh", x, w) for w in (wq, wk))
-        return tuple(x.swapaxes(1, 2) for x in turned(layout)(q, k, cos, sin))  # as attention reads them
+        return tuple(x.swapaxes(1, 2) for x in rotate_with(layout)(q, k, cos, sin))  # as attention reads them
 
     bf16 = jnp.bfloat16
     weights = [jax.ShapeDtypeStruct((1024, n * 128 // head_dim, head_dim), bf16) for n in (8, 2)]
@@ -102,20 +116,21 @@ def test_nothing_is_copied_between_a_projection_and_the_kernel(layout, head_dim)
     assert max(copied(hlo, 2048), default=0) <= 2048 * head_dim  # cos and sin may be, q and k are not
 
 
-@pytest.mark.parametrize("head_dim", [128, 64])
+@pytest.mark.parametrize("head_dim", [128, pytest.param(64, marks=full)])
 def test_with_x64(head_dim):
     with jax.enable_x64(True):
-        assert kernels(compiled("v5e", turned("half"), *shapes(head_dim, head_dim, batch=1))) == 1
+        assert kernels(compiled("v5e", rotate_with("half"), *shapes(head_dim, head_dim, batch=1))) == 1
 
 
+@full
 def test_backward_and_batched():
     q, k, cos, sin = shapes(128, 128)
 
     def loss(q, k, cos, sin):
-        return sum(jnp.sum(jnp.sin(x.astype(jnp.float32))) for x in turned("half")(q, k, cos, sin))
+        return sum(jnp.sum(jnp.sin(x.astype(jnp.float32))) for x in rotate_with("half")(q, k, cos, sin))
 
     assert kernels(compiled("v5e", jax.grad(loss, argnums=(0, 1)), q, k, cos, sin)) == 2
-    over_batch = jax.vmap(turned("half"), in_axes=(0, 0, None, None))
+    over_batch = jax.vmap(rotate_with("half"), in_axes=(0, 0, None, None))
     shared = (jax.ShapeDtypeStruct(part.shape[1:], part.dtype) for part in (cos, sin))
     assert kernels(compiled("v5e", over_batch, q, k, *shared)) == 1
     learned = jax.grad(loss, argnums=(0, 1, 2, 3))
@@ -141,24 +156,24 @@ def test_an_attention_layer_forward_and_backward():
     assert count(attention.clone(implementation="xla")) == 0
 
 
-def test_what_is_left_to_xla():
+def test_shapes_and_dtypes_left_to_xla():
     for case in (
         dict(length=1),
         dict(dtype=jnp.float16),
         dict(head_dim=40, rotary_dim=40),
     ):
         args = shapes(**{"head_dim": 128, "rotary_dim": 128, **case})
-        assert kernels(compiled("v5e", turned("half"), *args)) == 0
+        assert kernels(compiled("v5e", rotate_with("half"), *args)) == 0
         with pytest.raises(
             ValueError, match=r"implementation must be None or 'xla' for \w+\[2,\d+,4,\d+\], .*'pallas'"
         ):
-            compiled("v5e", turned("half", implementation="pallas"), *args)
-    assert kernels(compiled("v5e", turned("half", implementation="xla"), *shapes(128, 128))) == 0
-    assert kernels(compiled("v5e", turned("half", implementation="pallas"), *shapes(128, 128))) == 1
+            compiled("v5e", rotate_with("half", implementation="pallas"), *args)
+    assert kernels(compiled("v5e", rotate_with("half", implementation="xla"), *shapes(128, 128))) == 0
+    assert kernels(compiled("v5e", rotate_with("half", implementation="pallas"), *shapes(128, 128))) == 1
 
 
 def test_many_devices():
-    """What XLA divides it does itself; inside shard_map each device has the kernel. Nothing is sent."""
+    """A program that XLA divides takes no kernel; inside shard_map each device does. Nothing is communicated."""
     mesh = jax.sharding.Mesh(
         np.array(devices("v5e")).reshape(2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2
     )
@@ -173,15 +188,15 @@ def test_many_devices():
     def lowered(fn):
         return jax.jit(fn).lower(*placed).compile().as_text()
 
-    alone = jax.shard_map(turned("half"), mesh=mesh, in_specs=specs, out_specs=[spec, spec])
+    alone = jax.shard_map(rotate_with("half"), mesh=mesh, in_specs=specs, out_specs=[spec, spec])
     partly = jax.shard_map(
-        turned("half"),
+        rotate_with("half"),
         mesh=mesh,
         in_specs=(PartitionSpec("data"), PartitionSpec("data"), whole, whole),
         out_specs=[PartitionSpec("data")] * 2,
         axis_names={"data"},
     )
-    for fn, expected in ((turned("half"), 0), (alone, 1), (partly, 0)):
+    for fn, expected in ((rotate_with("half"), 0), (alone, 1), (partly, 0)):
         hlo = lowered(fn)
         assert kernels(hlo) == expected
         assert not re.search(r"all-gather|all-reduce|all-to-all|collective-permute", hlo)

@@ -15,7 +15,7 @@ import rope_jax
 LAYOUTS = ["half", "interleaved"]
 INT32 = 2**31 - 1
 # A rotated head of size 1: products and sums of the rotation (3 roundings) and cos/sin (2 each).
-TURN_ERROR = 8 * oracles.EPS32
+ROTATION_ERROR = 8 * oracles.EPS32
 ropes = st.builds(
     rope_jax.Rope,
     head_dim=st.just(16),
@@ -41,26 +41,26 @@ class TestRotationsAreRotations:
     @given(ropes, positions, st.integers(0, 99))
     def test_norm_is_kept(self, rope, m, seed):
         x = heads(seed)
-        np.testing.assert_allclose(np.linalg.norm(at(rope, x, m), axis=-1), 1, atol=TURN_ERROR)
+        np.testing.assert_allclose(np.linalg.norm(at(rope, x, m), axis=-1), 1, atol=ROTATION_ERROR)
 
     @given(ropes, st.integers(-(2**30), 2**30), st.integers(-(2**29), 2**29), st.integers(-(2**29), 2**29))
     def test_scores_depend_on_the_difference_only(self, rope, m, n, shift):
         q, k = heads(1), heads(2)
         score = lambda m, n: np.sum(at(rope, q, m) * at(rope, k, n), axis=-1)
-        np.testing.assert_allclose(score(m, n), score(m + shift, n + shift), atol=4 * TURN_ERROR)
+        np.testing.assert_allclose(score(m, n), score(m + shift, n + shift), atol=4 * ROTATION_ERROR)
 
     @given(ropes, st.integers(-(2**30), 2**30), st.integers(-(2**30), 2**30 - 1))
-    def test_turns_add_up(self, rope, m, n):
+    def test_rotations_compose(self, rope, m, n):
         x = heads(3)
         twice = at(rope, jnp.asarray(at(rope, x, m), jnp.float32), n)
-        np.testing.assert_allclose(twice, at(rope, x, m + n), atol=3 * TURN_ERROR)
+        np.testing.assert_allclose(twice, at(rope, x, m + n), atol=3 * ROTATION_ERROR)
 
     @given(ropes, positions)
-    def test_inverse_undoes(self, rope, m):
+    def test_inverse_inverts(self, rope, m):
         x = heads(4)
         there = rope(x, x, jnp.array([m], jnp.int32))
         for back in rope.inverse(*there, jnp.array([m], jnp.int32)):
-            np.testing.assert_allclose(back, x, atol=3 * TURN_ERROR)
+            np.testing.assert_allclose(back, x, atol=3 * ROTATION_ERROR)
 
     @given(ropes, positions)
     def test_layouts_are_equal_up_to_the_permutation(self, rope, m):
@@ -73,18 +73,18 @@ class TestRotationsAreRotations:
     def test_vmap_is_broadcasting(self, rope, where):
         x, where = jnp.stack([heads(seed) for seed in range(3)]), jnp.array(where, jnp.int32)[:, None]
         whole = rope(x, x, where)[0]
-        np.testing.assert_allclose(jax.vmap(rope)(x, x, where)[0], whole, atol=TURN_ERROR)
+        np.testing.assert_allclose(jax.vmap(rope)(x, x, where)[0], whole, atol=ROTATION_ERROR)
 
     @given(ropes, positions)
     def test_jit_is_eager(self, rope, m):
         x = heads(5)
         jitted = jax.jit(rope)(x, x, jnp.array([m], jnp.int32))[0]
-        np.testing.assert_allclose(jitted, at(rope, x, m), atol=TURN_ERROR)
+        np.testing.assert_allclose(jitted, at(rope, x, m), atol=ROTATION_ERROR)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_whole_recipe_against_the_oracle(case, layout):
+def test_rope_against_the_oracle(case, layout):
     """q and k from positions, in float64 from the paper's frequencies to the turned features."""
     rope = rope_jax.Rope(ROTARY_DIM + 16, case.build(), rotary_dim=ROTARY_DIM, layout=layout)
     rng = np.random.default_rng(0)
@@ -94,18 +94,18 @@ def test_whole_recipe_against_the_oracle(case, layout):
     inv_freq, a = case.oracle(ROTARY_DIM)
     cos, sin = (a * part.reshape(2, 6, -1) for part in oracles.cos_sin(where, inv_freq))
     # The paper's frequencies in float64 agree to 64 roundings: at 1e5 that is 1e5 * 64 * 2^-53 = 7e-10 radians.
-    for mine, x in zip(got, (q, k), strict=True):
+    for rotated, x in zip(got, (q, k), strict=True):
         np.testing.assert_allclose(
-            mine, oracles.rotate_features(x, cos, sin, layout), atol=a * np.abs(x).max() * TURN_ERROR
+            rotated, oracles.rotate_features(x, cos, sin, layout), atol=a * np.abs(x).max() * ROTATION_ERROR
         )
 
 
-def test_inverse_undoes_the_attention_factor_too():
+def test_inverse_includes_the_attention_factor():
     rope = rope_jax.Rope(16, rope_jax.Yarn(factor=32.0, original_length=512))
     x, m = heads(0), jnp.array([12_345])
     assert rope.frequencies().attention_factor > 1.3
     for back in rope.inverse(*rope(x, x, m), m):
-        np.testing.assert_allclose(back, x, atol=4 * TURN_ERROR)
+        np.testing.assert_allclose(back, x, atol=4 * ROTATION_ERROR)
 
 
 def test_is_a_value():
@@ -128,7 +128,7 @@ def test_any_hashable_callable_is_a_schedule():
     np.testing.assert_allclose(got.cos[0, 0], np.cos(1.0), atol=2e-7)
 
 
-def test_axes_turn_a_picture():
+def test_axes_rotate_an_image():
     rope = rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 0, 1, 1))
     x = jnp.ones((6, 1, 8))
     q, _ = rope(x, x, rope_jax.grid_positions(2, 3))
@@ -137,10 +137,10 @@ def test_axes_turn_a_picture():
     cos, sin = np.empty((6, 4)), np.empty((6, 4))
     for pair, axis in enumerate(rope.axes):
         cos[:, [pair]], sin[:, [pair]] = oracles.cos_sin(grid[:, axis], inv_freq[[pair]])
-    np.testing.assert_allclose(q, oracles.rotate_features(x, cos, sin, "half"), atol=1.5 * TURN_ERROR)
+    np.testing.assert_allclose(q, oracles.rotate_features(x, cos, sin, "half"), atol=1.5 * ROTATION_ERROR)
 
 
-def test_length_goes_to_the_schedules_that_know_it():
+def test_context_length_goes_to_the_schedule():
     rope = rope_jax.Rope(64, rope_jax.DynamicNTK(factor=2.0, original_length=16))
     x = jnp.ones((2, 3, 1, 64))
     where = jnp.arange(3)[None]
@@ -164,7 +164,7 @@ def test_no_leaks_and_no_hidden_state():
             lambda x, n: jax.grad(lambda x: jnp.sum(rope(x, x, jnp.arange(2)[None], context_length=n)[0]))(x)
         )
         f(x, jnp.array([3]))
-    # Two bases in one process: what one computes does not depend on what was computed before.
+    # Two bases in one process: the result of a rope does not depend on earlier calls of another.
     first, second = (rope_jax.Rope(8, rope_jax.Standard(base=b)) for b in (1e4, 5e5))
     where = jnp.arange(2)[None] + 1000
     alone = [np.asarray(r(x, x, where)[0]) for r in (first, second)]

@@ -253,13 +253,19 @@ class TestPrefix:
         with pytest.raises(ValueError, match=r"cache must not have overflowed, got S=4, rows \[5\]"):
             self.written(self.PROMPTS, cache=full)
         with pytest.raises(ValueError, match="prompt must fit in the cache: T=8 tokens were given, capacity S=6"):
-            greedy(tokens(3, 8), cache=MODEL.init_cache(batch=3, capacity=6, eviction="sliding", num_sink_tokens=2), max_new_tokens=2)
+            greedy(
+                tokens(3, 8),
+                cache=MODEL.init_cache(batch=3, capacity=6, eviction="sliding", num_sink_tokens=2),
+                max_new_tokens=2,
+            )
 
     def test_a_prompt_that_a_full_ring_cannot_take_is_no_answer(self):
         """An error where it is known how full it is, and where only run time knows that, -1."""
         prefix, prompt = jnp.zeros((2, 5), int), jnp.zeros((2, 4), int)
         mask = jnp.array([[1] * 4, [1, 0, 0, 0]])
-        cache = MODEL.apply(PARAMS, prefix, cache=MODEL.init_cache(batch=2, capacity=6, eviction="sliding", num_sink_tokens=1))[1]
+        cache = MODEL.apply(
+            PARAMS, prefix, cache=MODEL.init_cache(batch=2, capacity=6, eviction="sliding", num_sink_tokens=1)
+        )[1]
         with pytest.raises(ValueError, match=r"prompt must fit .* rows would hold \[9, 6\]: several at once would"):
             greedy(prompt, mask=mask, cache=cache, max_new_tokens=3)
         out = jax.jit(lambda cache: greedy(prompt, mask=mask, cache=cache, max_new_tokens=3))(cache)

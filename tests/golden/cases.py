@@ -1,4 +1,4 @@
-"""The cases on which transformers is asked: our schedule beside their config, and how near the two must be."""
+"""Cases to compare with transformers: our schedule, their config and the tolerance."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ EPS32 = 2.0**-24  # unit roundoff of float32
 
 
 def _case(name, schedule, rotary_dim, rope_type, seq_len=None, **parameters):
-    """One row for LlamaConfig. ``max_position_embeddings`` is the config's, the rest its rope_parameters."""
+    """A case for LlamaConfig: ``max_position_embeddings`` goes to the config, the rest to its rope_parameters."""
     config = dict(hidden_size=4 * rotary_dim, num_attention_heads=4, head_dim=rotary_dim)
     if "max_position_embeddings" in parameters:
         config["max_position_embeddings"] = parameters.pop("max_position_embeddings")
@@ -32,7 +32,7 @@ def _yarn(name, rotary_dim=64, base=1e6, factor=4.0, original_length=32_768, **o
 
 
 def _longrope(name, seq_len, **options):
-    # As Phi-3 has it: part of the head turns, and the factor is the ratio of two fields of the config.
+    # As in Phi-3: part of the head rotates, and the factor is the ratio of two fields of the config.
     short, long = [1 + 0.05 * i for i in range(16)], [1 + i**1.3 for i in range(16)]
     divisors = dict(short_factor=short, long_factor=long)
     config = dict(
@@ -80,19 +80,19 @@ CASES = [
     _llama3("llama3", 8.0, 1.0, 4.0),
     _llama3("llama3_wide", 32.0, 0.5, 16.0),
     _proportional("proportional", 0.25, 1.0),
-    _proportional("proportional_factor", 0.3, 8.0),  # 9.6 pairs: 9 turn
+    _proportional("proportional_factor", 0.3, 8.0),  # 9.6 pairs: 9 rotate
 ]
 NAMES = [case["name"] for case in CASES]
 
 
 def schedule(case):
-    """Our side of a case."""
+    """Our schedule of a case."""
     name, fields = case["schedule"]
     return getattr(rope_jax, name)(**fields)
 
 
 def config(case):
-    """Their side of a case: a fresh config, because transformers writes into the dictionaries it is given."""
+    """Their config of a case, made afresh since transformers writes into the given dictionaries."""
     import copy
 
     import transformers
@@ -116,16 +116,16 @@ def ask_transformers(case):
 
 
 def frequency_error(schedule, rotary_dim, inv_freq):
-    """How far the float32 arithmetic of transformers may be from the float64 ``inv_freq``, pair by pair, in radians.
+    """The error bound of float32 arithmetic in transformers against float64 ``inv_freq``, by pair, in radians.
 
-    All of them: the power is good to one ulp, 2 EPS32; its inverse, the factor and the product with it, or
-    the base of the dynamic schedule, are rounded: 3 more. The exponent 2i/R is rounded where R is not a
-    power of two, which the power multiplies by ln(base).
+    For every schedule: the power has an error of one ulp, 2 EPS32. Its inverse, the factor and the product, or the
+    base of the dynamic schedule, add 3 roundings. If R is not a power of two, the exponent 2i/R is rounded, and the
+    power multiplies this error by ln(base).
 
-    A blend f (w + (1 - w) / factor) is off by f times the error of w, however small the result is. With
-    YaRN w is (i - low) / (high - low), four roundings and that of low, low / (high - low) < 2 times. With
-    llama3 w is (turns - low) / (high - low): turns, at most high, after six roundings, and so 6 high /
-    (high - low) <= 8. Two differences and the sum follow: 12 EPS32 covers both.
+    A blend f (w + (1 - w) / factor) has an error of f times the error of w, however small the result is. For YaRN w
+    is (i - low) / (high - low): four roundings, and the rounding of low times low / (high - low) < 2. For llama3 w is
+    (turns - low) / (high - low): turns, at most high, after six roundings, and so 6 high / (high - low) <= 8. Two
+    differences and the sum follow: 12 EPS32 covers both.
     """
     exponent = 0.0 if rotary_dim & (rotary_dim - 1) == 0 else np.log(schedule.base)
     blends = isinstance(schedule, rope_jax.Yarn | rope_jax.Llama3)
@@ -134,7 +134,7 @@ def frequency_error(schedule, rotary_dim, inv_freq):
 
 
 def check(case, inv_freq, attention_factor):
-    """That our schedule gives what transformers gave."""
+    """Asserts that our schedule agrees with transformers."""
     ours = schedule(case)(case["rotary_dim"])
     theirs = np.asarray(inv_freq, np.float64)
     assert theirs.shape == ours.inv_freq.shape, (theirs.shape, ours.inv_freq.shape)

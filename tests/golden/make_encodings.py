@@ -1,4 +1,4 @@
-"""Writes encodings.json: T5's buckets, BLOOM's slopes and Marian's sines. Run where torch and transformers are.
+"""Writes encodings.json: T5's buckets, BLOOM's slopes and Marian's sines. Needs torch and transformers.
 
 python tests/golden/make_encodings.py
 """
@@ -13,14 +13,14 @@ POSITIONS, WIDTH = [0, 1, 2, 17, 100, 511], 32
 
 
 def main():
-    # Imported here, so that collecting this file needs neither.
+    # Imported here, so that tests can import this file without them.
     import torch
     import transformers
     from transformers.models.bloom.modeling_bloom import build_alibi_tensor
     from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
     from transformers.models.t5.modeling_t5 import T5Attention
 
-    starts = {}  # from which distance on, query after key, which bucket
+    starts = {}  # [distance, bucket] at each change of bucket, for query minus key
     far = torch.arange(-FARTHEST, FARTHEST + 1)
     for causal in (True, False):
         for num_buckets, max_distance in BUCKETS:
@@ -31,13 +31,13 @@ def main():
     slopes = {n: build_alibi_tensor(torch.ones(1, 2), n, torch.float32)[:, 0, 1].tolist() for n in HEADS}
     marian = MarianSinusoidalPositionalEmbedding(max(POSITIONS) + 1, WIDTH)
     sines = marian.create_weight()[POSITIONS].tolist()
-    kept = {
+    table = {
         "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
         "T5 buckets": starts,
         "BLOOM slopes": slopes,
         "Marian sines": sines,
     }
-    rows = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in kept.items())
+    rows = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in table.items())
     Path(__file__).with_name("encodings.json").write_text(f"{{{rows}}}\n")
 
 

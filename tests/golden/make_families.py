@@ -2,7 +2,7 @@
 
 python tests/golden/make_families.py
 
-Of each part of each folder: the keys of its config that we read, and for each label of its recipe a few frequencies,
+Of each part of each folder: the keys of its config that we read, and for each label of its model_rope a few frequencies,
 the attention factor, and a few features of one query, turned by its own apply function at position 3 (at 3, 2, 1, ...
 where there are several axes). The default config of every part and what it is
 without its rotation, and the perturbed ones of PERTURBED. Layers behind the last one that shows something new are left
@@ -45,27 +45,27 @@ def ask(census, cls, modeling, config_class, values):
     """The keys of a file that we read, and what transformers makes of them, by the first layer of each kind."""
     import torch
 
-    from rope_jax import _huggingface as border
+    from rope_jax.interop import read
 
-    read: list = []
+    configs: list = []
 
-    class Watched(border._Keys):
-        def __init__(self, values, where):
-            super().__init__(values, where)
-            read.append(self)
+    class RecordedConfig(read.Config):
+        def __init__(self, values, name):
+            super().__init__(values, name)
+            configs.append(self)
 
-    original, border._Keys = border._Keys, Watched
+    original, read.Config = read.Config, RecordedConfig
     try:
-        recipe = border.from_hf_config(values, compat="transformers")
+        model_rope = read.from_hf_config(values, compat="transformers")
     finally:
-        border._Keys = original
-    kept = {key: values[key] for key in ["model_type", *sorted(read[0].asked)] if values.get(key) is not None}
+        read.Config = original
+    kept = {key: values[key] for key in ["model_type", *sorted(configs[0].read)] if values.get(key) is not None}
 
     config = census.from_file(config_class, values)
     module = cls(copy.deepcopy(config))
     apply, halves_out = census.apply_function(modeling, config)
     answers = {}
-    for label, rope in census.ropes_by_label(recipe, config).items():
+    for label, rope in census.ropes_by_label(model_rope, config).items():
         axes = 1 if rope.axes is None else max(rope.axes) + 1
         text_only = config.model_type == "hunyuan_vl_text"  # see from_hf_config
         at = [3] * axes if text_only else [3 - axis for axis in range(axes)]
@@ -81,7 +81,7 @@ def ask(census, cls, modeling, config_class, values):
         factor = getattr(module, "attention_scaling" if label is None else f"{label}_attention_scaling")
         if "Phimoe" in cls.__name__:  # decides in each call; its turned query tells
             factor = None
-        layer = next(i for i, layer in enumerate(recipe.layers) if layer.rope == rope)
+        layer = next(i for i, layer in enumerate(model_rope.layers) if layer.rope == rope)
         answers[str(layer)] = dict(
             position=at if rope.axes is not None else at[0],
             inv_freq=[float(f"{f:.9g}") for f in inv_freq[[0, 1, len(inv_freq) // 2, -1]]],
@@ -91,7 +91,7 @@ def ask(census, cls, modeling, config_class, values):
             else 1.0,
             turned=[float(f"{turned[i]:.9g}") for i in features(2 * rope.num_pairs, rope.head_dim)],
         )
-    return dict(config=shortened(kept, len(recipe.layers), 1 + max(map(int, answers))), layers=answers)
+    return dict(config=shortened(kept, len(model_rope.layers), 1 + max(map(int, answers))), layers=answers)
 
 
 def ask_axial(census, cls, modeling, config):

@@ -1,4 +1,4 @@
-"""Writes transformers.json: what transformers computes for every case. Run where torch and transformers are.
+"""Writes transformers.json, the frequencies of transformers for every case. Needs torch and transformers.
 
 python tests/golden/make_transformers.py
 """
@@ -10,14 +10,14 @@ from cases import CASES, ask_transformers
 
 
 def main():
-    # Imported here, so that collecting this file needs neither.
+    # Imported here, so that tests can import this file without them.
     import torch
     import transformers
 
     rows = []
     for case in CASES:
         inv_freq, attention_factor = ask_transformers(case)
-        # float32 as Python floats: exact, and JSON reads back what it wrote.
+        # float32 as Python floats: exact, also through JSON.
         row = dict(inv_freq=inv_freq.tolist(), attention_factor=attention_factor)
         rows.append(f"{json.dumps(case['name'])}: {json.dumps(row)}")
     versions = json.dumps(dict(transformers=transformers.__version__, torch=torch.__version__))

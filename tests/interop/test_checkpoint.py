@@ -1,6 +1,10 @@
+"""Model folders: which decoder and parameters are loaded, and which folders are refused."""
+
+import functools
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +16,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tokenizers
-from decoders import init
 
 import rope_jax
 
@@ -31,13 +34,28 @@ LLAMA = dict(
     max_position_embeddings=64,
     tie_word_embeddings=True,
 )
-MODEL = rope_jax.Decoder(**SIZES, rope=ROPE)
-PARAMS = init(MODEL)
 TOKENS = jnp.arange(9)[None]
 
 
+def random_params(model):
+    """Parameters of the right shapes, all different, without compiling the initialisation."""
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), TOKENS))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, params):
+    """The logits of TOKENS; equal models share one compilation."""
+    return model.apply(params, TOKENS)
+
+
+MODEL = rope_jax.Decoder(**SIZES, rope=ROPE)
+PARAMS = random_params(MODEL)
+
+
 def tensors_of(params, layers=2, fused=False, post_norms=False):
-    """The tensors of a folder, as torch has them: one for each layer, ``[out, in]``, heads side by side."""
+    """The tensors of a folder in torch's form: one for each layer, ``[out, in]``, heads side by side."""
     p = jax.tree.map(np.asarray, params["params"])
     out = {"model.embed_tokens.weight": p["embed"]["embedding"], "model.norm.weight": p["final_norm"]["scale"]}
     if "unembed_kernel" in p:
@@ -121,7 +139,7 @@ GEMMA_FIELDS = dict(
 
 
 @pytest.mark.parametrize(
-    ("config", "fields", "how"),
+    ("config", "fields", "saved_as"),
     [
         ({}, {}, {}),
         (dict(tie_word_embeddings=False), dict(tie_embeddings=False), {}),
@@ -158,19 +176,19 @@ GEMMA_FIELDS = dict(
     ],
     ids=lambda value: str(value.get("model_type", "llama")) if isinstance(value, dict) else None,
 )
-def test_every_family(config, fields, how, tmp_path):
-    """The model and the very parameters of a folder that was written from them."""
+def test_every_family(config, fields, saved_as, tmp_path):
+    """Loads the model and the parameters that were saved."""
     model = rope_jax.Decoder(**(SIZES | dict(rope=ROPE) | fields))
-    params = init(model)
+    params = random_params(model)
     config = {key: value for key, value in (LLAMA | config).items() if value is not None or key == "sliding_window"}
-    loaded = rope_jax.load_hf(save(tmp_path, config, tensors_of(params, **how)))
+    loaded = rope_jax.load_hf(save(tmp_path, config, tensors_of(params, **saved_as)))
     assert loaded.model == model and loaded.config == config
     assert_same(loaded.params, params)
-    np.testing.assert_array_equal(loaded.model.apply(loaded.params, TOKENS), model.apply(params, TOKENS))
+    np.testing.assert_array_equal(apply(loaded.model, loaded.params), apply(model, params))
 
 
 def test_configs_as_they_were_published(tmp_path):
-    """Spelled as in the folders that people download, with all that these also say; the sizes are smaller."""
+    """The keys of published folders, all of them, with smaller sizes."""
     small = {key: LLAMA[key] for key in LLAMA if key not in ("model_type", "rope_theta", "tie_word_embeddings")}
     common = dict(
         initializer_range=0.02, use_cache=True, torch_dtype="bfloat16", bos_token_id=1, eos_token_id=[2, 5]
@@ -229,9 +247,9 @@ def test_configs_as_they_were_published(tmp_path):
         "gemma2": (gemma2, GEMMA_FIELDS, dict(post_norms=True)),
         "phi3": (phi3, dict(tie_embeddings=False), dict(fused=True)),
     }
-    for name, (config, fields, how) in cases.items():
-        params = init(rope_jax.Decoder(**(SIZES | dict(rope=None) | fields)))
-        folder = save(tmp_path / name, small | common | config, tensors_of(params, **how))
+    for name, (config, fields, saved_as) in cases.items():
+        params = random_params(rope_jax.Decoder(**(SIZES | dict(rope=None) | fields)))
+        folder = save(tmp_path / name, small | common | config, tensors_of(params, **saved_as))
         assert_same(rope_jax.load_hf(folder).params, params)
     model = rope_jax.load_hf(tmp_path / "gemma2").model
     assert model.tie_embeddings and model.window == (4096, None) and model.logit_scale == 1 / 16
@@ -251,11 +269,11 @@ def test_narrow_weights_stay_narrow(stored, tmp_path):
     wide = rope_jax.load_hf(tmp_path, dtype="float32")
     assert_same(wide.params, params)
     assert wide.model.dtype == jnp.float32 and wide.model.param_dtype == stored
-    exact = MODEL.apply(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params), TOKENS)
-    np.testing.assert_allclose(wide.model.apply(wide.params, TOKENS), exact, atol=1e-5)
+    exact = apply(MODEL, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params))
+    np.testing.assert_allclose(apply(wide.model, wide.params), exact, atol=1e-5)
 
 
-def test_what_is_no_parameter_may_be_there(tmp_path):
+def test_tensors_that_are_no_parameters(tmp_path):
     tensors = tensors_of(PARAMS)
     tensors |= {
         "lm_head.weight": tensors["model.embed_tokens.weight"].copy(),
@@ -269,7 +287,7 @@ def change(tensors, name, change):
 
 
 @pytest.mark.parametrize(
-    ("broken", "says"),
+    ("broken", "message"),
     [
         (
             lambda t: {name: a for name, a in t.items() if name != "model.layers.1.mlp.up_proj.weight"},
@@ -281,19 +299,19 @@ def change(tensors, name, change):
         ),
         (
             lambda t: t | {"model.layers.0.self_attn.q_proj.bias": np.ones(32, np.float32)},
-            "tensors must be those of the model, got model.layers.0.self_attn.q_proj.bias beside them",
+            "tensors must be parameters of the model, got also model.layers.0.self_attn.q_proj.bias",
         ),
         (
             lambda t: t | {"model.layers.2.mlp.up_proj.weight": np.ones((24, 16), np.float32)},
-            "got model.layers.2.mlp.up_proj.weight beside them",
+            "got also model.layers.2.mlp.up_proj.weight",
         ),
         (
             lambda t: t | {"vision_tower.x": np.ones(3, np.float32)},
-            "got vision_tower.x beside them",
+            "got also vision_tower.x",
         ),
         (
             lambda t: t | {"lm_head.weight": np.ones((13, 16), np.float32)},
-            "tensor lm_head.weight must equal model.embed_tokens.weight, for tie_word_embeddings is true",
+            "tensor lm_head.weight must equal model.embed_tokens.weight, because tie_word_embeddings is true",
         ),
         (
             lambda t: change(t, "model.layers.1.mlp.gate_proj.weight", lambda a: a.T),
@@ -317,22 +335,25 @@ def change(tensors, name, change):
         ),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(broken, says, tmp_path):
-    with pytest.raises(ValueError, match=re.escape(says).replace(r"\*", ".*")):
+def test_tensors_that_do_not_fit_are_named(broken, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message).replace(r"\*", ".*")):
         rope_jax.load_hf(save(tmp_path, tensors=broken(tensors_of(PARAMS))))
 
 
 @pytest.mark.parametrize(
-    ("told", "says"),
+    ("changes", "message"),
     [
         (dict(model_type="mamba"), "model_type must be one of llama, mistral, .*, got 'mamba'"),
         (dict(model_type=None), "model_type must be one of llama, .*, got None"),
         (dict(hidden_act="relu"), "hidden_act must be 'silu' or 'gelu_pytorch_tanh', got 'relu'"),
         (dict(quantization_config={"bits": 4}), "quantization_config must be None, got {'bits': 4}"),
-        (dict(rope_interleaved=True), "a key 'rope_interleaved' = True that is not known"),
+        (dict(rope_interleaved=True), "rope_interleaved must be False or None, got True"),
         (dict(rope_theeta=1.0), "rope_theeta"),
-        (dict(sliding_window=4), "the key 'sliding_window' = 4 is not known for model_type 'llama'"),
-        (dict(dual_chunk_attention_config={}), "key 'dual_chunk_attention_config' = {} that is not known"),
+        (
+            dict(sliding_window=4),
+            "config.json of model_type 'llama' has an unknown key 'sliding_window' = 4; remove the key",
+        ),
+        (dict(dual_chunk_attention_config={}), "unknown key 'dual_chunk_attention_config' = {}"),
         (dict(hidden_size="16"), "hidden_size must be an integer of at least 1, got '16'"),
         (dict(hidden_size=None), "hidden_size must be an integer of at least 1, got None"),
         (dict(rope_scaling=dict(rope_type="spiral", factor=2.0)), "spiral"),
@@ -355,9 +376,9 @@ def test_tensors_that_do_not_fit_are_named(broken, says, tmp_path):
     ],
     ids=str,
 )
-def test_configs_that_ask_for_more_are_refused(told, says, tmp_path):
-    with pytest.raises(ValueError, match=says):
-        rope_jax.load_hf(save(tmp_path, LLAMA | told))
+def test_configs_that_a_decoder_cannot_express_are_refused(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        rope_jax.load_hf(save(tmp_path, LLAMA | changes))
 
 
 def test_a_missing_key_is_named(tmp_path):
@@ -367,11 +388,11 @@ def test_a_missing_key_is_named(tmp_path):
             rope_jax.load_hf(save(tmp_path, config))
 
 
-def test_folders_that_are_none(tmp_path):
-    def says(message):
+def test_broken_folders(tmp_path):
+    def refused(message):
         return pytest.raises(ValueError, match=message)
 
-    with says("folder must hold config.json, got .*nowhere without it"):
+    with refused("folder must hold config.json, got .*nowhere without it"):
         rope_jax.load_hf(tmp_path / "nowhere")
     folder = save(tmp_path / "model", shards=2)
     index = folder / "model.safetensors.index.json"
@@ -387,16 +408,16 @@ def test_folders_that_are_none(tmp_path):
         ([], "must hold a JSON object, got list"),
     ):
         index.write_text(json.dumps(value))
-        with says(message):
+        with refused(message):
             rope_jax.load_hf(folder)
     index.unlink()
-    with says("folder must hold model.safetensors or model.safetensors.index.json"):
+    with refused("folder must hold model.safetensors or model.safetensors.index.json"):
         rope_jax.load_hf(folder)
     (folder / "model.safetensors").write_bytes(b"no tensors here")
-    with says("must be a safetensors file"):
+    with refused("must be a safetensors file"):
         rope_jax.load_hf(folder)
     (folder / "config.json").write_text("{")
-    with says("config.json must be JSON"):
+    with refused("config.json must be JSON"):
         rope_jax.load_hf(folder)
     with pytest.raises(TypeError, match="dtype must be floating, got int8"):
         rope_jax.load_hf(save(tmp_path / "fine"), dtype="int8")
@@ -406,10 +427,20 @@ WORDS = "<s> </s> the quick brown fox jumps over a lazy dog . ?".split()
 SCRIPT = Path(__file__).parents[2] / "examples/generate_hf.py"
 
 
-def run(*arguments):
-    """The script, as a user runs it."""
-    command = [sys.executable, SCRIPT, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs the script in this process, which has jax loaded and its programs compiled: exit status, stdout, stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        status = 0
+        try:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -427,12 +458,15 @@ def talking(tmp_path_factory):
     return folder
 
 
-def test_the_script_writes_what_generate_writes(talking):
+def test_the_script_writes_what_generate_writes(talking, run):
     prompt = jnp.array([[0, *map(WORDS.index, ["the", "lazy", "fox"])]])
     tokens = rope_jax.generate(MODEL, PARAMS, prompt, max_new_tokens=12, temperature=0).tokens[0].tolist()
     stop = tokens[4]
     (talking / "generation_config.json").write_text(json.dumps({"eos_token_id": [stop, 99]}))
-    done = run(talking, "--prompt", "the lazy fox", "--max-new-tokens", 12)
+    # As a user runs it.
+    command = [sys.executable, str(SCRIPT), str(talking), "--prompt", "the lazy fox", "--max-new-tokens", "12"]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     text, _, speed = done.stdout.partition("\n\n")
     written = [WORDS[token] for token in tokens[: tokens.index(stop)] if token > 1]
@@ -442,15 +476,15 @@ def test_the_script_writes_what_generate_writes(talking):
     assert re.fullmatch(says, speed.strip())
 
     sampled = ["--temperature", 5, "--top-k", 9, "--max-new-tokens", 12, "--prompt", "the lazy fox"]
-    one, two = (run(talking, *sampled, "--seed", seed).stdout.partition("\n\n")[0] for seed in (0, 1))
+    one, two = (run(talking, *sampled, "--seed", seed)[1].partition("\n\n")[0] for seed in (0, 1))
     assert one != two and one.startswith("the lazy fox")
 
 
-def test_the_script_says_what_is_wrong(talking, tmp_path):
+def test_the_script_says_what_is_wrong(talking, tmp_path, run):
     for arguments, message in (
         ([tmp_path], "generate_hf: FOLDER must hold tokenizer.json"),
         ([talking, "--top-k", 3], "generate_hf: --top-k and --top-p need a --temperature above 0, got 0"),
         ([talking, "--temperature", 1, "--top-k", 0], "generate_hf: top_k must be at least 1, got 0"),
     ):
-        done = run(*arguments)
-        assert done.returncode == 2 and done.stderr.startswith(message) and not done.stdout
+        status, stdout, stderr = run(*arguments)
+        assert status == 2 and stderr.startswith(message) and not stdout

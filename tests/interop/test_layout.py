@@ -1,4 +1,7 @@
+"""Converting weights between layouts: every form of a weight, the scores, and refused arguments."""
+
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +21,20 @@ RNG = np.random.default_rng(1)
 
 
 def whole(*shape):
-    """Small whole numbers, of which sums of products are exact in float32."""
+    """Small integers, whose sums of products are exact in float32."""
     return RNG.integers(-9, 10, shape).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """A weight that holds heads: its shape, and how convert_layout is told of them."""
+    """A weight that holds heads: its shape, and the arguments of convert_layout."""
 
     name: str
     shape: tuple[int, ...]
     options: dict
 
     def numbers(self):
-        """Every entry another, and none of them small."""
+        """Entries that all differ, none of them small."""
         return np.arange(7, 7 + np.prod(self.shape), dtype=np.int32).reshape(self.shape)
 
 
@@ -53,6 +56,22 @@ FORMS = [
     Form("fused_key_of_gpt_neox", (N * 3 * H, D), dict(head_dim=3 * H, start=H, rotary_dim=R, axis=0)),
     Form("one_pair", (N, H), dict(head_dim=H, rotary_dim=2)),
 ]
+
+
+def convert_all(weights, to):
+    return {form.name: rope_jax.convert_layout(weights[form.name], to, **form.options) for form in FORMS}
+
+
+@functools.cache
+def compiled(to):
+    """Every form, converted in one compiled program; and its cotangent, pulled back in another."""
+    weights = {form.name: form.numbers() for form in FORMS}
+    cotangents = {name: weight.astype(np.float32) for name, weight in weights.items()}
+    convert = functools.partial(convert_all, to=to)
+    pull_back = lambda cotangents: jax.vjp(convert, jax.tree.map(jnp.zeros_like, cotangents))[1](cotangents)[0]
+    return jax.jit(convert)(weights), jax.jit(pull_back)(cotangents)
+
+
 every_form = pytest.mark.parametrize("form", FORMS, ids=[form.name for form in FORMS])
 
 
@@ -61,7 +80,7 @@ def other(layout):
 
 
 def moved(weight, to, head_dim, rotary_dim=None, start=0, axis=-1):
-    """The reference: one feature of one head at a time, from where each layout keeps the two of pair i."""
+    """The reference: moves one feature of one head at a time, by the places of pair i in each layout."""
     rotary_dim = head_dim - start if rotary_dim is None else rotary_dim
     places = {
         "half": [(i, i + rotary_dim // 2) for i in range(rotary_dim // 2)],
@@ -86,8 +105,8 @@ class TestEveryForm:
         assert type(got) is np.ndarray and got.dtype == weight.dtype and not np.shares_memory(got, weight)
         np.testing.assert_array_equal(got, want)
 
-        convert = lambda w: rope_jax.convert_layout(w, to, **form.options)
-        for got in (convert(jnp.asarray(weight)), jax.jit(convert)(weight)):
+        eager = rope_jax.convert_layout(jnp.asarray(weight), to, **form.options)
+        for got in (eager, compiled(to)[0][form.name]):
             assert isinstance(got, jax.Array) and got.dtype == weight.dtype
             np.testing.assert_array_equal(got, want)
 
@@ -97,11 +116,9 @@ class TestEveryForm:
         back = rope_jax.convert_layout(there, other(to), **form.options)
         np.testing.assert_array_equal(back, weight)
 
-    def test_backward_is_the_way_back(self, form, to):
+    def test_backward_is_the_inverse(self, form, to):
         cotangent = form.numbers().astype(np.float32)
-        convert = lambda w: rope_jax.convert_layout(w, to, **form.options)
-        (got,) = jax.vjp(convert, jnp.zeros(form.shape))[1](cotangent)
-        np.testing.assert_array_equal(got, moved(cotangent, other(to), **form.options))
+        np.testing.assert_array_equal(compiled(to)[1][form.name], moved(cotangent, other(to), **form.options))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16, jnp.float8_e4m3fn, np.int8, np.bool_])
@@ -112,7 +129,7 @@ def test_any_dtype_is_kept_bit_for_bit(dtype):
     got = rope_jax.convert_layout(weight, "half", head_dim=H, rotary_dim=R)
     assert got.dtype == dtype
     np.testing.assert_array_equal(got[..., None].view(np.uint8), moved(bits, "half", H, R, axis=1))
-    # XLA makes one NaN of them all: without them, the same.
+    # XLA changes the payload of NaNs; everything else must stay.
     with np.errstate(invalid="ignore"):
         bits[weight != weight] = 0
     got = np.asarray(rope_jax.convert_layout(jnp.asarray(weight), "half", head_dim=H, rotary_dim=R))
@@ -128,67 +145,68 @@ X = whole(T, D)
 
 
 def scores(weights, layout):
-    """``[N, T, S]`` in float32 of a layer with biases, QK-norm, GQA and partial rotary; and the turned q and k.
+    """Scores ``[N, T, S]`` in float32 of a layer with biases, QK-norm, GQA and partial rotation; rotated q and k.
 
-    Projections and mean squares are sums of whole numbers below 2^24, hence exact in any order. All that
-    follows is done feature by feature, up to the scores.
+    Projections and mean squares are sums of integers below 2^24, hence exact in any order. The rest, up to the
+    scores, is done feature by feature.
     """
-    turn = rope_jax.rotation(POSITIONS, rope_jax.Standard()(R))
-    turned = []
+    rotation = rope_jax.rotation(POSITIONS, rope_jax.Standard()(R))
+    rotated = []
     for name in ("query", "key"):
         features = np.einsum("td,dnh->tnh", X, weights[name]) + weights[name + "_bias"]
         assert np.all(np.sum(features**2, axis=-1) < 2**24) and np.all(features == np.round(features))
         size = np.sqrt(np.mean(features**2, axis=-1, keepdims=True), dtype=np.float32)
-        turned.append(rope_jax.rotate(jnp.asarray(features / size * weights[name + "_norm"]), turn, layout=layout))
-    q, k = map(np.asarray, turned)
+        features = jnp.asarray(features / size * weights[name + "_norm"])
+        rotated.append(rope_jax.rotate(features, rotation, layout=layout))
+    q, k = map(np.asarray, rotated)
     return np.einsum("tnh,snh->nts", q, k.repeat(N // K, axis=1)), q, k
 
 
 def layer():
-    """What a layer holds that comes before the rotation."""
+    """The weights of a layer before the rotation."""
     scales = (RNG.uniform(0.5, 1.5, H).astype(np.float32) for _ in range(2))
     heads = dict(query=whole(D, N, H), key=whole(D, K, H), query_bias=whole(N, H), key_bias=whole(K, H))
     return heads | dict(zip(["query_norm", "key_norm"], scales, strict=True))
 
 
 @pytest.mark.parametrize("to", LAYOUTS)
-def test_scores_are_those_of_the_other_layout(to):
+def test_scores_equal_the_scores_of_the_other_layout(to):
     weights = layer()
     convert = lambda w: rope_jax.convert_layout(w, to, head_dim=H, rotary_dim=R)
     converted = {name: convert(weight) for name, weight in weights.items()}
     want, *want_qk = scores(weights, other(to))
     got, *got_qk = scores(converted, to)
-    # Each layout is turned by a program of its own: three roundings of a pair on either side.
+    # Each layout has its own compiled program: three roundings of a pair on either side.
     largest = [np.abs(features).max() * np.sqrt(2) for features in want_qk]
     for got_features, want_features, size in zip(got_qk, want_qk, largest, strict=True):
         np.testing.assert_allclose(
             got_features, moved(want_features, to, H, R), rtol=0, atol=6 * oracles.EPS32 * size
         )
-    # The H products, of features that are that far off, added in another order: H - 1 roundings on either side.
+    # H products of features with that error, added in another order: H - 1 roundings on either side.
     products = np.einsum("tnh,snh->nts", *(np.abs(f).repeat(N // f.shape[1], axis=1) for f in want_qk))
     far = 2 * (H - 1) * products + 2 * 6 * H * largest[0] * largest[1]
     assert np.all(np.abs(got - want) <= oracles.EPS32 * far)
 
-    # Each part counts: with one of them left as it was, or the layout, the scores are others.
+    # Every weight counts: if one weight or the layout is left as it was, the scores differ.
     for name, weight in weights.items():
         assert np.abs(scores(converted | {name: weight}, to)[0] - want).max() > 0.1, name
     assert np.abs(scores(weights, to)[0] - want).max() > 0.1
-    # The features that are not turned are where they were.
+    # Features that are not rotated stay in place.
     np.testing.assert_array_equal(converted["query"][..., R:], weights["query"][..., R:])
 
 
 @pytest.mark.parametrize("to", LAYOUTS)
 def test_scores_of_latent_attention(to):
-    nope, rank = 3, 5  # each head [nope | rope]; the keys' rotary part, shared by all heads, behind the latent
+    nope, rank = 3, 5  # each head is [nope | rope]; the keys' rotary part, common to all heads, follows the latent
     q_b, kv_a, kv_b = whole(N * (nope + R), D), whole(rank + R, D), whole(N * nope, rank)
-    turn = rope_jax.rotation(POSITIONS, rope_jax.Standard()(R))
+    rotation = rope_jax.rotation(POSITIONS, rope_jax.Standard()(R))
 
     def scores(q_b, kv_a, layout):
         q = (X @ q_b.T).reshape(T, N, nope + R)
         latent, k_rope = np.split(X @ kv_a.T, [rank], axis=-1)
         k_nope = (latent @ kv_b.T).reshape(T, N, nope)
-        turned = lambda x: np.asarray(rope_jax.rotate(jnp.asarray(x), turn, layout=layout))
-        q_rope, k_rope = turned(q[..., nope:]), turned(k_rope[:, None])[:, 0]
+        rotate = lambda x: np.asarray(rope_jax.rotate(jnp.asarray(x), rotation, layout=layout))
+        q_rope, k_rope = rotate(q[..., nope:]), rotate(k_rope[:, None])[:, 0]
         products = np.einsum("tnh,sh->ntsh", q_rope, k_rope)
         return np.einsum("tnh,snh->nts", q[..., :nope], k_nope) + products.sum(-1), np.abs(products).sum(-1)
 
@@ -203,7 +221,7 @@ def test_scores_of_latent_attention(to):
     np.testing.assert_array_equal(new_kv_a[:rank], kv_a[:rank])
 
 
-def test_of_a_lora_the_factor_that_holds_heads():
+def test_lora_converts_the_factor_with_heads():
     rank = 3
     weight, a, b = whole(N * H, D), whole(rank, D), whole(N * H, rank)
     convert = lambda w: rope_jax.convert_layout(w, "half", head_dim=H, axis=0)
@@ -225,7 +243,7 @@ def test_sharded_heads_stay_on_their_devices(shape, spec, axis):
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "says"),
+    ("change", "error", "message"),
     [
         (dict(weight=[1.0, 2.0]), TypeError, "weight must be a numpy or jax array, got list"),
         (dict(to="neox"), ValueError, r"to must be one of \('half', 'interleaved'\), got 'neox'"),
@@ -250,7 +268,7 @@ def test_sharded_heads_stay_on_their_devices(shape, spec, axis):
         (dict(head_dim=16), ValueError, r"weight must have a multiple of head_dim=16 .* axis 2, got \(10, 4, 8\)"),
     ],
 )
-def test_refusals(change, error, says):
+def test_refusals(change, error, message):
     arguments = dict(weight=np.ones((D, N, H)), to="half", head_dim=H) | change
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         rope_jax.convert_layout(**arguments)

@@ -218,7 +218,7 @@ def perturbed(config, name, num_pairs):
         kept = {key: entry[key] for key in ("rope_theta", "partial_rotary_factor", "mrope_section") if key in entry}
         if "original_max_position_embeddings" in PERTURBED[name] and "llama_4_scaling_beta" in entry:
             kept["llama_4_scaling_beta"] = entry["llama_4_scaling_beta"]
-        if name == "proportional" and FAMILIES[config.model_type].sections == "strided":
+        if name == "proportional" and getattr(FAMILIES[config.model_type].sections, "order", None) == "strided":
             pairs = (
                 getattr(config, "head_dim", config.hidden_size // config.num_attention_heads) // 2
             )  # all of them now
@@ -627,7 +627,9 @@ def examine(cls, modeling, config):
             label = next((label for label, entry in entries_of(changed).items() if entry is not None), None)
             axes = FAMILIES[config.model_type].sections
             positions = np.zeros((4, 1, 2) if config.model_type == "hunyuan_vl_text" else (3, 1, 2), int)
-            their_cos_sin(module, positions if axes and axes != "by_turns" else positions[0], label)
+            their_cos_sin(
+                module, positions if axes and axes.order != "rows_columns_alternating" else positions[0], label
+            )
         except Exception as error:  # transformers itself has no such variant here
             results[name] = f"refused by transformers: {type(error).__name__}"
             continue

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import rope_jax  # noqa: E402
-from rope_jax.interop.families import FAMILIES  # noqa: E402
+from rope_jax.interop.families import FAMILIES
 
 pytestmark = pytest.mark.oracle
 
@@ -93,7 +93,8 @@ def small_model(folder, changes):
         if name.endswith("PreTrainedModel") or not name.endswith("Model") or config_class is None:
             continue
         family = FAMILIES.get(config_class.model_type)
-        if family is not None and family.sections != "rows_columns" and cls.__module__ == modeling.__name__:
+        axial = family is not None and family.sections is not None and family.sections.order == "rows_columns"
+        if family is not None and not axial and cls.__module__ == modeling.__name__:
             fields = set(inspect.signature(config_class.__init__).parameters)
             config = config_class(**{key: value for key, value in SMALL.items() if key in fields} | changes)
             config._attn_implementation = "eager"

@@ -47,6 +47,7 @@ def count(model):
     return 2 * model.vocab_size * model.width + model.num_layers * layer + model.width
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mesh", [(2, 1, 2), (4, 1, 1), (1, 4, 1)], ids=str)
 def test_each_chip_has_its_share_of_a_training_step(script, mesh):
     model, mesh = built(script, *mesh)
@@ -59,6 +60,7 @@ def test_each_chip_has_its_share_of_a_training_step(script, mesh):
     assert memory["peak"] - memory["arguments"] > model.num_layers * BATCH * LENGTH * model.width * 2 / 4
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mesh", [(2, 1, 2), (2, 2, 1)], ids=str)
 def test_each_chip_has_its_share_of_a_decode_step(script, mesh):
     model, mesh = built(script, *mesh)
@@ -69,6 +71,7 @@ def test_each_chip_has_its_share_of_a_decode_step(script, mesh):
     assert memory["new results"] <= 4096  # the tokens; the cache goes out where it came in
 
 
+@pytest.mark.full
 def test_as_a_user_runs_it(script, capsys):
     def said(**change):
         script.main(script.Config(**(SIZES | dict(batch=BATCH, length=LENGTH) | change)))
@@ -97,6 +100,7 @@ def test_refusals(script, capsys):
         assert stopped.value.code == 2 and not out and says in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("sizes", "kernels"), [("2, 128, 144", 1), ("b, t, s", 0)])
 def test_what_was_exported_compiles_for_a_tpu(script, sizes, kernels):
     """With its kernel where the sizes were fixed, in the one layer that is compiled."""

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import angles, compilation, peers, record, rotate
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 TINY = dict(length=6, features=(512, 256), rows=2, warm=1)
 JAX_PEERS = ("rope_jax", "split and concatenate", "equinox")
 

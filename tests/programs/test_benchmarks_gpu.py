@@ -17,6 +17,7 @@ import pytest
 import rope_jax
 from benchmarks import gpu
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SIZES = {"B": 2, "T": 24, "N": 4, "K": 2, "H": 32}
 

@@ -13,6 +13,7 @@ import pytest
 from benchmarks import overhead
 from configs import toy_lm
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 TINY = dict(num_layers=2, width=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, batch=2, length=12)
 
 
@@ -39,6 +40,7 @@ def numbers(quartiles):
     assert 0 < low <= middle <= high and math.isfinite(high)
 
 
+@pytest.mark.full
 def test_overhead(config):
     result = overhead.measure(config, rounds=3, batches=(1, 2), written=3)
     assert list(result) == ["training step, 2 x 12", "decoded token, rows: 1", "decoded token, rows: 2"]
@@ -75,6 +77,7 @@ def test_what_is_decoded_is_decoded_again_from_the_same_place(config):
     np.testing.assert_allclose(jnp.stack(first, 1), jax.jit(model.apply)(params, tokens)[:, 4:], atol=1e-5)
 
 
+@pytest.mark.full
 def test_models_that_differ_by_more_than_the_turn_are_not_timed(config):
     model = toy_lm.build_model(config)
     tokens = jnp.zeros((1, 70), jnp.int32)
@@ -84,6 +87,7 @@ def test_models_that_differ_by_more_than_the_turn_are_not_timed(config):
         overhead.check(model, model.clone(rope=None, norm_epsilon=0.1), params, tokens)
 
 
+@pytest.mark.full
 def test_llama_without_torch(llama, monkeypatch):
     monkeypatch.setattr(llama, "torch", None)
     result = llama.measure({"tiny": TINY | {"rounds": 3}}, batches=(1, 2), written=3)

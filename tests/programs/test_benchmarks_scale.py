@@ -285,6 +285,7 @@ def no_tpu_here():
     jax.config.update("jax_enable_compilation_cache", True)
 
 
+@pytest.mark.full
 def test_a_small_model_sends_what_arithmetic_says(no_tpu_here, monkeypatch):
     monkeypatch.setattr(scale, "TOPOLOGIES", {"v5e": {4: "2x2"}})
     length, ring = 2048, 4

@@ -15,6 +15,8 @@ from benchmarks import clock
 from benchmarks import context_extension as study
 from benchmarks import context_extension_report as report
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(autouse=True)
 def standard_promotion():
@@ -40,8 +42,13 @@ def trained(text, tmp_path_factory):
     """A model of random weights that are large enough for every byte to matter."""
     config = tiny(text, tmp_path_factory.mktemp("trained"))
     model = study.toy_lm.build_model(study.toy_config(config, "rope", 0))
-    params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
-    params = jax.tree.map(lambda p: p + 0.2 * jax.random.normal(jax.random.key(1), p.shape), params)
+
+    @jax.jit
+    def start():
+        params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
+        return jax.tree.map(lambda p: p + 0.2 * jax.random.normal(jax.random.key(1), p.shape), params)
+
+    params = start()
     return config, model, params, study.Study(config).held_out
 
 
@@ -148,6 +155,7 @@ def test_every_method_is_what_its_name_says():
     )
 
 
+@pytest.mark.full
 def test_the_search_ends_no_worse_than_it_began_and_its_divisors_never_fall(trained):
     config, model, params, held_out = trained
     found = study.search_factors(model, params, held_out, config, seed=0)
@@ -207,6 +215,7 @@ def whole(spied):
     return spied[0]
 
 
+@pytest.mark.full
 def test_every_encoding_is_trained_on_the_same_planted_bytes(few, spied):
     _, steps, _ = spied
     short = [(model, tokens) for model, tokens in steps if tokens.shape == (4, 65)]
@@ -226,6 +235,7 @@ def test_every_encoding_is_trained_on_the_same_planted_bytes(few, spied):
     ]
 
 
+@pytest.mark.full
 def test_the_fine_tuning_is_long_and_of_each_seed(few, text, spied):
     workdir, steps, _ = spied
     planted = [tokens for _, tokens in steps if tokens.shape == (2, 129) and (tokens == few.QUESTION).any()]
@@ -251,6 +261,7 @@ def test_the_fine_tuning_is_long_and_of_each_seed(few, text, spied):
     assert kept["methods"]["longrope"]["plain"][1]["long"] == pytest.approx(long, abs=1e-5)
 
 
+@pytest.mark.full
 def test_what_is_timed(spied):
     workdir, steps, caches = spied
     # rounds=2: 128 - 3 bytes, one token to compile, two to time; all three encodings, and one of them again
@@ -271,6 +282,7 @@ def test_what_is_timed(spied):
         assert sum(each[0] is not None for each in part) == sum(each[1] is not None for each in part) == 3
 
 
+@pytest.mark.full
 def test_the_rate_of_a_table_is_the_best_of_those_tried(few, text, whole):
     kept = json.loads((whole / "context_extension.json").read_text())
     tried = kept["rates tried"]["learned"]
@@ -283,6 +295,7 @@ def test_the_rate_of_a_table_is_the_best_of_those_tried(few, text, whole):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.full
 def test_the_study_leaves_its_numbers_tables_and_pictures(whole):
     kept = json.loads((whole / "context_extension.json").read_text())
     config, (rope, other), learned = kept["config"], kept["encodings"]["rope"], kept["encodings"]["learned"][0]
@@ -335,6 +348,7 @@ def test_the_study_leaves_its_numbers_tables_and_pictures(whole):
         assert (whole / f"context_extension_{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.full
 def test_a_study_that_was_stopped_goes_on_and_ends_alike(few, text, whole, tmp_path, monkeypatch, capsys):
     config = tiny(text, tmp_path, seeds=2)
 
@@ -383,6 +397,7 @@ def test_a_model_that_cannot_be_is_said_before_any_is_trained(few, text, tmp_pat
     assert "width must be even" in capsys.readouterr().err and not (tmp_path / "work").exists()
 
 
+@pytest.mark.full
 def test_another_study_or_a_broken_unit_is_refused(few, text, whole, capsys):
     with pytest.raises(SystemExit):
         few.main(tiny(text, whole, steps=3, seeds=2))

@@ -25,6 +25,7 @@ def test_every_subject_has_its_notebook():
     assert sorted(path.stem for path in NOTEBOOKS) == sorted(SUBJECTS)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_from_top_to_bottom(path, tmp_path):
     # In a process of its own, as `make notebooks` does it: what Jupyter's packages leave open is closed with it.

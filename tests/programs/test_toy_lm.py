@@ -1,5 +1,6 @@
 """configs/toy_lm.py, run as a user runs it, at a size that takes seconds."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 import rope_jax
 from configs import toy_lm
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "configs/toy_lm.py"
 SMALL = [
@@ -67,8 +69,29 @@ def command(*args):
     return [sys.executable, str(SCRIPT), *SMALL, *map(str, args)]
 
 
-def run(*args, **env):
-    return subprocess.run(command(*args), capture_output=True, text=True, env=os.environ | env)
+# A quick compilation serves: runs are compared with each other only.
+QUICK = "--xla_backend_optimization_level=0"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Runs the script to its end. All runs share what they compile."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("programs"))}
+    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+    def run(*args, devices=1):
+        flags = f"{QUICK} --xla_force_host_platform_device_count={devices}"
+        env = os.environ | cache | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        return subprocess.run(command(*args), capture_output=True, text=True, env=env)
+
+    return run
+
+
+def started(*args, **pipes):
+    """The script, running. It compiles for itself, so that there is time to interrupt it."""
+    flags = f"{QUICK} --xla_force_host_platform_device_count=1"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    return subprocess.Popen(command(*args), env=env, **pipes)
 
 
 def losses(workdir):
@@ -76,13 +99,14 @@ def losses(workdir):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(text, tmp_path_factory):
+def uninterrupted(run, text, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted")
     done = run("--data", text, "--steps", 60, "--workdir", workdir)
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout
 
 
+@pytest.mark.full
 def test_learns_and_leaves_its_files(uninterrupted):
     workdir, out = uninterrupted
     rows = losses(workdir)
@@ -95,9 +119,10 @@ def test_learns_and_leaves_its_files(uninterrupted):
     assert f"{rows[-1]['held_out']:.3f} bits per byte held out" in out
 
 
-def test_killed_and_started_again_it_reaches_the_same_loss(text, tmp_path, uninterrupted):
+@pytest.mark.full
+def test_killed_and_started_again_it_reaches_the_same_loss(run, text, tmp_path, uninterrupted):
     args = ("--data", text, "--steps", 60, "--workdir", tmp_path)
-    process = subprocess.Popen(command(*args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = started(*args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     metrics = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 13) and time.monotonic() < deadline:
@@ -110,9 +135,10 @@ def test_killed_and_started_again_it_reaches_the_same_loss(text, tmp_path, unint
     assert (tmp_path / "sample.txt").read_text() == (uninterrupted[0] / "sample.txt").read_text()
 
 
-def test_ctrl_c_saves_and_the_run_goes_on(text, tmp_path, uninterrupted):
+@pytest.mark.full
+def test_ctrl_c_saves_and_the_run_goes_on(run, text, tmp_path, uninterrupted):
     args = ("--data", text, "--steps", 60, "--workdir", tmp_path, "--checkpoint-every", 1000)
-    process = subprocess.Popen(command(*args), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = started(*args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
@@ -127,18 +153,17 @@ def test_ctrl_c_saves_and_the_run_goes_on(text, tmp_path, uninterrupted):
     assert losses(tmp_path) == losses(uninterrupted[0])
 
 
-def test_eight_devices_on_a_mesh_give_the_same_losses(text, tmp_path, uninterrupted):
-    done = run(
-        *("--data", text, "--steps", 60, "--workdir", tmp_path, "--mesh", "data=2,model=4"),
-        XLA_FLAGS="--xla_force_host_platform_device_count=8",
-    )
+@pytest.mark.full
+def test_eight_devices_on_a_mesh_give_the_same_losses(run, text, tmp_path, uninterrupted):
+    done = run("--data", text, "--steps", 60, "--workdir", tmp_path, "--mesh", "data=2,model=4", devices=8)
     assert done.returncode == 0, done.stderr
     mine, theirs = ([row["train"] for row in losses(path)] for path in (tmp_path, uninterrupted[0]))
     np.testing.assert_allclose(mine[:5], theirs[:5], rtol=1e-4)  # sums in another order, then sixty steps of it
     np.testing.assert_allclose(mine, theirs, rtol=2e-2)
 
 
-def test_the_mesh_really_shards(text, tmp_path):
+@pytest.mark.full
+def test_the_mesh_really_shards():
     code = (
         "import jax\n"
         "from configs import toy_lm as toy\n"
@@ -155,7 +180,7 @@ def test_the_mesh_really_shards(text, tmp_path):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=8"},
     )
     assert done.returncode == 0, done.stderr
     params, moments = done.stdout.replace("PartitionSpec", "P").splitlines()
@@ -167,14 +192,19 @@ def test_the_mesh_really_shards(text, tmp_path):
     "flags",
     [
         "--base 500000 --layout interleaved",
-        "--schedule yarn factor=4 original_length=8",
-        "--schedule dynamicntk factor=2 original_length=8 context_length=16",
-        "--encoding sinusoidal",
-        "--encoding learned --sample-bytes 100",
-        "--encoding t5",
-        "--encoding alibi",
-        "--encoding none",
-        "--schedule longrope short_factor=[1,1,1,1] long_factor=[1,2,3,4] original_length=8 factor=2 context_length=16",
+        *(
+            pytest.param(flags, marks=pytest.mark.full)
+            for flags in (
+                "--schedule yarn factor=4 original_length=8",
+                "--schedule dynamicntk factor=2 original_length=8 context_length=16",
+                "--encoding sinusoidal",
+                "--encoding learned --sample-bytes 100",
+                "--encoding t5",
+                "--encoding alibi",
+                "--encoding none",
+                "--schedule longrope short_factor=[1,1,1,1] long_factor=[1,2,3,4] original_length=8 factor=2 context_length=16",
+            )
+        ),
     ],
 )
 def test_command_line(toy, text, tmp_path, flags, capsys):
@@ -185,21 +215,23 @@ def test_command_line(toy, text, tmp_path, flags, capsys):
     assert "bits per byte held out" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_a_table_learns_at_its_own_rate_and_nothing_else_does(toy):
-    def step(encoding, rate):
-        config = toy.Config(
-            encoding=encoding, table_rate=rate, num_layers=1, width=16, length=16, batch=4, warmup=1
-        )
-        model, optimizer = toy.build_model(config), toy.build_optimizer(config)
-        before = state = toy.initial_state(model, optimizer, toy.build_mesh(config), config)
-        before = jax.tree.map(np.asarray, before["params"])
-        tokens = jax.random.randint(jax.random.key(0), (4, 17), 0, 256)
-        for _ in range(2):  # in the first the rate is 0
-            state, _ = toy.train_step(state, tokens, model=model, optimizer=optimizer)
-        return jax.tree.map(lambda new, old: np.asarray(new) - old, state["params"], before)
+    def steps(encoding):
+        """What two steps change, at each rate of the table, from one start."""
+        config = toy.Config(encoding=encoding, num_layers=1, width=16, length=16, batch=4, warmup=1)
+        model, tokens = toy.build_model(config), jax.random.randint(jax.random.key(0), (4, 17), 0, 256)
+        start = toy.initial_state(model, toy.build_optimizer(config), toy.build_mesh(config), config)
+        before = jax.tree.map(np.asarray, start["params"])
+        for rate in (10.0, 1.0):
+            state = jax.tree.map(jax.numpy.copy, start)
+            optimizer = toy.build_optimizer(dataclasses.replace(config, table_rate=rate))
+            for _ in range(2):  # in the first the rate is 0
+                state, _ = toy.train_step(state, tokens, model=model, optimizer=optimizer)
+            yield jax.tree.map(lambda new, old: np.asarray(new) - old, state["params"], before)
 
     for encoding in ("t5", "learned", "alibi"):
-        fast, slow = (jax.tree_util.tree_leaves_with_path(step(encoding, rate)) for rate in (10.0, 1.0))
+        fast, slow = map(jax.tree_util.tree_leaves_with_path, steps(encoding))
         tables = 0
         for (path, a), (_, b) in zip(fast, slow, strict=True):
             is_table = "'table'" in jax.tree_util.keystr(path)
@@ -222,6 +254,7 @@ def test_each_encoding_has_its_place_in_the_decoder(toy):
     assert model("alibi") == plain.clone(position_bias=rope_jax.attention.ALiBi())
 
 
+@pytest.mark.full
 def test_a_learned_table_writes_no_further_than_it_reaches(toy, text, tmp_path, monkeypatch):
     import tyro
 
@@ -287,6 +320,7 @@ class TestBadInput:
         assert "--workdir" in refused(toy, capsys, "--data", text, "--steps", 2, "--workdir", tiny)
         assert tiny.read_text() == "short"
 
+    @pytest.mark.full
     def test_a_checkpoint_of_another_run_is_not_touched(self, toy, text, tmp_path, capsys):
         import tyro
 

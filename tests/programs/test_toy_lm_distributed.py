@@ -14,8 +14,9 @@ import jax
 import numpy as np
 import pytest
 import test_toy_lm
-from test_toy_lm import ROOT, SCRIPT, SMALL, losses, refused
+from test_toy_lm import QUICK, ROOT, SCRIPT, SMALL, losses, refused
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 toy, text, standard_promotion = test_toy_lm.toy, test_toy_lm.text, test_toy_lm.standard_promotion
 
 STEPS = 12  # checkpoints after 4, 8 and 12 of them, held-out losses after 10 and 12
@@ -62,7 +63,7 @@ def start(text, tmp_path_factory):
         what = ["-c", code] if code else [str(SCRIPT)]
         env = {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
             "JAX_COMPILATION_CACHE_DIR": kept,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
@@ -147,6 +148,7 @@ def same_but_for_rounding(mine: list[dict], theirs: list[dict]) -> float:
     return worst
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "devices, mesh",
     [(1, "data=2"), (1, "model=2"), (2, "data=4"), (2, "data=2,model=2"), (2, "model=4")],
@@ -160,6 +162,7 @@ def test_two_processes_have_the_losses_of_one(uninterrupted, devices, mesh):
     assert (workdir / "loss.png").exists() and (workdir / "sample.txt").read_text() in lead
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mesh, rows", [("data=2", [[0, 1], [2, 3]]), ("model=2", [[0, 1, 2, 3]] * 2)])
 def test_each_process_reads_its_own_rows(together, mesh, rows):
     code = f"""{LOADED}
@@ -177,6 +180,7 @@ print(json.dumps([sorted({{starts.tolist().index(start) for start in read}}), wh
     assert seen == [[rows[0], batch], [rows[1], batch]]
 
 
+@pytest.mark.full
 def test_every_process_writes_its_part_of_a_checkpoint(uninterrupted):
     workdir, _ = uninterrupted("model=2")
     folder = workdir / f"checkpoints/{STEPS}/default"
@@ -184,6 +188,7 @@ def test_every_process_writes_its_part_of_a_checkpoint(uninterrupted):
     assert min(sizes) > sum(sizes) / 4, sizes  # what is whole on both is written by one of them
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "written, devices, read, exactly",
     [
@@ -209,6 +214,7 @@ def test_a_checkpoint_goes_on_upon_another_mesh(
     assert not exactly or losses(workdir) == losses(source)
 
 
+@pytest.mark.full
 class TestFaults:
     """Whatever befalls one process, the other ends, and both go on as if nothing had happened."""
 
@@ -261,6 +267,7 @@ class TestBadStart:
         assert all(process.returncode not in (0, None) for process in both), errors
         return errors[0]
 
+    @pytest.mark.full
     def test_flags_that_differ(self, pair, tmp_path):
         says = "toy_lm: every process must get the same flags and the same text, but they differ in"
         err = self.refused_by_all(pair, "--workdir", tmp_path, second=["--seed", 1, "--base", 5.0])
@@ -270,12 +277,14 @@ class TestBadStart:
         assert f"{says} corpus\n" in self.refused_by_all(pair, "--workdir", tmp_path, second=["--data", other])
         assert not list(tmp_path.glob("*.json*")), "nothing is written"
 
+    @pytest.mark.full
     def test_a_mesh_of_another_size(self, pair, tmp_path):
         err = self.refused_by_all(pair, "--workdir", tmp_path, "--mesh", "data=1")
         assert "toy_lm: --mesh data=1 must use all 2 devices of the 2 processes" in err
         err = self.refused_by_all(pair, "--workdir", tmp_path, "--mesh", "data=4")
         assert "toy_lm: --mesh data=4 needs 4 devices, got 2" in err
 
+    @pytest.mark.full
     def test_a_workdir_that_is_not_shared(self, pair, tmp_path):
         moves = [f"os.makedirs({str(tmp_path / n)!r}); os.chdir({str(tmp_path / n)!r})" for n in "ab"]
         codes = [f"{LOADED}{move}{RUN}" for move in moves]
@@ -284,6 +293,7 @@ class TestBadStart:
         assert [process.returncode for process in both] == [1, 2]
         assert "toy_lm: --workdir work must be one folder for all processes" in errors[1]
 
+    @pytest.mark.full
     @pytest.mark.parametrize("process_id", [0, 1])
     def test_no_coordinator_or_nobody_else(self, start, tmp_path, process_id):
         address = f"127.0.0.1:{free_port()}"
@@ -296,6 +306,7 @@ class TestBadStart:
         assert process.returncode == 1
         assert err.strip() == f"toy_lm: --coordinator {address}: not all processes started within 3 s"
 
+    @pytest.mark.full
     def test_no_platform_that_knows(self, start, tmp_path):
         with start("--coordinator", "auto", "--workdir", tmp_path) as process:
             try:

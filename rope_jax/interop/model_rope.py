@@ -1,4 +1,4 @@
-"""What is a whole model's rotation, as a value?"""
+"""The rotation of a whole model, as a value."""
 
 import dataclasses
 import itertools
@@ -13,15 +13,15 @@ from rope_jax.core.rope import Rope
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QueryTemperature:
-    """Queries grow with the position: ``1 + beta ln(1 + floor((m + offset) / period))`` (Meta 2025, Llama 4).
+    """Multiplies queries by ``1 + beta ln(1 + floor((m + offset) / period))`` (Meta 2025, Llama 4).
 
     Attributes:
-      beta: how much.
-      period: after how many positions the first step comes.
-      offset: what is added to the position.
+      beta: the growth for each step of the logarithm.
+      period: positions between two steps.
+      offset: added to each position.
 
     Raises:
-      ValueError: if beta is not positive and finite, or period not a positive integer.
+      ValueError: if beta is not positive and finite, or period is not a positive integer.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -41,27 +41,27 @@ class QueryTemperature:
             raise ValueError(f"period must be a positive integer, got {self.period}")
 
     def __call__(self, positions) -> jax.Array:
-        """What queries at integer positions ``[..., T]``, not negative, are multiplied by: float32 ``[..., T]``.
+        """The factors of queries at integer positions ``[..., T]``, at least 0: float32 ``[..., T]``.
 
         Raises:
           TypeError: if the positions are not integers.
         """
         positions = device_array("positions", positions)
         check_dtype("positions", positions, jnp.integer, "integer")
-        # In two parts, so that the offset wraps no position around.
+        # In two parts: position + offset may exceed the largest integer.
         steps = positions // self.period + (positions % self.period + self.offset) // self.period
         return 1.0 + self.beta * jnp.log1p(steps.astype(jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerRope:
-    """How one layer's queries and keys know where they are.
+    """The position encoding of one layer.
 
     Attributes:
-      rope: the rotation; None where the layer does not rotate, or has no attention.
-      type: the config's name for layers of this kind; None where it names none.
+      rope: the rotation; None if the layer does not rotate or has no attention.
+      type: the config's name for layers of this kind; None if it has none.
       logit_factor: multiplies the scores, beside ``1/sqrt(H)`` of the whole head (DeepSeek-V2's use of YaRN).
-      query_temperature: multiplies the queries by their position; None where they stay as they are.
+      query_temperature: multiplies the queries by a function of their position; None for no such factor.
     """
 
     rope: Rope | None
@@ -72,16 +72,21 @@ class LayerRope:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ModelRope:
-    """A whole model's rotation, layer by layer: hashable, equal by value, shown with equal layers together.
+    """The position encoding of a whole model: hashable, equal by value, printed with equal layers together.
 
     Attributes:
       model_type: the family, as Hugging Face names it.
       layers: one :class:`LayerRope` for each layer.
 
+    Raises:
+      TypeError: if an element of ``layers`` is no :class:`LayerRope`.
+
     Example:
       >>> import rope_jax
-      >>> plain = rope_jax.interop.LayerRope(rope_jax.Rope(64, rope_jax.Standard()))
-      >>> rope_jax.interop.ModelRope("smollm3", (plain, plain, plain, rope_jax.interop.LayerRope(None))).layers[3].rope is None
+      >>> from rope_jax.interop import LayerRope, ModelRope
+      >>> rotating = LayerRope(rope_jax.Rope(64, rope_jax.Standard()))
+      >>> model_rope = ModelRope("smollm3", (rotating, rotating, rotating, LayerRope(None)))
+      >>> model_rope.layers[3].rope is None
       True
     """
 
@@ -95,14 +100,14 @@ class ModelRope:
 
     @property
     def rope(self) -> Rope:
-        """The one rotation of all layers.
+        """The common rotation of all layers.
 
         Raises:
           ValueError: if layers differ, or do not rotate.
         """
         ropes = {layer.rope for layer in self.layers}
         if len(ropes) != 1 or None in ropes:
-            raise ValueError(f"rope is for models whose layers are all alike; take .layers[i].rope of {self}")
+            raise ValueError(f"rope is for models whose layers are all alike; use .layers[i].rope of {self}")
         (rope,) = ropes
         assert rope is not None
         return rope
@@ -111,14 +116,14 @@ class ModelRope:
         kinds: dict[LayerRope, list[int]] = {}
         for i, layer in enumerate(self.layers):
             kinds.setdefault(layer, []).append(i)
-        shown = "".join(f"\n  {_runs(layers)}: {layer}" for layer, layers in kinds.items())
-        return f"ModelRope({self.model_type!r}, {len(self.layers)} layers:{shown})"
+        lines = "".join(f"\n  {_ranges(layers)}: {layer}" for layer, layers in kinds.items())
+        return f"ModelRope({self.model_type!r}, {len(self.layers)} layers:{lines})"
 
 
-def _runs(numbers: list[int]) -> str:
+def _ranges(numbers: list[int]) -> str:
     """``[0, 1, 2, 5]`` as ``0-2, 5``."""
-    runs: list[str] = []
+    ranges: list[str] = []
     for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
         first, *_, last = [number for _, number in run] * 2
-        runs.append(str(first) if first == last else f"{first}-{last}")
-    return ", ".join(runs)
+        ranges.append(str(first) if first == last else f"{first}-{last}")
+    return ", ".join(ranges)

@@ -1,0 +1,206 @@
+"""Reads a Hugging Face config strictly: every key is read, known to be inert, or refused."""
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      FileNotFoundError: if there is no file.
+      ValueError: if the file holds no JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
+    return values
+
+
+def load_config(config) -> Mapping[str, Any]:
+    """A config as a dictionary, from a dictionary, a path or a transformers config object."""
+    if isinstance(config, str | os.PathLike):
+        path = Path(config)
+        if path.is_dir():
+            path /= "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"config must be a local file or folder (nothing is downloaded), got {path}")
+        return read_json(path)
+    if not isinstance(config, Mapping):
+        if not hasattr(config, "to_dict"):
+            raise TypeError(f"config must be a dictionary, a path or a config object, got {type(config).__name__}")
+        config = config.to_dict()
+    if not isinstance(config, Mapping):
+        raise TypeError(f"config.to_dict() must return a dictionary, got {type(config).__name__}")
+    return config
+
+
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the part that reads text, with its model type: the whole config if it has no parts."""
+    for key in ("thinker_config", "text_config"):
+        if isinstance(config.get(key), Mapping):
+            return text_part({"model_type": f"{config.get('model_type')}_text", **config[key]})
+    return config
+
+
+def vision_part(config: Mapping[str, Any], known: Container[str]) -> Mapping[str, Any]:
+    """The config of the vision tower, with its model type.
+
+    Older files give the tower no model type, or the whole model's: the first name among ``known`` is taken.
+    """
+    config = config.get("thinker_config", config)
+    tower = config.get("vision_config")
+    if not isinstance(tower, Mapping):
+        raise ValueError(f"config must have the key 'vision_config' for part='vision', got keys {sorted(config)}")
+    names = [
+        f"{name}{suffix}"
+        for name in (tower.get("model_type"), config.get("model_type"))
+        for suffix in ("_vision", "_vision_encoder", "")
+    ]
+    return {**tower, "model_type": next((name for name in names if name in known), names[0])}
+
+
+def did_you_mean(name: str, candidates: Iterable[str], cutoff: float = 0.75) -> str:
+    """The end of an error message: a similar name, or nothing."""
+    close = difflib.get_close_matches(name, sorted(set(candidates) - {name}), n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+class Config:
+    """A dictionary that records which keys were read, so that no key is ignored in silence.
+
+    Attributes:
+      values: the keys of the file, over the defaults.
+      name: of the dictionary, in error messages.
+    """
+
+    def __init__(self, values: Mapping[str, Any], name: str, defaults: Mapping[str, Any] | None = None):
+        self.values, self.name = {**(defaults or {}), **values}, name
+        self.read: set[str] = set()
+        self._in_file = tuple(values)
+
+    def __getitem__(self, key: str) -> Any:
+        """The value of a required key; it may be null."""
+        if key not in self.values:
+            raise ValueError(f"{self.name} must have the key {key!r}{did_you_mean(key, self.values)}")
+        self.read.add(key)
+        return self.values[key]
+
+    def get(self, key: str, default=None) -> Any:
+        """The value of an optional key; null counts as missing."""
+        self.read.add(key)
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def is_null(self, key: str) -> bool:
+        """True if the key is present and null."""
+        self.read.add(key)
+        return key in self.values and self.values[key] is None
+
+    def ignore(self, *keys: str) -> None:
+        """Counts keys as read whose values do not matter."""
+        self.read.update(keys)
+
+    def need(self, *keys: str) -> Any:
+        """The first value among synonymous keys; raises ValueError if all are missing."""
+        value = self.first(*keys)
+        if value is None:
+            raise ValueError(f"{self.name} must have the key {keys[0]!r}{did_you_mean(keys[0], self.values)}")
+        return value
+
+    def first(self, *keys: str) -> Any:
+        """The first value among synonymous keys, or None."""
+        values = [self.get(key) for key in keys]
+        return next((value for value in values if value is not None), None)
+
+    def agreed(self, *keys: str) -> Any:
+        """The value of synonymous keys, or None; raises ValueError if two values differ."""
+        found = {key: value for key in keys if (value := self.get(key)) is not None}
+        if any(value != next(iter(found.values())) for value in found.values()):
+            raise ValueError(f"{self.name} has synonymous keys with different values: {found}")
+        return next(iter(found.values()), None)
+
+    def number(self, key: str, default: Any = ...) -> Any:
+        """A number as a float; the default, if any, as it is."""
+        value = self.need(key) if default is ... else self.get(key, default)
+        if value is None or value is default:
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            self.refuse(f"{key} must be a number, got {value!r}")
+        return float(value)
+
+    def integer(self, key: str, value, least: int = 1) -> int:
+        """``value``, read from ``key``, as an integer; 8.0 is 8."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < least:
+            self.refuse(f"{key} must be an integer of at least {least}, got {value!r}")
+        return int(value)
+
+    def size(self, key: str) -> int:
+        """A required integer of at least 1, written without a decimal point."""
+        value = self[key]
+        if not isinstance(value, int) or value < 1:
+            self.refuse(f"{key} must be an integer of at least 1, got {value!r}")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A boolean; 0 and 1 are accepted."""
+        value = self.get(key, default)
+        if value not in (False, True):
+            self.refuse(f"{key} must be true or false, got {value!r}")
+        return bool(value)
+
+    def one_of(self, key: str, *allowed) -> Any:
+        """The value of a required key, which must be among those allowed."""
+        value = self[key]
+        if value not in allowed:
+            self.refuse(f"{key} must be {' or '.join(map(repr, allowed))}, got {value!r}")
+        return value
+
+    def per_layer(self, key: str, values, count: int) -> list:
+        """``values``, read from ``key``, as a list of ``count`` entries."""
+        if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or len(values) != count:
+            got = f"{len(values)}" if isinstance(values, Sequence) else repr(values)
+            self.refuse(f"{key} must have an entry for each of {count} layers, got {got}")
+        return list(values)
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        """A dictionary; empty if the key is missing."""
+        value = self.get(key, {})
+        if not isinstance(value, Mapping):
+            self.refuse(f"{key} must be a dictionary, got {value!r}")
+        return value
+
+    def refuse(self, message: str) -> NoReturn:
+        """Raises ValueError with the name of this dictionary."""
+        raise ValueError(f"{self.name}: {message}")
+
+    def resembles_missing(self, key: str) -> bool:
+        """True if a key looks like a misspelling of a key that was read and has no value."""
+        missing = [name for name in self.read if self.values.get(name) is None]
+        return bool(difflib.get_close_matches(key, missing, n=1, cutoff=0.93))
+
+    def refuse_unread(
+        self, constants: Mapping[str, tuple], inert: Callable[[str], object] = lambda key: False
+    ) -> None:
+        """Raises ValueError for an unread key, unless the key is null, inert, or constant with an allowed value.
+
+        Args:
+          constants: the allowed values of keys that would change the computation at any other value.
+          inert: true for keys that do not change the computation.
+        """
+        for key in self._in_file:
+            if key in self.read:
+                continue
+            if key in constants:
+                self.one_of(key, *constants[key])
+            elif self.values[key] is not None and not inert(key):
+                advice = did_you_mean(key, self.read) or "; remove the key if it does not change the computation"
+                raise ValueError(f"{self.name} has an unknown key {key!r} = {self.values[key]!r}{advice}")

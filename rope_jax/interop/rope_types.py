@@ -1,0 +1,144 @@
+"""Reads one dictionary of ``rope_parameters`` into a schedule, by its ``rope_type``."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from rope_jax.core.frequencies import Schedule
+from rope_jax.core.length_schedules import DynamicNTK, LongRope
+from rope_jax.core.schedules import Linear, Llama3, NTKAware, Proportional, Standard, Yarn
+from rope_jax.interop.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeParameters:
+    """One dictionary of ``rope_parameters``, and the config around it.
+
+    Attributes:
+      entry: the dictionary.
+      config: the config around it, which may hold the lengths.
+      base: b.
+      by_layer_type: whether the config has one such dictionary for each layer type.
+      compat: whether to follow transformers if it departs from the released checkpoints.
+    """
+
+    entry: Config
+    config: Config
+    base: float
+    by_layer_type: bool
+    compat: bool
+
+    def max_length(self) -> int:
+        """The longest sequence that the model is meant for."""
+        names = ("max_position_embeddings", "max_seq_len", "model_max_length")
+        return self.config.integer(names[0], self.config.need(*names))
+
+    def original_length(self) -> int:
+        """The length that the model was first trained with."""
+        # Phi-3 keeps this length at the top of its config, so the top comes first; but the top does not count
+        # beside a dictionary for one layer type.
+        name = "original_max_position_embeddings"
+        inside, at_top = self.entry.get(name), self.config.get(name)
+        length = at_top if at_top is not None and not self.by_layer_type else inside
+        return self.max_length() if length is None else self.entry.integer(name, length)
+
+    def factor(self) -> float:
+        """By how much the context grows. A null factor, unlike a missing one, is the ratio of the two lengths."""
+        if self.entry.is_null("factor"):
+            return self.max_length() / self.original_length()
+        return self.entry.number("factor")
+
+
+Reader = Callable[[RopeParameters], Schedule]
+
+
+def standard(given: RopeParameters) -> Schedule:
+    return Standard(base=given.base)
+
+
+def linear(given: RopeParameters) -> Schedule:
+    return Linear(factor=given.factor(), base=given.base)
+
+
+def dynamic(given: RopeParameters) -> Schedule:
+    return DynamicNTK(factor=given.factor(), original_length=given.max_length(), base=given.base)
+
+
+def alpha(given: RopeParameters) -> Schedule:
+    """HunYuan's NTK scaling, by a constant factor ``alpha``."""
+    given.entry.ignore("factor")  # 1 in the released configs, and replaced by alpha
+    return NTKAware(factor=given.entry.number("alpha"), base=given.base)
+
+
+def alpha_or_dynamic(given: RopeParameters) -> Schedule:
+    return dynamic(given) if given.entry.get("alpha") is None else alpha(given)
+
+
+def yarn(given: RopeParameters) -> Schedule:
+    given.entry.ignore("finetuned")  # how the first YaRN checkpoints were made
+    truncate = given.entry.flag("truncate", True)
+    return Yarn(
+        factor=given.factor(),
+        original_length=given.original_length(),
+        base=given.base,
+        beta_fast=given.entry.number("beta_fast", 32.0),
+        beta_slow=given.entry.number("beta_slow", 1.0),
+        mscale=given.entry.number("mscale", None),
+        mscale_all_dim=given.entry.number("mscale_all_dim", None),
+        attention_factor=given.entry.number("attention_factor", None),
+        truncate=True if given.compat and given.by_layer_type else truncate,
+    )
+
+
+def longrope(given: RopeParameters) -> Schedule:
+    short, long = given.entry.need("short_factor"), given.entry.need("long_factor")
+    # Phi-3.5-MoE has one attention factor for each list.
+    short_mscale, long_mscale = (given.entry.number(f"{name}_mscale", None) for name in ("short", "long"))
+    if given.entry.get("factor") is not None:
+        factor = given.factor()
+    else:
+        factor = max(given.max_length() / given.original_length(), 1.0)
+    return LongRope(
+        short_factor=short,
+        long_factor=short if given.compat and long_mscale is not None else long,
+        original_length=given.original_length(),
+        factor=factor,
+        base=given.base,
+        attention_factor=given.entry.number("attention_factor", short_mscale),
+        long_attention_factor=long_mscale,
+    )
+
+
+def llama3(given: RopeParameters) -> Schedule:
+    return Llama3(
+        factor=given.factor(),
+        original_length=given.original_length(),
+        low_freq_factor=given.entry.number("low_freq_factor"),
+        high_freq_factor=given.entry.number("high_freq_factor"),
+        base=given.base,
+    )
+
+
+def proportional(given: RopeParameters) -> Schedule:
+    proportion = given.entry.number("partial_rotary_factor", 1.0)
+    return Proportional(proportion=proportion, factor=given.entry.number("factor", 1.0), base=given.base)
+
+
+ROPE_TYPES: Mapping[str, Reader] = {
+    "default": standard,
+    "linear": linear,
+    "dynamic": dynamic,
+    "yarn": yarn,
+    "longrope": longrope,
+    "su": longrope,  # the first name of LongRoPE
+    "llama3": llama3,
+    "proportional": proportional,
+}
+
+
+def rope_type(entry: Config) -> str:
+    """The name of the schedule, from ``rope_type`` or the older key ``type``."""
+    name, older = entry.get("rope_type"), entry.get("type")
+    # Qwen2-VL's sections are written as type "mrope" beside rope_type "default".
+    if name is not None and older not in (None, name, "mrope"):
+        raise ValueError(f"{entry.name} has two names for its schedule: rope_type = {name!r}, type = {older!r}")
+    return name or older or "default"
