@@ -8,6 +8,7 @@ import resource
 import sys
 from pathlib import Path
 
+import eight_devices
 import hypothesis
 import jax
 import jaxlib
@@ -61,9 +62,11 @@ CHEAP = {
 
 def cheap_flags():
     """The flags that this version of XLA has: it aborts on any other."""
-    with open(Path(jaxlib.__file__).parent / "libjax_common.so", "rb") as file:
-        library = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return [f"--{name}={value}" for name, value in CHEAP.items() if library.find(name.encode()) >= 0]
+    flags = []
+    for library in Path(jaxlib.__file__).parent.glob("libjax_common.*"):
+        with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as binary:
+            flags += [f"--{name}={value}" for name, value in CHEAP.items() if binary.find(name.encode()) >= 0]
+    return flags
 
 
 def pytest_addoption(parser):
@@ -74,8 +77,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if not config.getoption("--optimized"):  # XLA reads its flags when it compiles for the first time
-        os.environ["XLA_FLAGS"] = " ".join([*cheap_flags(), os.environ.get("XLA_FLAGS", "")])
+    flags = os.environ.get("XLA_FLAGS", "")  # XLA reads them when it compiles for the first time
+    if not config.getoption("--optimized") and "xla_backend_optimization_level" not in flags:
+        os.environ["XLA_FLAGS"] = " ".join([*cheap_flags(), flags])
+    eight_devices.markers = config.option.markexpr
     if config.getoption("--compilations"):
         config.pluginmanager.register(Compilations())
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from fast import first
 
 import rope_jax
 
@@ -88,7 +89,7 @@ ORDINARY = np.broadcast_to(np.arange(T), (B, T))
 
 class TestAgainstTheOracle:
     @pytest.mark.parametrize("heads", HEADS)
-    @pytest.mark.parametrize("rope", ROPES)
+    @pytest.mark.parametrize("rope", first(2, ROPES))
     def test_every_rope_and_grouping(self, rope, heads):
         module, x = build(rope, heads), inputs()
         params = init(module)
@@ -156,9 +157,9 @@ def feed(step, cache, x, mask, cuts):
     return jnp.concatenate(outs, axis=1), cache
 
 
-@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("window", first(1, [3, None]))
 @pytest.mark.parametrize("ragged", [False, True])
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("heads", first(1, ["gqa", "mha", "mqa"]))
 @pytest.mark.parametrize("rope", ROPES)
 def test_however_it_is_cut_the_cache_gives_the_full_forward(rope, heads, ragged, window):
     module, x = build(rope, heads, window=window), inputs()
@@ -225,7 +226,7 @@ def test_packed_with_padding_and_a_window():
 
 
 @pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.parametrize("rope", first(2, ROPES))
 def test_padded_on_the_left_or_right_is_unpadded(rope, window):
     module, x = build(rope, window=window), inputs()
     params = init(module)
@@ -241,7 +242,7 @@ def test_padded_on_the_left_or_right_is_unpadded(rope, window):
 
 
 @pytest.mark.parametrize("rope", [name for name in ROPES if name != "none"])
-@pytest.mark.parametrize("shift", [10_000_000, -10_000_000, 2**31 - 1 - T])
+@pytest.mark.parametrize("shift", first(1, [2**31 - 1 - T, 10_000_000, -10_000_000]))
 def test_a_common_shift_of_positions_changes_nothing(rope, shift):
     module, x = build(rope), inputs()
     params = init(module)
