@@ -224,10 +224,11 @@ def attending(device, sizes, rounds, repeats) -> dict:
     layer = rope_jax.RotaryAttention(rope=rope, **fields)
     x = jax.random.normal(jax.random.key(0), (B, T, N * H), jnp.bfloat16)
     params = nn.unbox(layer.init(jax.random.key(1), x[:1, :1]))
-    *arrays, rotation = jax.device_put((params, x, rope.rotation(jnp.arange(T)[None])), device)
+    arrays = jax.device_put((params, x), device)
+    plan = jax.device_put(rope_jax.attention.make_plan(rope, (B, T)), device)
     layer = layer.clone(implementation="cudnn" if device.platform == "gpu" else None)
     plain = layer.clone(rope=None)
-    layers = {"with rope": functools.partial(layer.apply, rotation=rotation), "without": plain.apply}
+    layers = {"with rope": functools.partial(layer.apply, plan=plan), "without": plain.apply}
 
     def gradient(apply, params, x):
         return jax.vjp(apply, params, x)[1](x)

@@ -1,7 +1,7 @@
 """Rotary position embeddings for JAX and Flax: pure functions, exact at every position.
 
-A position ``m`` rotates pair ``i`` of a head's features by the angle ``m * theta_i``, so that the score of a query at
-``m`` with a key at ``n`` depends on ``m - n`` alone (Su et al. 2021, RoFormer, section 3.2).
+A position ``m`` rotates pair ``i`` of a head's features by the angle ``m * theta_i``, so that the score of a query
+at ``m`` with a key at ``n`` depends on ``m - n`` alone (Su et al. 2021, RoFormer, section 3.2).
 
 Data flows one way::
 

@@ -27,7 +27,7 @@ def _depends_on_length(rope: Rope) -> bool:
 
 
 def rotations_at(ropes: Ropes, positions, context_length, so_far) -> tuple[Rotation | None, jax.Array | None]:
-    """The rotation of all layers, and None. For unlike ropes: C stacked rotations, and int32 ``[layers]`` to choose.
+    """The rotation of all layers and None; for unlike ropes C stacked rotations and int32 ``[layers]``, the choice.
 
     A schedule that depends on the context length takes ``context_length``, else its own, else ``so_far``.
     """
@@ -59,8 +59,8 @@ def rotations_at(ropes: Ropes, positions, context_length, so_far) -> tuple[Rotat
 def stored_context_length(cache: KVCache, ropes: Ropes, context_length, so_far, num_tokens, by_count: bool):
     """``(context_length, num_tokens)`` of the cache after this step, both int32 ``[B]``.
 
-    The context length is None if the stored keys do not depend on one. A row overflows if its stored keys would need
-    other frequencies, and :func:`rerotate_stored_keys` cannot rotate them again.
+    The context length is None if the stored keys do not depend on one. A row overflows if its stored keys would
+    need other frequencies, and :func:`rerotate_stored_keys` cannot rotate them again.
 
     Args:
       cache: the cache before this step.
