@@ -190,7 +190,7 @@ def said_by(module, capsys, *args):
 
     status = 0
     try:
-        if module.__name__ == "export":
+        if module is export:
             module.main(tyro.cli(module.Config, args=list(map(str, args))))
         else:
             sys.argv[1:] = map(str, args)
