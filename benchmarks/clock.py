@@ -9,9 +9,9 @@ import jax
 
 
 def in_turns(calls: Mapping[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each call in each round, ready when its arrays are; the first, uncounted, compiles it.
+    """Milliseconds of each call in each round, until its arrays are ready. A first call, not counted, compiles it.
 
-    Whoever comes first in a round finds the caches full of something else, so each does in its turn.
+    The first call of a round finds the processor's caches cold, so the calls take turns to be first.
     """
     for call in calls.values():
         jax.block_until_ready(call())
@@ -27,7 +27,7 @@ def in_turns(calls: Mapping[str, Callable], rounds: int) -> dict[str, list[float
 
 
 def ratios(times: Mapping[str, Sequence[float]], name: str, to: str) -> list[float]:
-    """Quartiles of the time of one over that of another in the same round."""
+    """Quartiles of the time of call ``name`` over the time of call ``to`` in the same round."""
     return statistics.quantiles(
         [a / b for a, b in zip(times[name], times[to], strict=True)], n=4, method="inclusive"
     )

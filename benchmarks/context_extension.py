@@ -58,16 +58,16 @@ class Config:
     batch: int = 16
 
     tune_steps: int = 60
-    """Of the fine-tuning at factor * L, with as many bytes a step as in the training."""
+    """Steps of the fine-tuning at factor * L, with as many bytes a step as in the training."""
     tune_learning_rate: float = 1e-3
     sequences: int = 64
-    """Held-out sequences that bits per byte are read from: a multiple of 16."""
+    """Held-out sequences for bits per byte: a multiple of 16."""
     questions: int = 32
-    """Passkeys asked for, at each distance: a multiple of 16."""
+    """Passkey questions at each distance: a multiple of 16."""
     generations: int = 8
-    """Of the search for LongRoPE's factors."""
+    """Generations of the search for LongRoPE's factors."""
     rounds: int = 31
-    """Of the timings, 2 or more."""
+    """Rounds of the timings, 2 or more."""
 
 
 QUICK = Config(
@@ -82,11 +82,11 @@ QUICK = Config(
     rounds=7,
 )
 ENCODINGS = ("rope", "sinusoidal", "learned", "t5", "alibi", "none")
-AGAIN = "none again"  # timed beside "none", to see what the machine does
+AGAIN = "none again"  # timed beside "none", to show the noise of the machine
 METHODS = ("unmodified", "linear", "ntk", "dynamic", "yarn", "longrope", "llama3")
-RATES = (1.0, 3.0, 10.0, 30.0)  # what is tried for the tables of learned and t5
-QUESTION, KEYS = 1, np.arange(128, 144)  # bytes that the corpus has hardly any of
-SPAN = 32  # bytes that one point of a curve is the mean of
+RATES = (1.0, 3.0, 10.0, 30.0)  # learning rates tried for the tables of learned and t5
+QUESTION, KEYS = 1, np.arange(128, 144)  # bytes that are rare in the corpus
+SPAN = 32  # bytes that a point of a curve averages
 FREE = {"workdir", "results", "data"}
 
 fail = functools.partial(toy_lm.fail, program="context_extension")
@@ -101,7 +101,7 @@ def toy_config(config: Config, encoding: str, seed: int, table_rate: float = 1.0
 
 
 def plant(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """In every row a key somewhere, later the question, and after it the key again: one key, any distance."""
+    """Plants in every row a key, later the question and then the same key again, at any distance."""
     tokens = tokens.copy()
     rows, length = np.arange(len(tokens)), tokens.shape[1]
     distance = rng.integers(1, length - 1, len(rows))
@@ -112,7 +112,7 @@ def plant(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def train(model, text, config: toy_lm.Config, optimizer, state=None):
-    """Parameters after the planted bytes of every step, from the start or from a given state."""
+    """Trains on planted bytes, from scratch or from a given state. Returns the parameters."""
     if state is None:
         state = toy_lm.initial_state(model, optimizer, toy_lm.build_mesh(config), config)
     for step in range(config.steps):
@@ -127,7 +127,7 @@ def train(model, text, config: toy_lm.Config, optimizer, state=None):
 
 @functools.partial(jax.jit, static_argnames="model")
 def bits(model, params, tokens) -> jax.Array:
-    """``[B, T + 1] -> [B, T]``: what each byte costs, after those before it."""
+    """``[B, T + 1] -> [B, T]``: the bits of each byte, given all bytes before it."""
     logits = model.apply(params, tokens[:, :-1])
     return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]) / math.log(2)
 
@@ -173,7 +173,7 @@ def read_long(build: Callable, params, held_out, config: Config) -> list[float]:
 
 
 def read_sliding(model, params, held_out, config: Config) -> list[float]:
-    """The same, but no byte sees more than L before it: windows of L that move on by L/2, positions from 0."""
+    """Bits per byte in windows of L that slide by L/2: no byte sees more than L bytes before it."""
     text, half = held_out_windows(held_out, config), config.length // 2
     starts = range(0, (config.factor - 1) * config.length + 1, half)
     parts = np.concatenate([text[:, start : start + config.length + 1] for start in starts])
@@ -182,18 +182,18 @@ def read_sliding(model, params, held_out, config: Config) -> list[float]:
 
 
 def asked(config: Config) -> list[tuple[int, int]]:
-    """Windows, and bytes between key and question: one question within L, and all the others in the longest."""
+    """Windows and distances of the questions: one question within L, all others in the longest window."""
     near, *_, longest = lengths(config)
     return [(near, 3 * near // 4), *((longest, 3 * length // 4) for length in lengths(config))]
 
 
 def ask(build: Callable, params, held_out, config: Config) -> dict[str, float]:
-    """Share of the passkeys that come back where the question ends the window, by distance and window."""
+    """The share of passkeys found by the byte after the question, by distance and window."""
     found = {}
     for window, distance in asked(config):
         if (model := build(window)) is None:
             continue
-        rng = np.random.default_rng((7, window, distance))  # the same questions for everybody
+        rng = np.random.default_rng((7, window, distance))  # the same questions for every model
         tokens = toy_lm.windows(held_out, rng.integers(0, len(held_out) - window, config.questions), window - 1)
         keys = rng.choice(KEYS, config.questions)
         tokens[:, -1], tokens[:, -1 - distance] = QUESTION, keys
@@ -205,7 +205,7 @@ def ask(build: Callable, params, held_out, config: Config) -> dict[str, float]:
 
 
 def extended(method: str, config: Config, factors: list[float], length: int) -> rope_jax.core.Schedule:
-    """RoPE as a method would have it for windows of ``length``, to reach ``factor * L`` after a training at L."""
+    """The schedule of a method for windows of ``length``, to reach ``factor * L`` after a training at L."""
     base, factor, original = toy_lm.Config.base, float(config.factor), config.length
     known = dict(factor=factor, original_length=original, base=base)
     match method:
@@ -263,7 +263,7 @@ def search_factors(model, params, text, config: Config, seed: int) -> list[float
 
 
 class Study:
-    """The units of work, in order: each a name and a function that gives what is kept of it."""
+    """The units of work in order. Each has a name, and a function that returns its result."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -298,27 +298,27 @@ class Study:
         yield "speed", self.speed
 
     def rates(self, encoding):
-        """Bits per byte of training text after half of the steps, with a seed of its own, by the table's rate."""
+        """Bits per training byte after half of the steps, by the rate of the table, at a separate seed."""
         tokens = held_out_windows(self.text, self.config)[:, : self.config.length + 1]
         cost = {}
         for rate in RATES:
-            how = toy_config(self.config, encoding, 999, rate)
-            how = dataclasses.replace(how, steps=max(how.steps // 2, 1))
-            model = toy_lm.build_model(how)
-            params = train(model, self.text, how, toy_lm.build_optimizer(how))
+            half = toy_config(self.config, encoding, 999, rate)
+            half = dataclasses.replace(half, steps=max(half.steps // 2, 1))
+            model = toy_lm.build_model(half)
+            params = train(model, self.text, half, toy_lm.build_optimizer(half))
             cost[rate] = float(in_batches(bits, model, params, tokens).mean())
         return cost
 
     def rate(self, encoding) -> float:
-        """The best of those tried; what has no table has nothing to try."""
+        """The best rate for the table of an encoding; 1 without a table."""
         if encoding not in ("learned", "t5"):
             return 1.0
         cost = self.kept(f"rates-{encoding}")
         return float(min(cost, key=cost.get))
 
     def train(self, encoding, seed):
-        how = toy_config(self.config, encoding, seed, self.rate(encoding))
-        return train(toy_lm.build_model(how), self.text, how, self.optimizer(how.table_rate))
+        config = toy_config(self.config, encoding, seed, self.rate(encoding))
+        return train(toy_lm.build_model(config), self.text, config, self.optimizer(config.table_rate))
 
     def read(self, encoding, seed):
         model = toy_lm.build_model(toy_config(self.config, encoding, seed))
@@ -346,16 +346,16 @@ class Study:
             schedule = extended(method, self.config, factors, length)
             return model.clone(rope=rope_jax.Rope(model.head_dim, schedule))
 
-        how = self.tuning(seed)
+        tuning = self.tuning(seed)
         plain = self.reading(build, params)
         state = {"params": params, "optimizer": self.tuner.init(params), "step": jnp.zeros((), jnp.int32)}
-        tuned = train(build(how.length), self.text, how, self.tuner, jax.tree.map(jnp.copy, state))
+        tuned = train(build(tuning.length), self.text, tuning, self.tuner, jax.tree.map(jnp.copy, state))
         return {"plain": plain, "tuned": self.reading(build, tuned)}
 
     def speed(self):
         """Milliseconds of every encoding in turn, round by round: a training step, a cached token, a whole pass.
 
-        With the machine, which may be another one where a study goes on from an older workdir.
+        The result names the machine, since a study may continue on another machine.
         """
         config, longest = self.config, self.config.factor * self.config.length
         before = longest - config.rounds - 1
@@ -380,7 +380,7 @@ class Study:
         return machine() | {"milliseconds": times}
 
     def results(self) -> dict:
-        """What all units left: readings by seed, times by round."""
+        """The results of all units: readings by seed, times by round."""
         seeds = range(self.config.seeds)
         methods = {m: [self.kept(f"extend-{m}-{seed}") for seed in seeds] for m in METHODS}
         return {
@@ -395,7 +395,7 @@ class Study:
         }
 
     def fingerprint(self) -> dict:
-        """What the units in a workdir must have been made with: hyperparameters, toy_lm's too, and the text."""
+        """All hyperparameters, those of toy_lm included, and a digest of the text. A workdir must match it."""
         mine = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in FREE}
         theirs = toy_lm.fingerprint(toy_config(self.config, "rope", 0), (self.text, self.held_out))
         return theirs | mine
@@ -404,7 +404,7 @@ class Study:
         return self.config.workdir / (name + (".msgpack" if name.startswith("params") else ".json"))
 
     def kept(self, name: str):
-        """What a finished unit left."""
+        """The result of a finished unit."""
         try:
             if name.startswith("params"):
                 return flax.serialization.msgpack_restore(self.path(name).read_bytes())
@@ -413,7 +413,7 @@ class Study:
             fail(f"{self.path(name)} cannot be read, remove it to have it made again: {error}")
 
     def keep(self, name: str, value) -> None:
-        """All of it or nothing: whenever the study is killed, a file that is there is whole."""
+        """Writes the result of a unit atomically: a file is complete even if the study is killed."""
         new, path = self.config.workdir / "unfinished", self.path(name)
         if name.startswith("params"):
             new.write_bytes(flax.serialization.msgpack_serialize(jax.device_get(value)))
@@ -421,7 +421,7 @@ class Study:
             try:
                 new.write_text(json.dumps(value, allow_nan=False) + "\n")
             except ValueError:
-                fail(f"{name} has figures that are not finite: its model has come apart")
+                fail(f"{name} has figures that are not finite: its model diverged")
         new.replace(path)
 
 
@@ -473,7 +473,7 @@ def main(config: Config) -> None:
         fail(f"--data must hold more than {longest + 1} bytes of training and of held-out text")
 
     try:
-        for encoding in ENCODINGS:  # what is wrong with a model is said before the first is trained
+        for encoding in ENCODINGS:  # fail early, before any model is trained
             model = toy_lm.build_model(toy_config(config, encoding, 0))
             jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, config.length), jnp.int32))
         folder = config.results or config.workdir

@@ -4,7 +4,7 @@
     python -m benchmarks.exactness --every    # besides, every one of the 2^30 phases of a quarter turn; minutes
 
 The truth is exact integer arithmetic with mpmath's 2 pi (tests/oracles.py); for --every it is numpy's float64.
-float32 is `jnp.cos(position * inv_freq)`, what RoPE implementations compute, at the same positions.
+float32 is `jnp.cos(position * inv_freq)`, as most RoPE implementations compute it, at the same positions.
 """
 
 import sys

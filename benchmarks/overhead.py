@@ -2,9 +2,8 @@
 
     python -m benchmarks.overhead
 
-The toy LM and its own training step, in its own shape, with its rope and with none; and the same two models with
-tokens decoded one by one. In turns, and the model without rope a second time: how far that one is from 1 is what
-the machine does.
+The toy LM runs its training step and decodes tokens one by one, with its rope and without. The calls take turns.
+The model without rope runs twice: the distance of its ratio from 1 is the noise of the machine.
 
 Predicted, of the default shape: 96 pairs a token and layer, 6 operations each, forward and back: 1,152 beside the
 1.1 million of the layer's weights. Queries and keys are read and written once more each way where nothing is fused:
@@ -36,7 +35,7 @@ COMPARED = {"rope": "with RoPE", "none again": "without RoPE, again"}
 
 
 def decoding(model, params, tokens, prompt: int) -> Callable[[], list]:
-    """A call that feeds ``tokens [B, T]`` from ``prompt`` on, one by one, and returns the logits of each."""
+    """A call that decodes ``tokens [B, T]`` one by one from index ``prompt`` on, and returns all logits."""
 
     @functools.partial(jax.jit, donate_argnames="cache")
     def step(params, token, cache):
@@ -50,9 +49,7 @@ def decoding(model, params, tokens, prompt: int) -> Callable[[], list]:
 
     def call():
         nonlocal cache
-        cache = dataclasses.replace(
-            cache, num_tokens=jnp.asarray(begun)
-        )  # rewound: what lies beyond is written over
+        cache = dataclasses.replace(cache, num_tokens=jnp.asarray(begun))  # rewound: later slots are overwritten
         logits = []
         for token in later:
             one, cache = step(params, token, cache)
@@ -63,7 +60,7 @@ def decoding(model, params, tokens, prompt: int) -> Callable[[], list]:
 
 
 def rounding(model) -> float:
-    """How far float32 logits may be apart where sums have another order, as a share of the largest.
+    """The difference that another order of float32 sums may make, as a share of the largest logit.
 
     The roundings of a layer's longest sum are a random walk.
     """
@@ -71,7 +68,7 @@ def rounding(model) -> float:
 
 
 def check(turned, plain, params, tokens) -> None:
-    """Raises unless the models are one where every token stands at 0, and both decode what they say at once."""
+    """Raises unless both models agree at position 0, and each decodes the logits of its full pass."""
     still = jax.jit(turned.apply)(params, tokens, jnp.zeros_like(tokens))
     for model in (turned, plain):
         at_once = jax.jit(model.apply)(params, tokens)
@@ -87,7 +84,7 @@ def measure(
     batches: Sequence[int] = BATCHES,
     written: int = WRITTEN,
 ) -> dict:
-    """By job: milliseconds of the model without rope, and the others' times over that in the same round."""
+    """By job: milliseconds of the model without rope, and the ratios of the others in the same round."""
     text, _ = toy_lm.read_corpus(config)
     optimizer = toy_lm.build_optimizer(config)
     configs = {name: dataclasses.replace(config, encoding=encoding) for name, encoding in FORMS.items()}
@@ -106,7 +103,7 @@ def measure(
 
 
 def summary(times: Mapping[str, Sequence[float]], count: int = 1) -> dict:
-    """Quartiles: milliseconds of one of ``count``, and ratios round by round."""
+    """Quartiles of the milliseconds of one of ``count`` steps, and of the ratios round by round."""
     alone = statistics.quantiles([time / count for time in times["none"]], n=4, method="inclusive")
     over = {f"{name} over none": ratios(times, name, "none") for name in COMPARED}
     return {name: [round(q, 4) for q in quartiles] for name, quartiles in {"milliseconds": alone, **over}.items()}

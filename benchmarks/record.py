@@ -16,7 +16,7 @@ import numpy as np
 
 
 def machine() -> dict:
-    """The processor and the versions that a figure belongs to."""
+    """The processor, the date and the versions of a measurement."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -32,7 +32,7 @@ def machine() -> dict:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """The version of each, or that it is not installed."""
+    """The version of each package, or "not installed"."""
     found = {}
     for package in packages:
         try:
@@ -43,7 +43,7 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table as the README shows it."""
+    """A Markdown table, as in the README."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows))
 
 
@@ -56,7 +56,7 @@ def publish(
 ) -> None:
     """Writes results/<script>.json with command, machine and versions, its picture as .png, and prints its table.
 
-    The README shows what ``table`` makes of the kept file, and a test holds it to that.
+    A test compares the README with ``table`` of the written file.
     """
     path = Path(script)
     kept = {

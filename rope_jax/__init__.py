@@ -1,13 +1,17 @@
 """Rotary position embeddings for JAX and Flax: pure functions, exact at every position.
 
-A position ``m`` turns pair ``i`` of a head's features by the angle ``m * theta_i``, so that the score of
-a query at ``m`` with a key at ``n`` depends on ``m - n`` alone (Su et al. 2021, RoFormer, section 3.2).
+A position ``m`` rotates pair ``i`` of a head's features by the angle ``m * theta_i``, so that the score of a query
+at ``m`` with a key at ``n`` depends on ``m - n`` alone (Su et al. 2021, RoFormer, section 3.2).
 
-Data flows one way, and the modules stand in that order::
+Data flows one way::
 
     positions ───────────────────┐
-                                 ├─ rotation ─> Rotation ─ rotate ─> q, k ─> KVCache ─> attention ─> y
-    schedule(R) ─> Frequencies ──┘
+                                 ├─ rotation ─> Rotation ─ rotate ─> q, k ─> KVCache ─> attend ─> y
+    schedule(R) ─> Frequencies ──┘        \\__ plan (once a step) ____________________/
+
+Storeys, each importing only from those before it: :mod:`rope_jax.core` (the rotation), :mod:`rope_jax.attention`
+(a layer), :mod:`rope_jax.models`, :mod:`rope_jax.generation`, :mod:`rope_jax.interop` (Hugging Face files),
+:mod:`rope_jax.analysis` and :mod:`rope_jax.plot`. The names below are the most used; each storey has more.
 
 Axes, used in every docstring and shape comment:
 

@@ -1,9 +1,11 @@
-"""One layer of attention: masks, biases, caches, the layer."""
+"""A layer of rotary attention, and its parts: masks, biases, caches, plans, kernels."""
 
 from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.bias import ALiBi, PositionBias, T5Bias, relative_buckets
 from rope_jax.attention.quantized import Quantized, quantize
+from rope_jax.attention.slots import Eviction
 from rope_jax.attention.cache import KVCache, init_cache
+from rope_jax.attention.plan import Plan, make_plan
 from rope_jax.attention.sharding import cache_partition_spec
 from rope_jax.attention.attend import AttentionBackend, attend, attention_weights
 from rope_jax.attention.ring import ring_attention, zigzag_inverse, zigzag_sequence_index
@@ -13,7 +15,9 @@ from rope_jax.attention.adapter import rotary_attention_fn
 __all__ = [
     "ALiBi",
     "AttentionBackend",
+    "Eviction",
     "KVCache",
+    "Plan",
     "PositionBias",
     "Quantized",
     "RMSNorm",
@@ -23,6 +27,7 @@ __all__ = [
     "attention_weights",
     "cache_partition_spec",
     "init_cache",
+    "make_plan",
     "quantize",
     "relative_buckets",
     "ring_attention",

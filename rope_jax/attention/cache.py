@@ -284,8 +284,8 @@ def init_cache(
       :class:`KVCache` of zeros, with ``num_tokens`` 0.
 
     Raises:
-      ValueError: if a size is below 1, sink tokens leave no room or come without eviction, or keys are stored rotated
-        beside sink tokens.
+      ValueError: if a size is below 1, sink tokens leave no room or come without eviction, or keys are stored
+        rotated beside sink tokens.
       TypeError: if a size is not an integer, or the dtype is neither a float of 16 bits or more nor one that
         :func:`rope_jax.attention.quantize` takes.
     """

@@ -22,8 +22,8 @@ from rope_jax.core.rope import Rope
 
 Initializer = Callable[..., Any]
 
-# DenseGeneral creates a kernel as a matrix and reshapes it. Rules in use (flax.linen.logical_axis_rules) would apply
-# to the matrix, which lacks these axes: without rules the names are only metadata, for code that places parameters.
+# DenseGeneral creates a kernel as a matrix and reshapes it. Rules in use (flax.linen.logical_axis_rules) would
+# apply to the matrix, which lacks these axes. Without rules the names are metadata for code that places parameters.
 _named = functools.partial(nn.with_logical_partitioning, rules=())
 
 
@@ -130,8 +130,8 @@ class RotaryAttention(nn.Module, kw_only=True):
 
         Args, tokens:
           x: floating ``[B, T, D]``.
-          positions: integers ``[T]`` or ``[B or 1, T]`` (``[..., T, A]`` if the rope has axes). By default the count of
-            real tokens so far, within each segment, after the tokens in the cache.
+          positions: integers ``[T]`` or ``[B or 1, T]`` (``[..., T, A]`` if the rope has axes). By default the
+            count of real tokens so far, within each segment, after the tokens in the cache.
           sequence_index: integers ``[B or 1, T]``, the rank of each token in its row, if tokens are stored out of
             order (:func:`rope_jax.attention.zigzag_sequence_index`). Causality and windows go by it; positions
             default to it.
@@ -149,7 +149,8 @@ class RotaryAttention(nn.Module, kw_only=True):
 
         Args, mode:
           plan: of :func:`rope_jax.attention.make_plan`, in place of all arguments between x and the cache: make it
-            once for many layers. The caller then brackets the layers by ``plan.begin(cache)`` and ``plan.end(cache)``.
+            once for many layers. The caller then brackets the layers by ``plan.begin(cache)`` and
+            ``plan.end(cache)``.
           deterministic: whether dropout is off.
 
         Returns:
@@ -248,7 +249,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         return rotate_to(plan.positions), None if plan.key_positions is None else rotate_to(plan.key_positions)
 
     def _rotate(self, xs: list[jax.Array], rotation: Rotation) -> list[jax.Array]:
-        """Arrays ``[B, T, N, H]``, rotated. The plan and the fields were checked, so that nothing is checked here."""
+        """Arrays ``[B, T, N, H]``, rotated. Shapes follow from the plan and the fields, which are checked."""
         assert self.rope is not None
         backend: RotateBackend | None = "xla" if self.implementation == "xla" else None
         return rotate_arrays(xs, *rotation, layout=self.rope.layout, implementation=backend)
@@ -309,7 +310,7 @@ class RotaryAttention(nn.Module, kw_only=True):
 
 
 def _check_plan(layer: RotaryAttention, plan: Plan, shape, cache, steps: dict) -> None:
-    """Raises unless a plan from outside is for these fields and tokens, and says all there is to say."""
+    """Raises unless the plan is for these fields and tokens, and the call leaves the rest to the plan."""
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan, as from rope_jax.attention.make_plan, got {type(plan).__name__}")
     for name, value in steps.items():

@@ -1,4 +1,4 @@
-"""Decide once a step what does not depend on the layer: positions, rotations, cache slots, and facts for masks.
+"""Plan a step once for all layers: positions, rotations, cache slots, and the facts behind an attention mask.
 
 :func:`make_plan` checks the call and returns an immutable pytree. A stack of layers hands the plan down as one
 broadcast argument, so that cos and sin are evaluated once for all layers, and nothing is checked twice. The plan
@@ -54,13 +54,13 @@ class Plan:
         depend on it.
       rope_of_layer: int32 ``[layers]``, which of the C rotations each layer reads; None if the ropes are alike.
       window_of_layer: int32 ``[layers]``; None if the windows are alike.
-      traced_window: int32 ``[]``, a window that only run time knows.
-      window: a window that is known, the same for all layers.
+      traced_window: int32 ``[]``, a traced window.
+      window: a concrete window, the same for all layers.
       causal: whether a token reads only itself and earlier tokens.
       num_sink_tokens: tokens at the start of a row which every window includes.
       ropes: the rope or ropes that the plan was made for.
-      in_order: whether tokens lie in the order of their index, without gaps and without a cache: then ``causal`` and
-        ``window`` say all that a mask would.
+      in_order: whether tokens lie in the order of their index, without gaps and without a cache: then ``causal``
+        and ``window`` say all that a mask would.
     """
 
     positions: jax.Array
@@ -101,7 +101,7 @@ class Plan:
         )
 
     def attention_mask(self) -> jax.Array | None:
-        """The facts as a mask: bool ``[B or 1, 1, T, S]``. None if ``causal`` and ``window`` say it all."""
+        """The facts as a mask: bool ``[B or 1, 1, T, S]``. None if ``causal`` and ``window`` are enough."""
         if self.in_order:
             return None if self.segments is None else same_segment(self.segments)
         mask = attention_mask(
@@ -111,7 +111,7 @@ class Plan:
             window=self.window if self.traced_window is None else self.traced_window,
             num_sink_tokens=self.num_sink_tokens,
         )
-        if self.slots is not None:  # padding is not stored: no slot holds it
+        if self.slots is not None:  # padding is not stored, so that no slot needs masking
             return mask
         if self.mask is not None:
             mask &= self.mask[:, None, None, :]
@@ -168,8 +168,8 @@ def make_plan(
     Args, tokens:
       positions: integers ``[T]`` or ``[B or 1, T]`` (``[..., T, A]`` if the rope has axes). By default the count of
         real tokens so far, within each segment, after the tokens in the cache.
-      sequence_index: integers ``[B or 1, T]``, if tokens are stored out of order; by default the count of real tokens
-        so far. Positions default to it.
+      sequence_index: integers ``[B or 1, T]``, if tokens are stored out of order; by default the count of real
+        tokens so far. Positions default to it.
       mask: bool or integer ``[B, T]``, nonzero at real tokens.
       segment_ids: integers ``[B, T]`` of packed sequences: runs of equal ids read only themselves.
 
@@ -306,7 +306,7 @@ def _checked_positions(positions, shape, rope: Rope | None, cache: KVCache | Non
 
 
 def _windows(window: Windows):
-    """A known window, a traced window, the window of each layer, and the largest of them: of each, what there is."""
+    """``(window, traced_window, window_of_layer, max_window)``, each None if it does not apply."""
     if not isinstance(window, tuple):
         window = window_size(window)
         return (window, None, None, window) if isinstance(window, int | None) else (None, window, None, None)

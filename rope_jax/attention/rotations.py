@@ -22,14 +22,14 @@ def distinct_ropes(ropes: Ropes) -> tuple[Rope | None, ...]:
 
 
 def _depends_on_length(rope: Rope) -> bool:
-    """Whether a schedule takes a context length; unlike ``needs_context_length`` also if it has a fixed one."""
+    """Whether the schedule takes a context length. True also for a schedule with a fixed one of its own."""
     return hasattr(rope.schedule, "context_length")
 
 
 def rotations_at(ropes: Ropes, positions, context_length, so_far) -> tuple[Rotation | None, jax.Array | None]:
-    """The rotation of all layers, and None; or the distinct rotations, stacked, and the one of each layer.
+    """The rotation of all layers and None; for unlike ropes C stacked rotations and int32 ``[layers]``, the choice.
 
-    Schedules that depend on the context length take the given one, else their own, else the tokens so far.
+    A schedule that depends on the context length takes ``context_length``, else its own, else ``so_far``.
     """
     distinct = distinct_ropes(ropes)
     rotating = [rope for rope in distinct if rope is not None]
@@ -39,7 +39,7 @@ def rotations_at(ropes: Ropes, positions, context_length, so_far) -> tuple[Rotat
                 f"context_length must be left out without a rope that depends on it, got {context_length}"
             )
         return None, None
-    # If none depends on a length, the first says so itself.
+    # If no schedule takes a context length, the call below raises the error.
     takers = [rope for rope in rotating if _depends_on_length(rope)] or rotating
     rotations: dict[Rope | None, Rotation] = {}
     for rope in rotating:
@@ -57,8 +57,21 @@ def rotations_at(ropes: Ropes, positions, context_length, so_far) -> tuple[Rotat
 
 
 def stored_context_length(cache: KVCache, ropes: Ropes, context_length, so_far, num_tokens, by_count: bool):
-    """The context length that stored keys are rotated for after this step, None if they do not depend on it; and
-    ``num_tokens``, with rows overflowed whose stored keys would need other frequencies and cannot get them.
+    """``(context_length, num_tokens)`` of the cache after this step, both int32 ``[B]``.
+
+    The context length is None if the stored keys do not depend on one. A row overflows if its stored keys would
+    need other frequencies, and :func:`rerotate_stored_keys` cannot rotate them again.
+
+    Args:
+      cache: the cache before this step.
+      ropes: of the layers.
+      context_length: of the call, or None.
+      so_far: int32 ``[B]``, the tokens of each row after this step.
+      num_tokens: int32 ``[B]``, the counter after this step.
+      by_count: whether keys are rotated to their sequence index, not to given positions.
+
+    Raises:
+      ValueError: if the cache must hold unrotated keys, or the context length is known to change.
     """
     distinct = distinct_ropes(ropes)
     takers = [rope for rope in distinct if rope is not None and _depends_on_length(rope)]
@@ -69,8 +82,8 @@ def stored_context_length(cache: KVCache, ropes: Ropes, context_length, so_far, 
         if context_length is None and not growing:
             return None, num_tokens
         raise ValueError(
-            "cache must hold unrotated keys, init_cache(rotated=False), if layers differ in rope and the frequencies "
-            "of some depend on the context length"
+            "cache must hold unrotated keys, init_cache(rotated=False), if layers differ in rope and the "
+            "frequencies of some depend on the context length"
         )
     (rope,) = takers
     if isinstance(cache.key, Quantized):
@@ -91,8 +104,8 @@ def stored_context_length(cache: KVCache, ropes: Ropes, context_length, so_far, 
     name = type(rope.schedule).__name__
     if growing:
         raise ValueError(
-            "keys must be stored unrotated, init_cache(rotated=False), with a schedule that is no choice among fixed "
-            f"frequencies, got {name}"
+            "keys must be stored unrotated, init_cache(rotated=False), with a schedule that is no choice among "
+            f"fixed frequencies, got {name}"
         )
     if known_any(old != new):
         given = "" if by_count else " to given positions"
@@ -104,10 +117,10 @@ def stored_context_length(cache: KVCache, ropes: Ropes, context_length, so_far, 
 
 
 def rerotate_stored_keys(cache: KVCache, ropes: Ropes, context_length) -> KVCache:
-    """Stored keys rotated to the frequencies for ``context_length [B]``, if a row switched between fixed frequencies.
+    """Rotates stored keys again, to the frequencies for ``context_length [B]``, if a row switched frequencies.
 
-    Only :class:`LongRope` and its like ever switch, when a row outgrows the original length. A step in which no row
-    switches costs nothing. Keys of a stack of layers ``[layers, B, S, K, H]`` have one rope.
+    Only a choice among fixed frequencies switches (:class:`LongRope`), when a row outgrows the original length. A
+    step without a switch costs nothing. Keys of a stack of layers ``[layers, B, S, K, H]`` share one rope.
     """
     (rope,) = [rope for rope in distinct_ropes(ropes) if rope is not None]
     old_length = jnp.where(cache.context_length == 0, context_length, cache.context_length)

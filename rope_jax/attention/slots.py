@@ -1,8 +1,8 @@
 """Where the tokens of a row lie in a cache: arithmetic on its counters ``[B]``, without keys or values.
 
 Token number n of a row lies in slot n, until the row is full. A full row overflows, unless the cache evicts. With
-``eviction="sliding"`` the first ``num_sink_tokens`` slots keep their tokens, and the other slots are a ring: each new
-token replaces the oldest one there. With S = 6 slots and 2 sink tokens, a row of 9 tokens is stored as::
+``eviction="sliding"`` the first ``num_sink_tokens`` slots keep their tokens, and the other slots are a ring: each
+new token replaces the oldest of them. With S = 6 slots and 2 sink tokens, a row of 9 tokens is stored as::
 
     slot    0  1  2  3  4  5
     token   0  1  6  7  8  5
@@ -52,7 +52,7 @@ class Slots:
     def of_new_tokens(self, num_tokens, real) -> jax.Array:
         """The slot of each new token, after ``num_tokens [B]``: int32 ``[B, T]``.
 
-        Tokens that are not ``real [B, T]`` get slot S. A row has no slot S, so a write drops them, and likewise a
+        Tokens that are not ``real [B, T]`` get slot S, which no row has: a write drops them. A write also drops a
         token past the end of a row.
         """
         slot = num_tokens[:, None] + jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
@@ -65,13 +65,13 @@ class Slots:
     def sequence_index(self, num_tokens) -> jax.Array:
         """The sequence index of the token in each slot, after ``num_tokens [B]``: int32 ``[B or 1, S]``.
 
-        Free slots sort after every query, so they are never read.
+        Free slots sort after every query, so that no query reads them.
         """
         slot = jnp.arange(self.capacity, dtype=jnp.int32)[None]
         if self.eviction is None:
-            return slot  # free slots have a later index than any token of their row
+            return slot  # the free slots of a row come after its last token
         last = num_tokens[:, None] - 1
-        # Tokens n, n + ring, n + 2 ring, ... share a slot. The latest of them that the row has is still there.
+        # Tokens n, n + ring, n + 2 ring, ... share a slot, and the slot holds the latest that the row was given.
         latest = last - (last - slot) % (self.capacity - self.num_sink_tokens)
         index = jnp.where(slot < self.num_sink_tokens, slot, latest)
         return jnp.where((slot <= last) & (index >= slot), index, jnp.int32(FREE))
@@ -91,11 +91,11 @@ class Slots:
     def advance(
         self, argument: str, num_tokens, tokens: int, real=None, *, max_window: int | None = None
     ) -> jax.Array:
-        """``num_tokens [B]`` after T more tokens, or after those that are ``real [B, T]``.
+        """``num_tokens [B]`` after T more tokens, or after the ``real [B, T]`` tokens among them.
 
-        A row overflows if its tokens do not fit. An evicting row overflows if several tokens come at once and the
-        last of them would evict a key that the first still needs: without sink tokens, n tokens fit if ``n - 1 +
-        max_window <= S``.
+        A row overflows if its tokens do not fit. An evicting row overflows if several tokens come at once, and the
+        last would evict a key that the first still needs. Without sink tokens, n tokens fit if ``n - 1 + max_window
+        <= S``.
 
         Raises:
           ValueError: if a row is known at trace time to overflow.

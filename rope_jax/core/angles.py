@@ -154,25 +154,25 @@ def _lookup(
 # --------------------------------------------------------------------------------------- the exact path
 
 
-def _inlined(positions, words, coefficients) -> Rotation:
+def _cos_sin(positions, words, coefficients) -> Rotation:
     return _polynomials(_phases(positions, words), coefficients)
 
 
 @jax.jit
-def _called(positions, words, coefficients) -> Rotation:
+def _cos_sin_call(positions, words, coefficients) -> Rotation:
     with set_xla_metadata(inlineable=None):  # only this call stays whole; calls inside it are inlined
-        return _inlined(positions, words, coefficients)
+        return _cos_sin(positions, words, coefficients)
 
 
-def _not_inlined(positions, words, coefficients) -> Rotation:
+def _cos_sin_not_inlined(positions, words, coefficients) -> Rotation:
     """A call that XLA does not inline: inlined, XLA for CPUs evaluates the angles again for each head."""
     with set_xla_metadata(inlineable="false"):
-        return _called(positions, words, coefficients)
+        return _cos_sin_call(positions, words, coefficients)
 
 
 @jax.jit
 def _exact_rotation(positions, words, coefficients) -> Rotation:
-    return lax.platform_dependent(positions, words, coefficients, cpu=_not_inlined, default=_inlined)
+    return lax.platform_dependent(positions, words, coefficients, cpu=_cos_sin_not_inlined, default=_cos_sin)
 
 
 # floor(2^256 / 2 pi): enough digits to know any frequency below 2^64 to 2^-65 of a turn.

@@ -144,7 +144,8 @@ class Rope:
         return q, k
 
     def rerotate(self, k, positions, *, old_context_length, new_context_length) -> jax.Array:
-        """Rotates keys again, from the frequencies of ``old_context_length`` to the frequencies of ``new_context_length``.
+        """Rotates keys again, from the frequencies of ``old_context_length`` to the frequencies of
+        ``new_context_length``.
 
         For schedules that choose among fixed frequencies, such as :class:`LongRope`. The change of angle is exact
         at every int32 position; k is rounded once more, to its dtype.

@@ -75,7 +75,7 @@ def did_you_mean(name: str, candidates: Iterable[str], cutoff: float = 0.75) -> 
 
 
 class Config:
-    """A dictionary that records which keys were read, so that no key is ignored in silence.
+    """A dictionary with a record of the keys that were read, so that no key is ignored in silence.
 
     Attributes:
       values: the keys of the file, over the defaults.
@@ -106,7 +106,7 @@ class Config:
         return key in self.values and self.values[key] is None
 
     def ignore(self, *keys: str) -> None:
-        """Counts keys as read whose values do not matter."""
+        """Counts keys as read, whatever their values."""
         self.read.update(keys)
 
     def need(self, *keys: str) -> Any:
@@ -183,7 +183,7 @@ class Config:
         raise ValueError(f"{self.name}: {message}")
 
     def resembles_missing(self, key: str) -> bool:
-        """True if a key looks like a misspelling of a key that was read and has no value."""
+        """True if a key looks like a misspelling of a missing key."""
         missing = [name for name in self.read if self.values.get(name) is None]
         return bool(difflib.get_close_matches(key, missing, n=1, cutoff=0.93))
 

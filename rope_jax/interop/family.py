@@ -1,4 +1,4 @@
-"""The habits of a model family, how its configs are spelled, and what they leave out."""
+"""The habits of a model family: how its configs are spelled, and what they leave out."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -40,7 +40,7 @@ class FullEvery(NamedTuple):
 
 
 class Switch(NamedTuple):
-    """A key that turns the rotation of the whole model on or off."""
+    """A key for the rotation of the whole model, on or off."""
 
     key: str
     on: object
@@ -55,7 +55,7 @@ class Switch(NamedTuple):
 
 
 class NullSwitch:
-    """``rope_parameters: null`` turns the rotation of the whole model off."""
+    """``rope_parameters: null`` means a model without rotation."""
 
     def is_on(self, config: Config) -> bool:
         return not config.is_null("rope_parameters")
@@ -78,19 +78,19 @@ class Family:
 
     Rotation:
       layout: which two features make a pair.
-      layout_key: a key of the config that tells whether pairs are interleaved.
+      layout_key: the key of a flag for interleaved pairs.
       base: b, if the config gives none.
-      proportion: R/H, if the config gives none. If None, R is H, and transformers reads no proportion for the
+      proportion: R/H, if the config gives none. None means 1, and that transformers reads no proportion for the
         plain rotation.
       rotary_dim: R, if the config gives neither R nor a proportion.
       negated: whether pairs rotate by -m theta.
-      rope_types: readers of a ``rope_type`` that this family spells or means in its own way.
-      sections: how pairs are dealt to the axes of the position; None for one axis.
+      rope_types: the family's own readers of a ``rope_type``.
+      sections: how pairs are dealt to position axes; None for one axis.
       logit_factor: whether YaRN's ``mscale_all_dim`` also multiplies the scores, by g(mscale_all_dim)^2.
-      temperature: which layers scale their queries (:class:`QueryTemperature`). ``yarn``: all, by keys beside those
-        of YaRN. ``without_rope``: those that do not rotate.
-      beyond: what the layers do with positions beside rotation, temperature and logit factor.
-      ignored: keys that released checkpoints have beside these, and that their own code ignores.
+      temperature: which layers scale their queries (:class:`QueryTemperature`). ``yarn``: all layers, by a key
+        beside YaRN's. ``without_rope``: layers without rotation.
+      beyond: other uses of positions, beside rotation, temperature and logit factor; None for no other.
+      ignored: further keys of released rope parameters, ignored by the model's own code.
 
     Head:
       keys: the family's names for ``head_dim``, ``hidden_size``, ``num_attention_heads``, ``num_hidden_layers``.
@@ -98,13 +98,13 @@ class Family:
       latent: whether the rotated part of a head has its own ``qk_rope_head_dim`` features (latent attention).
 
     Layers:
-      layers: which layers rotate. ``no_rope_layers``: layers with a 1 in that list. ``sliding``: layers with a
-        sliding window. ``sliding_if_any``: the same, or all if no layer has a window. ``dense_or_sliding``: the
-        same, and the dense layers before the experts. ``layer_rope_theta``: layers with a base in that list.
-        ``rope_scaling_layers``: all, but only the layers in that list are scaled.
-      hybrid: whether some layers have no attention or no rotation, so that a config must list the layer types.
+      layers: which layers rotate. ``no_rope_layers``: layers with a 1 in the list of this name. ``sliding``:
+        layers with a sliding window. ``sliding_if_any``: the same, or all if no layer has a window.
+        ``dense_or_sliding``: sliding layers, and the dense layers before the experts. ``layer_rope_theta``: layers
+        with a base in the list of this name. ``rope_scaling_layers``: all layers; the listed layers are scaled.
+      hybrid: whether a config must list the layer types, because some layers have no attention or no rotation.
       full_every: the layers of full attention in configs without ``layer_types``.
-      switch: a key that turns the rotation on or off.
+      switch: the key of the rotation of the whole model, on or off.
 
     Form of the config:
       explicit: whether a config must have ``rope_parameters``, because the family's default is more than a base.
@@ -154,4 +154,4 @@ class Family:
 
 
 WITHOUT_ATTENTION = ("linear_attention", "conv", "mamba", "recurrent")
-"""Layer types that have nothing to rotate."""
+"""Layer types without queries and keys to rotate."""

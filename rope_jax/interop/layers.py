@@ -1,4 +1,4 @@
-"""Reads what a config says of each layer: its type, its head_dim and whether it rotates."""
+"""Reads the kind of each layer: its type, its head_dim and whether it rotates."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 @dataclasses.dataclass(frozen=True)
 class LayerKind:
-    """What tells the rotations of two layers apart, beside ``rope_parameters``.
+    """The rotation of one layer, apart from ``rope_parameters``.
 
     Attributes:
       head_dim: H; 0 if no layer rotates.
       type: the config's name for layers of this kind; None if it has none.
       rotates: whether the layer rotates.
-      base: b, instead of the base in ``rope_parameters``; None to keep that base.
+      base: b; None for the base in ``rope_parameters``.
       scaled: whether the scaling in ``rope_parameters`` applies.
     """
 

@@ -11,14 +11,14 @@ from rope_jax.interop.config import Config
 
 @dataclasses.dataclass(frozen=True)
 class RopeParameters:
-    """One dictionary of ``rope_parameters``, and the config around it.
+    """One dictionary of ``rope_parameters`` and its config.
 
     Attributes:
       entry: the dictionary.
-      config: the config around it, which may hold the lengths.
+      config: the config around the dictionary; it may hold the lengths.
       base: b.
-      by_layer_type: whether the config has one such dictionary for each layer type.
-      compat: whether to follow transformers if it departs from the released checkpoints.
+      by_layer_type: whether the config has one dictionary for each layer type.
+      compat: whether to follow transformers in its departures from released checkpoints.
     """
 
     entry: Config
@@ -28,12 +28,12 @@ class RopeParameters:
     compat: bool
 
     def max_length(self) -> int:
-        """The longest sequence that the model is meant for."""
+        """The longest context of the model."""
         names = ("max_position_embeddings", "max_seq_len", "model_max_length")
         return self.config.integer(names[0], self.config.need(*names))
 
     def original_length(self) -> int:
-        """The length that the model was first trained with."""
+        """The context length of the training before the extension."""
         # Phi-3 keeps this length at the top of its config, so the top comes first; but the top does not count
         # beside a dictionary for one layer type.
         name = "original_max_position_embeddings"
@@ -42,7 +42,7 @@ class RopeParameters:
         return self.max_length() if length is None else self.entry.integer(name, length)
 
     def factor(self) -> float:
-        """By how much the context grows. A null factor, unlike a missing one, is the ratio of the two lengths."""
+        """The growth of the context. A null factor is the ratio of the two lengths; a missing one is an error."""
         if self.entry.is_null("factor"):
             return self.max_length() / self.original_length()
         return self.entry.number("factor")

@@ -64,7 +64,7 @@ class Sections:
         return counts
 
     def written(self, axes: tuple[int, ...]) -> dict[str, Any]:
-        """The keys of ``rope_parameters`` from which the axes are read again."""
+        """The keys of ``rope_parameters`` for these axes."""
         if not self.counted:
             return {}
         counts = [axes.count(axis) for axis in range(max(axes) + 1)]

@@ -1,4 +1,4 @@
-"""Writes the config keys from which a :class:`ModelRope` is read again."""
+"""Writes the rotation of a model as the keys of a Hugging Face config."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ def to_hf_config(model_rope: ModelRope) -> dict[str, Any]:
     The keys hold the rotation, the number and types of the layers, and the head_dim; a model needs other keys too.
 
     Args:
-      model_rope: of a model type that :func:`from_hf_config` knows.
+      model_rope: of a model type known to :func:`from_hf_config`.
 
     Returns:
       A dictionary for JSON, with ``from_hf_config(to_hf_config(model_rope)) == model_rope``. Beam and Mistral
@@ -35,8 +35,8 @@ def to_hf_config(model_rope: ModelRope) -> dict[str, Any]:
 
     Raises:
       TypeError: if ``model_rope`` is no :class:`ModelRope`.
-      ValueError: if the family's config cannot express the rotation: a schedule with a fixed context length, a
-        schedule of your own, or layers, pairs or numbers that the family does not have.
+      ValueError: if the family's config cannot express the rotation. Examples are a schedule with a fixed context
+        length, a schedule of your own, or another layout than the family's.
     """
     if not isinstance(model_rope, ModelRope):
         raise TypeError(f"model_rope must be a ModelRope, got {type(model_rope).__name__}")

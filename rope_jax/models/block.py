@@ -38,9 +38,9 @@ class Block(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(self, carry: tuple[jax.Array, KVCache | None], plan: Plan, layer):
-        """The residual stream and the cache of all layers after this layer, as a body of :func:`flax.linen.scan`."""
-        # The cache of all layers is carried, so that each layer writes its tokens in place. As an input and an output
-        # of each layer, the whole cache would be copied with every token.
+        """The residual stream and the cache of all layers after this layer: a body of :func:`flax.linen.scan`."""
+        # The cache of all layers is carried, so that each layer writes its tokens in place. As an input and an
+        # output of each layer, the whole cache would be copied with every token.
         x, caches = carry
         cache = None if caches is None else dataclasses.replace(caches, layer=layer)
         y = self.attention(name="self_attention")(

@@ -45,9 +45,9 @@ class Decoder(nn.Module, kw_only=True):
       >>> state["intermediates"]["layers"]["self_attention"]["weights"][0].shape  # [layers, B, N, T, S]
       (2, 1, 4, 6, 6)
 
-    Layers are scanned: parameters and caches carry a leading axis ``layers``, one layer is compiled, and cos and sin
-    are evaluated once for all layers. Layers may differ in rope and window: each distinct rotation is evaluated once.
-    Logical axis names beside those of :class:`RotaryAttention`: ``vocab``, ``mlp``, ``layers``.
+    Layers are scanned: parameters and caches carry a leading axis ``layers``, one layer is compiled, and cos and
+    sin are evaluated once for all layers. Layers may differ in rope and window: each distinct rotation is
+    evaluated once. Logical axis names beside those of :class:`RotaryAttention`: ``vocab``, ``mlp``, ``layers``.
 
     Attributes, shape:
       vocab_size: V.
@@ -59,10 +59,11 @@ class Decoder(nn.Module, kw_only=True):
       mlp_dim: features inside the SwiGLU.
 
     Attributes, rotation and position:
-      rope: the rope of every layer, or None for no rotation; or a tuple with the rope of each layer, which differ by
-        their schedule alone (Gemma 3, section 2: two bases; Yang et al. 2025, "Rope to NoPE and back again": None).
-      position_embedding: added to the token embeddings: :class:`Sinusoidal`, :class:`LearnedPositions`, or a callable
-        of the same form; beside a rope or without.
+      rope: the rope of every layer, or None for no rotation; or a tuple with the rope of each layer, which differ
+        by their schedule alone (Gemma 3, section 2: two bases; Yang et al. 2025, "Rope to NoPE and back again":
+        None).
+      position_embedding: added to the token embeddings: :class:`Sinusoidal`, :class:`LearnedPositions`, or a
+        callable of the same form; beside a rope or without.
       position_bias: added to the scores of every layer: :class:`T5Bias`, :class:`ALiBi`; see
         :class:`RotaryAttention`.
 
@@ -95,9 +96,9 @@ class Decoder(nn.Module, kw_only=True):
 
     Attributes, sharding:
       ring_axis: see :class:`RotaryAttention`.
-      activation_sharding: where the residual stream ``[B, T, D]`` lies on a mesh: batch and tokens divided, features
-        whole. Needed if parameters are divided along ``embed`` (fully sharded): XLA would divide the stream likewise,
-        and every device would compute a part of every row.
+      activation_sharding: where the residual stream ``[B, T, D]`` lies on a mesh: batch and tokens divided,
+        features whole. Needed if parameters are divided along ``embed`` (fully sharded): XLA would divide the
+        stream likewise, and every device would compute a part of every row.
     """
 
     vocab_size: int
@@ -174,8 +175,8 @@ class Decoder(nn.Module, kw_only=True):
 
         Args, tokens:
           tokens: integers ``[B, T]`` in ``[0, V)``. A token outside makes its row NaN (on a ring, its readers).
-          positions: see :class:`RotaryAttention`; for rope and ``position_embedding`` alike. An error if the model has
-            neither: a ``position_bias`` reads sequence indices.
+          positions: see :class:`RotaryAttention`; for rope and ``position_embedding`` alike. An error if the model
+            has neither: a ``position_bias`` reads sequence indices.
           sequence_index: see :class:`RotaryAttention`.
 
         Args, masking:
@@ -184,9 +185,9 @@ class Decoder(nn.Module, kw_only=True):
 
         Args, cache:
           cache: of :meth:`init_cache`, with the tokens before these.
-          context_length: for schedules that depend on it; see :meth:`Rope.rotation`. By default the tokens of each row
-            so far, if there is a cache. Deeper layers keep what they computed of earlier tokens at their own context
-            length, as in every decoder with a cache.
+          context_length: for schedules that depend on it; see :meth:`Rope.rotation`. By default the tokens of each
+            row so far, if there is a cache. Deeper layers keep what they computed of earlier tokens at their own
+            context length, as in every decoder with a cache.
 
         Returns:
           float32 ``[B, T, V]``, or ``(logits, cache)`` if a cache was given.
@@ -267,8 +268,8 @@ class Decoder(nn.Module, kw_only=True):
         """An empty cache for all layers; see :func:`init_cache`.
 
         ``rotated=None`` stores keys unrotated beside sink tokens, and if a rope's frequencies depend on the context
-        length (:class:`DynamicNTK`, :class:`LongRope` without a fixed one): unrotated keys are right at every length
-        and take no second rounding. Otherwise it stores keys rotated: each key is rotated once.
+        length (:class:`DynamicNTK`, :class:`LongRope` without a fixed one): unrotated keys are right at every
+        length and take no second rounding. Otherwise it stores keys rotated: each key is rotated once.
         """
         if rotated is None:
             rotated = not num_sink_tokens and not self.needs_context_length

@@ -349,18 +349,19 @@ def test_a_layer_is_one_however_it_is_cut(name, case):
         np.testing.assert_allclose(got[real], full[real], atol=TOLERANCE)
 
 
-def test_a_bias_may_be_an_argument():
-    """As the field would make it, for all layers at once; with a cache it is as wide as that."""
+def test_a_bias_may_be_planned():
+    """As the field would make it, for all layers at once; with a cache it is as wide as the cache."""
     x = embedded()
     plain = layer()
     params = init_layer(plain)
-    behind = jnp.asarray(distances())[None]
     want = layer("alibi").apply(params, x)
-    got = plain.apply(params, x, bias=rope_jax.attention.ALiBi()(behind, N, True))
-    np.testing.assert_array_equal(got, want)
+    plan = functools.partial(
+        rope_jax.attention.make_plan, plain.rope, (B, T), position_bias=rope_jax.attention.ALiBi(), num_heads=N
+    )
+    np.testing.assert_array_equal(plain.apply(params, x, plan=plan()), want)
     cache = rope_jax.init_cache(batch=B, capacity=T + 2, num_kv_heads=2, head_dim=H)
-    wide = jnp.arange(T)[None, :, None] - jnp.arange(T + 2)[None, None]
-    cached, _ = plain.apply(params, x, bias=rope_jax.attention.ALiBi()(wide, N, True), cache=cache)
+    assert plan(cache=cache).bias.shape == (1, N, T, T + 2) or plan(cache=cache).bias.shape == (B, N, T, T + 2)
+    cached, _ = plain.apply(params, x, plan=plan(cache=cache), cache=cache)
     np.testing.assert_allclose(cached, want, atol=TOLERANCE)
 
 
@@ -436,16 +437,11 @@ BOTH = (rope_jax.attend, rope_jax.attention.attention_weights)
             )
         ],
         (
-            lambda: layer("alibi").init(jax.random.key(0), embedded(), bias=jnp.zeros((1, 1, T, T))),
+            lambda: rope_jax.attend(*qkv(), bias=jnp.zeros((1, 1, T, S + 1))),
             ValueError,
-            "bias must be left out where the field position_bias is set: it stands for it",
+            r"bias must have shape \[B, N, T, S\] with B={1, 2}, N={1, 4}, T={1, 10}, S=\d+, got \(1, 1, 10, \d+\)",
         ),
-        (
-            lambda: layer().init(jax.random.key(0), embedded(), bias=jnp.zeros((1, 1, T, T + 1))),
-            ValueError,
-            r"bias must have shape \[B, N, T, S\] with B={1, 2}, N={1, 4}, T={1, 10}, S=10, got \(1, 1, 10, 11\)",
-        ),
-        (lambda: layer().init(jax.random.key(0), embedded(), bias=[[0.0], [0.0, 1.0]]), ValueError, "bias must be an array"),
+        (lambda: rope_jax.attend(*qkv(), bias=[[0.0], [0.0, 1.0]]), ValueError, "bias must be an array"),
         (lambda: buckets_of(max_distance=128.0), TypeError, "max_distance must be an integer, got 128.0"),
         (lambda: buckets_of(num_buckets=None), TypeError, "num_buckets must be an integer, got None"),
         (lambda: buckets_of(max_distance=2**63), ValueError, "max_distance must be below 2\\^63"),
@@ -487,8 +483,9 @@ def test_a_window_is_the_same_number_in_every_integer_type(kind, window):
     module, x = layer(), embedded()
     params = init_layer(module)
     by_field = layer(window=kind(window)).apply(params, x)
-    np.testing.assert_array_equal(module.apply(params, x, window=kind(window)), by_field)
-    np.testing.assert_array_equal(module.apply(params, x, window=window), by_field)
+    for same in (window, kind(window)):
+        plan = rope_jax.attention.make_plan(module.rope, x.shape[:2], window=same)
+        np.testing.assert_array_equal(module.apply(params, x, plan=plan), by_field)
 
 
 @pytest.mark.parametrize("window", [2, 2**32 + 2])

@@ -431,7 +431,7 @@ def test_a_cache_of_another_model_is_refused():
             ValueError, match=r"cache.key must have shape \[layers, B, S, K, H\] with layers=2, B=2"
         ):
             model.apply(params, ids, cache=cache)
-    with pytest.raises(TypeError, match="cache must be a KVCache, of init_cache, got int"):
+    with pytest.raises(TypeError, match="cache must be a KVCache, as from init_cache, got int"):
         model.apply(params, ids, cache=3)
 
 
@@ -447,7 +447,7 @@ def test_keys_at_positions_that_were_given_do_not_move():
     last, _ = model.apply(params, ids[:, 3:], where[:, 3:], cache=cache, context_length=4)
     close(last, model.apply(params, ids, where, context_length=4)[:, 3:], atol=1e-5)
     with pytest.raises(
-        ValueError, match=r"context_length must stay \[4\].*LongRope to positions that were given, got \[20\]"
+        ValueError, match=r"context_length must stay \[4\].*LongRope to given positions, got \[20\]"
     ):
         model.apply(params, ids[:, 3:], where[:, 3:], cache=cache, context_length=20)
 
@@ -590,7 +590,7 @@ DYNAMIC = rope_jax.Rope(H, SCHEDULES["dynamic"])
         (
             lambda: MODULE.apply(PARAMS, tokens(1), cache=empty(4, rope=OTHER)),
             ValueError,
-            "cache must hold keys of",
+            "cache must hold keys rotated by",
         ),
         (
             lambda: MODULE.apply(PARAMS, tokens(1), jnp.arange(1), cache=empty(4, rotated=False)),

@@ -132,9 +132,9 @@ class TestAgainstTheOracle:
         positions = np.random.default_rng(3).integers(0, 10_000, (B, T))
         want = oracle(module, params, x, positions, allowed_pairs())
         np.testing.assert_allclose(module.apply(params, x, jnp.asarray(positions)), want, atol=TOLERANCE)
-        turn = module.rope.rotation(jnp.asarray(positions))
+        plan = rope_jax.attention.make_plan(module.rope, (B, T), positions=positions)
         np.testing.assert_array_equal(
-            module.apply(params, x, rotation=turn), module.apply(params, x, jnp.asarray(positions))
+            module.apply(params, x, plan=plan), module.apply(params, x, jnp.asarray(positions))
         )
 
     def test_rows_without_gaps_need_flags_and_no_mask(self, monkeypatch):
@@ -412,14 +412,13 @@ def call(module, *args, **kwargs):
         (call(build(dropout_rate=1.0)), ValueError, r"dropout_rate must be in \[0, 1\), got 1.0"),
         (lambda: build().init(jax.random.key(0), X[0]), ValueError, r"x must have shape \[B, T, D\], got \(10, 16\)"),
         (lambda: build().init(jax.random.key(0), X.astype(int)), TypeError, "x must be floating, got dtype int32"),
-        (call(build(), jnp.arange(T - 1)), ValueError, r"positions must have shape \[\.\.\., T\] with T=10, got \(9,\)"),
-        (call(build(), jnp.zeros((3, T), int)), ValueError, "must broadcast against x"),
+        (call(build(), jnp.arange(T - 1)), ValueError, r"positions must have shape \[T\] with T=10, got \(9,\)"),
         (
-            call(build(), jnp.arange(T), rotation=ROPES["standard"].rotation(jnp.arange(T))),
+            call(build(), jnp.zeros((3, T), int)),
             ValueError,
-            "positions and rotation must not both be given",
+            r"positions must have shape \[B, T\] with B={1, 2}, T=10, got \(3, 10\)",
         ),
-        (call(build("none"), rotation=1), ValueError, "rotation must be left out where rope is None"),
+        (call(build("none"), context_length=3), ValueError, "context_length must be left out without a rope that depends"),
         (call(build(), mask=jnp.zeros((B, T))), TypeError, "mask must be bool or integer, got dtype float32"),
         (call(build(), mask=jnp.ones((B, T - 1), bool)), ValueError, "mask must have shape .* with B=2, T=10"),
         (call(build(), segment_ids=jnp.ones((1, T), int)), ValueError, "segment_ids must have shape .* with B=2, T=10"),
@@ -475,11 +474,19 @@ class TestAttend:
             rope_jax.attend(**arguments)
 
 
-def test_a_window_may_be_an_argument_and_be_traced():
-    """For scanned layers of unlike windows: it is what the field would be, with and without a cache."""
+def test_a_window_may_be_planned_and_be_traced():
+    """For layers of unlike windows: the plan's window is what the field would be, with and without a cache."""
     module, x = build(), inputs()
     params = module.init(jax.random.key(0), x)
-    traced = jax.jit(lambda window, cache: module.apply(params, x, window=window, cache=cache))
+
+    @jax.jit
+    def traced(window, cache):
+        plan = rope_jax.attention.make_plan(module.rope, (B, T), window=window, cache=cache)
+        if cache is None:
+            return module.apply(params, x, plan=plan)
+        y, cache = module.apply(params, x, plan=plan, cache=plan.begin(cache))
+        return y, plan.end(cache)
+
     for window in (1, 3, T, 2**31 - 1):
         field = build(window=window)
         for cache in (None, rope_jax.init_cache(batch=B, capacity=T, num_kv_heads=module.num_kv_heads, head_dim=H)):
@@ -488,12 +495,38 @@ def test_a_window_may_be_an_argument_and_be_traced():
                 np.testing.assert_allclose(a, b, atol=1e-5)
     assert traced._cache_size() == 2
     for module, window, says in (
-        (build(window=3), 2, "window must be left out where the field window=3 is set"),
+        (build(window=3), 2, "plan must be for window=3, got a plan for window=2"),
         (build(), 0, "window must be at least 1 token, got 0"),
         (build(), jnp.ones(2, int), r"window must have shape \[\], got \(2,\)"),
     ):
         with pytest.raises(ValueError, match=says):
-            module.apply(params, x, window=window)
+            module.apply(params, x, plan=rope_jax.attention.make_plan(module.rope, (B, T), window=window))
+
+
+def test_a_plan_for_another_layer_or_call_is_refused():
+    module, x = build(), inputs()
+    params = init(module)
+    make_plan, rope = rope_jax.attention.make_plan, module.rope
+    plan, cache = make_plan(rope, (B, T)), new_cache(module)
+    for change, how, says in (
+        ({}, dict(plan=3), "plan must be a Plan, as from rope_jax.attention.make_plan, got int"),
+        ({}, dict(plan=plan, mask=np.ones((B, T), bool)), "mask must be left out with a plan, got ndarray"),
+        ({}, dict(plan=plan, positions=jnp.arange(T)), "positions must be left out with a plan"),
+        ({}, dict(plan=make_plan(rope, (B, 4))), "plan must be for T=10 tokens, as x has, got a plan for T=4"),
+        ({}, dict(plan=plan, cache=cache), "plan must be made with cache= if the layer gets a cache"),
+        ({}, dict(plan=make_plan(rope, (B, T), cache=cache)), "plan must be made with cache= if the layer gets"),
+        ({}, dict(plan=make_plan(ROPES["yarn"], (B, T))), "plan must be for the rope Rope.* got a plan for Rope"),
+        (dict(causal=False), dict(plan=plan), "plan must be for causal=False, got a plan for causal=True"),
+        (dict(position_bias=rope_jax.attention.ALiBi()), dict(plan=plan), "plan must be made with position_bias="),
+        ({}, dict(plan=make_plan(rope, (B, T), learned=True)), "plan must have a rotation for a layer"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=says):
+            module.clone(**change).apply(params, x, **how)
+    learned = build(learn_frequencies=True)
+    with_frequencies = init(learned)
+    for learns in (False, True):  # a layer that learns its frequencies rotates by them, whatever the plan says
+        got = learned.apply(with_frequencies, x, plan=make_plan(rope, (B, T), learned=learns))
+        np.testing.assert_array_equal(got, learned.apply(with_frequencies, x))
 
 
 def test_a_rope_that_is_none_and_one_that_needs_a_length_are_refused_by_name():
@@ -504,18 +537,17 @@ def test_a_rope_that_is_none_and_one_that_needs_a_length_are_refused_by_name():
         (
             dynamic,
             ValueError,
-            r"rotation must be given, as rope.rotation\(positions, context_length=...\), with a rope whose Dyn",
+            "DynamicNTK needs a context_length: set the field context_length=, or pass context_length= with the call",
         ),
     ]:
         attention = rope_jax.RotaryAttention(num_heads=2, head_dim=4, rope=rope)
         with pytest.raises(error, match=message):
             attention.init(jax.random.key(0), x)
     attention = rope_jax.RotaryAttention(num_heads=2, head_dim=4, rope=dynamic)
-    turn = dynamic.rotation(jnp.arange(3)[None], context_length=16)
-    params = attention.init(jax.random.key(0), x, rotation=turn)
+    params = attention.init(jax.random.key(0), x, context_length=16)
     fixed = rope_jax.Rope(4, rope_jax.DynamicNTK(factor=2.0, original_length=8, context_length=16))
     np.testing.assert_array_equal(
-        attention.apply(params, x, rotation=turn), attention.clone(rope=fixed).apply(params, x)
+        attention.apply(params, x, context_length=16), attention.clone(rope=fixed).apply(params, x)
     )
 
 
@@ -528,7 +560,7 @@ def test_a_window_that_is_none_is_refused_on_every_path(window):
     cache = rope_jax.init_cache(batch=1, capacity=4, num_kv_heads=2, head_dim=4)
     for options in (dict(), dict(mask=mask), dict(cache=cache)):
         for call in (
-            lambda options: attention.apply(params, x, window=window, **options),
+            lambda options: rope_jax.attention.make_plan(rope, (1, 3), window=window, **options),
             lambda options: attention.clone(window=window).apply(params, x, **options),
         ):
             with pytest.raises((ValueError, TypeError), match="window must"):

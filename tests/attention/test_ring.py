@@ -313,14 +313,13 @@ def test_refusals_of_the_modules():
             ValueError,
             r"axis_name must be an axis of the mesh in use .* got 'sequence'",
         ),
-        (ring, dict(cache=cache), ValueError, "cache must be left out with ring_axis, got KVCache"),
-        (ring, dict(sequence_index=order, mask=mask), ValueError, "mask must be left out with ring_axis"),
         (
             ring,
-            dict(sequence_index=order, bias=jnp.zeros((1, 1, T, T))),
+            dict(cache=cache),
             ValueError,
-            "bias must be left out with ring_axis",
+            "cache must be left out with ring_axis='sequence': decode with clone",
         ),
+        (ring, dict(sequence_index=order, mask=mask), ValueError, "mask must be left out with ring_axis"),
         (
             ring.clone(position_bias=rope_jax.attention.ALiBi()),
             dict(sequence_index=order),

@@ -63,7 +63,7 @@ def test_length_dependent_rope():
     ("rope", "options"),
     [
         (ROPES[0], {}),
-        (ROPES[1], dict(window=3, qk_norm=True)),
+        pytest.param(ROPES[1], dict(window=3, qk_norm=True), marks=pytest.mark.full),
         pytest.param(ROPES[1], {}, marks=pytest.mark.full),
         pytest.param(ROPES[0], dict(window=3, qk_norm=True), marks=pytest.mark.full),
         pytest.param(ROPES[0], dict(logit_cap=3.0), marks=pytest.mark.full),

@@ -96,7 +96,7 @@ def programs():
         yield pytest.param(generation, layout, case, marks=marks, id="-".join(map(str, name)))
 
 
-@pytest.mark.parametrize(("generation", "layout", "case"), programs())
+@pytest.mark.parametrize(("generation", "layout", "case"), list(programs()))
 def test_one_kernel_for_queries_and_keys(generation, layout, case):
     assert kernels(compiled(generation, rotate_with(layout), *shapes(**case))) == 1
 

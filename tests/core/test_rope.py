@@ -70,10 +70,13 @@ class TestRotationsAreRotations:
         np.testing.assert_array_equal(at(half, x[..., order], m), at(interleaved, x, m)[..., order])
 
     @given(ropes, st.lists(positions, min_size=3, max_size=3))
-    def test_vmap_is_broadcasting(self, rope, where):
-        x, where = jnp.stack([heads(seed) for seed in range(3)]), jnp.array(where, jnp.int32)[:, None]
-        whole = rope(x, x, where)[0]
-        np.testing.assert_allclose(jax.vmap(rope)(x, x, where)[0], whole, atol=ROTATION_ERROR)
+    def test_vmap_is_broadcasting(self, rope, token_positions):
+        x, token_positions = (
+            jnp.stack([heads(seed) for seed in range(3)]),
+            jnp.array(token_positions, jnp.int32)[:, None],
+        )
+        whole = rope(x, x, token_positions)[0]
+        np.testing.assert_allclose(jax.vmap(rope)(x, x, token_positions)[0], whole, atol=ROTATION_ERROR)
 
     @given(ropes, positions)
     def test_jit_is_eager(self, rope, m):
@@ -89,10 +92,10 @@ def test_rope_against_the_oracle(case, layout):
     rope = rope_jax.Rope(ROTARY_DIM + 16, case.build(), rotary_dim=ROTARY_DIM, layout=layout)
     rng = np.random.default_rng(0)
     q, k = rng.normal(size=(2, 6, 4, 80)), rng.normal(size=(2, 6, 1, 80))
-    where = rng.integers(0, 100_000, (2, 6))
-    got = rope(jnp.asarray(q, jnp.float32), jnp.asarray(k, jnp.float32), jnp.asarray(where, jnp.int32))
+    token_positions = rng.integers(0, 100_000, (2, 6))
+    got = rope(jnp.asarray(q, jnp.float32), jnp.asarray(k, jnp.float32), jnp.asarray(token_positions, jnp.int32))
     inv_freq, a = case.oracle(ROTARY_DIM)
-    cos, sin = (a * part.reshape(2, 6, -1) for part in oracles.cos_sin(where, inv_freq))
+    cos, sin = (a * part.reshape(2, 6, -1) for part in oracles.cos_sin(token_positions, inv_freq))
     # The paper's frequencies in float64 agree to 64 roundings: at 1e5 that is 1e5 * 64 * 2^-53 = 7e-10 radians.
     for rotated, x in zip(got, (q, k), strict=True):
         np.testing.assert_allclose(
@@ -143,15 +146,15 @@ def test_axes_rotate_an_image():
 def test_context_length_goes_to_the_schedule():
     rope = rope_jax.Rope(64, rope_jax.DynamicNTK(factor=2.0, original_length=16))
     x = jnp.ones((2, 3, 1, 64))
-    where = jnp.arange(3)[None]
-    got, _ = rope(x, x, where, context_length=jnp.array([8, 64]))
+    token_positions = jnp.arange(3)[None]
+    got, _ = rope(x, x, token_positions, context_length=jnp.array([8, 64]))
     for row, length in enumerate((8, 64)):
-        want, _ = rope(x[:1], x[:1], where, context_length=length)
+        want, _ = rope(x[:1], x[:1], token_positions, context_length=length)
         np.testing.assert_allclose(got[row], want[0], atol=4e-6)
-        back, _ = rope.inverse(want, want, where, context_length=length)
+        back, _ = rope.inverse(want, want, token_positions, context_length=length)
         np.testing.assert_allclose(back, x[:1], atol=1e-6)
     with pytest.raises(ValueError, match="context_length must be left out: Standard does not depend on it"):
-        rope_jax.Rope(64, rope_jax.Standard())(x, x, where, context_length=8)
+        rope_jax.Rope(64, rope_jax.Standard())(x, x, token_positions, context_length=8)
 
 
 def test_no_leaks_and_no_hidden_state():
@@ -166,9 +169,9 @@ def test_no_leaks_and_no_hidden_state():
         f(x, jnp.array([3]))
     # Two bases in one process: the result of a rope does not depend on earlier calls of another.
     first, second = (rope_jax.Rope(8, rope_jax.Standard(base=b)) for b in (1e4, 5e5))
-    where = jnp.arange(2)[None] + 1000
-    alone = [np.asarray(r(x, x, where)[0]) for r in (first, second)]
-    again = [np.asarray(r(x, x, where)[0]) for r in (second, first)]
+    token_positions = jnp.arange(2)[None] + 1000
+    alone = [np.asarray(r(x, x, token_positions)[0]) for r in (first, second)]
+    again = [np.asarray(r(x, x, token_positions)[0]) for r in (second, first)]
     np.testing.assert_array_equal(alone[0], again[1])
     assert np.abs(alone[0] - alone[1]).max() > 0.1
 

@@ -1,12 +1,11 @@
-"""Writes families.json: what transformers computes for every model type. Run where torch and transformers are.
+"""Writes families.json: numbers of transformers for every model type. Needs torch and transformers.
 
 python tests/golden/make_families.py
 
-Of each part of each folder: the keys of its config that we read, and for each label of its model_rope a few frequencies,
-the attention factor, and a few features of one query, turned by its own apply function at position 3 (at 3, 2, 1, ...
-where there are several axes). The default config of every part and what it is
-without its rotation, and the perturbed ones of PERTURBED. Layers behind the last one that shows something new are left
-out.
+For each part of each folder: the config keys that we read, and for each label of its rope parameters a few
+frequencies, the attention factor, and a few features of one query, rotated by its own apply function at position 3
+(at 3, 2, 1, ... on several axes). The configs are the default of every part, the default without its keys of
+rotation, and the perturbed ones of PERTURBED. Layers after the last new kind are left out.
 """
 
 import copy
@@ -21,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "oracle"))
 
 
-# One of each kind: flat, part of the head, interleaved, latent, by layer type, several axes, and habits of their own.
+# One of each kind: flat, part of the head, interleaved, latent, by layer type, several axes, and special families.
 PERTURBED = (
     "llama gpt_neox glm cohere2 deepseek_v3 gemma3_text gemma4_text laguna qwen2_vl_text qwen3_vl_text phi3 phimoe "
     "hunyuan_v1_dense"
@@ -32,7 +31,7 @@ ALWAYS = ("default config", "nothing said", "version 4")
 
 
 def features(rotary_dim, head_dim):
-    """Which features of the turned query are kept: the ends of both halves, and what comes behind."""
+    """The features of the rotated query that are kept: the ends of both halves, and the last of the head."""
     half = rotary_dim // 2
     return sorted({0, 1, 2, 3, half - 1, half, half + 1, rotary_dim - 1, head_dim - 1})
 
@@ -42,7 +41,7 @@ def query(head_dim):
 
 
 def ask(census, cls, modeling, config_class, values):
-    """The keys of a file that we read, and what transformers makes of them, by the first layer of each kind."""
+    """The keys of a file that we read, and the numbers of transformers for the first layer of each kind."""
     import torch
 
     from rope_jax.interop import read

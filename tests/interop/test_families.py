@@ -13,8 +13,8 @@ from released import config_of
 
 import rope_jax
 from rope_jax import Rope, Standard
-from rope_jax.interop.write import to_hf_config
 from rope_jax.interop.families import FAMILIES
+from rope_jax.interop.write import to_hf_config
 
 ROWS = json.loads(Path(__file__).parents[1].joinpath("golden").joinpath("families.json").read_text())["rows"]
 

@@ -1,4 +1,4 @@
-"""Is it what vLLM computes for the checkpoints that people run? Their settings, its meaning of them, our schedule."""
+"""Schedules against vLLM, with the settings of released checkpoints."""
 
 import dataclasses
 import math
@@ -136,7 +136,7 @@ def test_checkpoint(name):
     assert_equal(schedule(rotary_dim), theirs(rope_type, rotary_dim, **parameters))
 
 
-# ------------------------------------------------------------ where vLLM means something else by the same name
+# ---------------------------------------------------------- keys with another meaning in vLLM
 
 
 def test_attn_factor_multiplies():
@@ -157,7 +157,7 @@ def test_attn_factor_multiplies():
     ids=str,
 )
 def test_one_mscale_alone_counts(mscales, want):
-    """With DeepSeek as with vLLM; transformers and Yarn take a quotient where both are given, and else neither."""
+    """In DeepSeek and vLLM. transformers and Yarn use the quotient if both are given, else neither."""
     _, attention_factor = answer = theirs("deepseek_yarn", 64, rope_theta=1e4, factor=40, original=4096, **mscales)
     assert math.isclose(attention_factor, want, rel_tol=1e-12)
     yarn = rope_jax.Yarn(factor=40.0, original_length=4096)
@@ -167,14 +167,14 @@ def test_one_mscale_alone_counts(mscales, want):
 
 
 def test_the_list_of_longrope_is_chosen_by_the_engine():
-    """By the longest length that it admits; ours by the length given, for each row on its own."""
+    """vLLM chooses by the longest length it admits; we choose by the given length, for each row."""
     one_engine = theirs("longrope", 96, rope_theta=1e4, **PHI, **LONGEST, max_model_len=131_072)
     assert_equal(long_rope(131_072)(96), one_engine)
     assert not np.allclose(long_rope(100)(96).inv_freq, one_engine[0])
 
 
 def test_either_list_of_longrope_may_have_its_factor():
-    """As in Phi-3.5-MoE, where it is the same for both, which is what our one attention_factor can say."""
+    """As in Phi-3.5-MoE, where both factors are equal, so that one attention_factor expresses them."""
     mscale = 1.243163121016122
     for max_model_len in (4096, 131_072):
         longest = dict(LONGEST, max_model_len=max_model_len, short_mscale=mscale, long_mscale=mscale)
@@ -192,7 +192,7 @@ def test_dynamic_had_a_constant_length():
 
 @pytest.mark.parametrize("mixed_b", [None, 0.625])
 def test_ntk_slows_the_first_pair_too(mixed_b):
-    """It is not NTKAware, of which the first pair keeps its speed; as divisors of LongRope both forms can be said."""
+    """Unlike NTKAware, whose first pair keeps its speed. LongRope can express both forms by its divisors."""
     factor, dim = 8.0, 128
     inv_freq, _ = answer = theirs("ntk", dim, rope_theta=1e4, factor=factor, mixed_b=mixed_b)
     ladder = rope_jax.core.geometric(dim, 1e4)

@@ -1,11 +1,11 @@
-"""Every rotary model folder of transformers, asked one by one: does its config alone give us its rotation?
+"""Compares every rotary model folder of transformers with the rotation that we read from its config alone.
 
-python tests/oracle/census.py          prints the table, and fails where it is worse than the committed one
+python tests/oracle/census.py          prints the table, and fails if it is worse than the committed one
 python tests/oracle/census.py --write  writes the committed table, tests/golden/census.json
 
-Every rotary module of every folder is built from its default config and from perturbed ones. Compared are its
-frequencies, its cos and sin at positions near zero, around the original context length, beyond it and at 100,000, and
-the queries that its own apply function turns with them, in float32 and bfloat16.
+Every rotary module of every folder is built from its default config and from perturbed ones. The census compares its
+frequencies, its cos and sin at positions near zero, around and beyond the original context length and at 100,000, and
+queries rotated by its own apply function, in float32 and bfloat16.
 """
 
 import copy
@@ -69,7 +69,7 @@ PERTURBED = {
     "proportional": dict(rope_type="proportional", partial_rotary_factor=0.5),
 }
 
-# What config and positions alone do not give, or what has more than the axes of a text; named, not covered.
+# Not covered: rotations that need more than a config and integer positions.
 NOT_COVERED = {
     "clvp": "also turns the values",
     "dinov3_vit": "continuous patch coordinates",
@@ -86,7 +86,7 @@ NOT_COVERED = {
 }
 
 
-# Which parts a module is for, where its signature names the whole model and others would fit.
+# The parts of a module whose signature names the whole model.
 PARTS = {
     "EvollaRotaryEmbedding": ["evolla"],
     "EvollaSaProtRotaryEmbedding": [""],
@@ -97,11 +97,11 @@ PARTS = {
 }
 
 
-# A module whose signature is that of the one it inherits from.
+# The config of a module that inherits the signature of another.
 START = {"Qwen3OmniMoeTalkerRotaryEmbedding": transformers.Qwen3OmniMoeTalkerTextConfig}
 
 
-# ------------------------------------------------------------------------------------ what transformers has
+# ---------------------------------------------------------------------------------- modules of transformers
 
 
 def modeling_modules():
@@ -142,7 +142,7 @@ def configs(cls, module, axial=False):
             continue
         if not config.model_type:  # a part without a name of its own
             config.model_type = "esm" if "SaProt" in type(config).__name__ else "llama"
-        with_recipe(config)
+        with_rope_parameters(config)
         try:
             cls(repaired(config))
         except Exception:  # it is not for this part
@@ -150,8 +150,8 @@ def configs(cls, module, axial=False):
         yield config
 
 
-def with_recipe(config):
-    """Gives ESM, which has a base alone, the recipe that it stands for."""
+def with_rope_parameters(config):
+    """Gives ESM, whose config has a base alone, its rope parameters."""
     if not getattr(config, "rope_parameters", None) and hasattr(config, "rope_theta"):
         config.rope_parameters = dict(rope_type="default", rope_theta=config.rope_theta)
 
@@ -179,7 +179,7 @@ REPAIRED = {
 
 
 def entries_of(config):
-    """The recipes of a config, by label: one of label None where it is flat."""
+    """The rope parameters of a config, by label; label None if they are flat."""
     parameters = config.rope_parameters
     nested = any(isinstance(entry, dict) for entry in parameters.values())
     return parameters if nested else {None: parameters}
@@ -207,7 +207,7 @@ def repaired(config):
 
 
 def perturbed(config, name, num_pairs):
-    """The config with another schedule for every layer that has one, and short lengths."""
+    """The config with another schedule in every layer with a schedule, and with short lengths."""
     config = repaired(config)
     config.max_position_embeddings = LONGEST
     if hasattr(config, "original_max_position_embeddings"):
@@ -238,7 +238,7 @@ def perturbed(config, name, num_pairs):
 
 
 class Different(Exception):
-    """What was compared is not the same; its text says by how much."""
+    """Ours and theirs differ; the message says by how much."""
 
 
 def halves(x, num_pairs):
@@ -252,7 +252,7 @@ def halves(x, num_pairs):
 
 
 def their_cos_sin(module, positions, label, dtype=torch.float32):
-    """What the module returns, as it is: a pair of arrays, or one complex array."""
+    """The output of the module: a pair of arrays, or one complex array."""
     x = torch.zeros(1, positions.shape[-1], 8, dtype=dtype)
     arguments = (x, torch.tensor(positions)) + (() if label is None else (label,))
     with torch.no_grad():
@@ -264,7 +264,7 @@ def as_numpy(x):
 
 
 def position_ids(rope, values, text_only):
-    """The positions ``[(A,) B, T]`` for them and ``[B, T(, A)]`` for us; axes differ, unless it is a text."""
+    """The positions ``[(A,) B, T]`` for them and ``[B, T(, A)]`` for us; axes differ, except in text."""
     flat = np.array([list(values)])
     if rope.axes is None:
         return flat, flat
@@ -336,7 +336,7 @@ def compare_frequencies(rope, module, label):
 
 
 def apply_function(module, config):
-    """The function that a module's attention calls, and whether it puts out halves for interleaved pairs."""
+    """The apply function of a module's attention, and whether it returns halves for interleaved pairs."""
     latent = FAMILIES[config.model_type].latent and getattr(config, "rope_interleave", True)
     if latent and hasattr(module, "apply_rotary_pos_emb_interleave"):
         return module.apply_rotary_pos_emb_interleave, True
@@ -347,7 +347,7 @@ def apply_function(module, config):
 
 
 def pair_sizes(x, rope):
-    """|x1| + |x2| of the pair of each feature that turns, ``[B, T, N, R]``."""
+    """|x1| + |x2| of the pair of each rotated feature, ``[B, T, N, R]``."""
     pairs = x[..., : 2 * rope.num_pairs]
     pairs = pairs.reshape(*x.shape[:-1], *((2, -1) if rope.layout == "half" else (-1, 2)))
     axis = -2 if rope.layout == "half" else -1
@@ -356,7 +356,7 @@ def pair_sizes(x, rope):
 
 
 def turn(apply, q, cos_sin, rotary_dim):
-    """Their apply function on q alone, whichever arguments it takes."""
+    """q, rotated by their apply function, whose arguments differ."""
     cos_sin = cos_sin if isinstance(cos_sin, tuple) else (cos_sin,)
     one = next(iter(inspect.signature(apply).parameters)) == "x"
     with torch.no_grad():
@@ -369,7 +369,7 @@ def turn(apply, q, cos_sin, rotary_dim):
 
 
 def compare_queries(rope, module, label, modeling, config, name):
-    """The worst difference of turned queries, as a share of what rounding allows."""
+    """The worst difference of rotated queries, as a share of the allowed rounding."""
     apply, halves_out = apply_function(modeling, config)
     if apply is None:
         raise Different("no apply function")
@@ -400,17 +400,17 @@ def compare_queries(rope, module, label, modeling, config, name):
     return float(np.max(np.abs(turned - ours)[..., :rotary_dim] / allowed))
 
 
-def labels_of(config, recipe):
-    """The label of each layer: the name of its entry, or None where one is for all."""
+def labels_of(config, model_rope):
+    """The label of each layer: its key in ``rope_parameters``, or None if these are flat."""
     if None in entries_of(config):
-        return [None] * len(recipe.layers)
+        return [None] * len(model_rope.layers)
     return [FAMILIES[config.model_type].label(type) for type in config.layer_types]
 
 
-def ropes_by_label(recipe, config):
-    """The rotation of each label; layers of one label must agree, unless a base or a flag of theirs says otherwise."""
+def ropes_by_label(model_rope, config):
+    """The rotation of each label; layers of one label must agree, unless the family varies single layers."""
     found = {}
-    for layer, label in zip(recipe.layers, labels_of(config, recipe), strict=True):
+    for layer, label in zip(model_rope.layers, labels_of(config, model_rope), strict=True):
         if layer.rope is not None:
             found.setdefault(label, set()).add(layer.rope)
     own = FAMILIES[config.model_type].layers in ("layer_rope_theta", "rope_scaling_layers")
@@ -419,9 +419,9 @@ def ropes_by_label(recipe, config):
     return {label: ropes.pop() for label, ropes in found.items() if len(ropes) == 1}
 
 
-def compare_scales(recipe, modeling, config):
-    """The numbers beside the rotation: exactly theirs, or up to the rounding of float32."""
-    layer = next(layer for layer in recipe.layers if layer.rope is not None)
+def compare_scales(model_rope, modeling, config):
+    """Logit factors and query temperatures, equal exactly or up to float32 rounding."""
+    layer = next(layer for layer in model_rope.layers if layer.rope is not None)
     if hasattr(modeling, "yarn_apply_mscale"):
         expected = modeling.yarn_apply_mscale(config.rope_parameters, 1.0)
         if abs(expected - layer.logit_factor) > 1e-12 * expected:
@@ -441,12 +441,12 @@ def compare(cls, modeling, config, values):
     Theirs is made from the config object, ours from the values of its file.
     """
     model_type = config.model_type
-    recipe = rope_jax.from_hf_config(values, compat="transformers")
+    model_rope = rope_jax.from_hf_config(values, compat="transformers")
     module = cls(copy.deepcopy(config))
-    ropes = ropes_by_label(recipe, config)
+    ropes = ropes_by_label(model_rope, config)
     if not ropes:
         raise Different("no layer rotates")
-    compare_scales(recipe, modeling, config)
+    compare_scales(model_rope, modeling, config)
     figures = []
     for label, rope in ropes.items():
         if isinstance(rope.schedule, rope_jax.Negated):  # theirs turns forward, and its apply function back
@@ -559,16 +559,16 @@ def compare_functions(modeling, config, functions):
 
 
 def variants(config):
-    """(name, what the file says) for the default config, for the perturbed ones, and for older and sparser files."""
+    """(name, contents of the file) for the default config, the perturbed ones, and older and sparser files."""
     model_type = config.model_type
     default = repaired(config)
     full = {**default.to_dict(), "model_type": model_type}
     yield "default config", full
     if model_type == "esm":  # which reads nothing but rope_theta
         return
-    recipe, entries = rope_jax.from_hf_config(full, compat="transformers"), entries_of(default)
+    model_rope, entries = rope_jax.from_hf_config(full, compat="transformers"), entries_of(default)
     num_pairs = {}
-    for layer, label in zip(recipe.layers, labels_of(default, recipe), strict=True):
+    for layer, label in zip(model_rope.layers, labels_of(default, model_rope), strict=True):
         if layer.rope is not None:
             share = (entries[label] or {}).get("partial_rotary_factor", 1.0)
             whole = (entries[label] or {}).get("rope_type") == "proportional"
@@ -590,13 +590,13 @@ def variants(config):
         sparse["hidden_size"] *= 2  # so that D/N is not what stood there
     yield "nothing said", sparse
     base = "rotary_emb_base" if "gpt_neox" in model_type else "rope_theta"
-    # Where there are two recipes, transformers knows the newer name alone: see from_hf_config.
+    # With one base for each layer type, transformers knows the newer name only: see from_hf_config.
     kind = "rope_type" if FAMILIES[model_type].bases else "type"
     if model_type not in ("modernbert", "modernbert-decoder", "olmo3"):  # other keys, or another meaning
         yield "version 4", sparse | {base: 54_321.0, "rope_scaling": {kind: "linear", "factor": 4.0}}
 
 
-# The keys of a config that say how it rotates; a file without them leaves that to the family.
+# The keys of a config about its rotation; without them the family's values are used.
 SAYS_HOW = (
     "rope_parameters rope_scaling rope_theta compress_rope_theta partial_rotary_factor rotary_dim rope_interleave "
     "layer_types layers_block_type no_rope_layers layer_rope_theta head_dim per_layer_config"
@@ -604,10 +604,10 @@ SAYS_HOW = (
 
 
 def from_file(config_class, values):
-    """The config that transformers makes of what a file says."""
+    """The config that transformers makes from the contents of a file."""
     config = config_class.from_dict(copy.deepcopy(values))
     config.model_type = values["model_type"]
-    with_recipe(config)
+    with_rope_parameters(config)
     return config
 
 
@@ -618,7 +618,7 @@ def fits(module, config):
 
 
 def examine(cls, modeling, config):
-    """What became of each variant of one part: its figures, or a word on why there are none."""
+    """The figures of each variant of one part, or the reason for having none."""
     results = {}
     for name, values in variants(config):
         try:
@@ -648,7 +648,7 @@ def examine(cls, modeling, config):
 
 
 def census(folders=()):
-    """The whole table: for each folder that rotates, what became of each part."""
+    """The whole table: the results of each part of each folder."""
     table = {}
     for folder, modeling in modeling_modules():
         if folders and folder not in folders:
@@ -686,7 +686,7 @@ def census(folders=()):
 
 
 def status(row):
-    """A folder's word in the table, and what there is to say beside it."""
+    """A folder's status in the table, and a note."""
     compared = [figures for results in row["parts"].values() for figures in results.values()]
     wrong = [
         f"{part}, {name}: {figures}"
@@ -703,7 +703,7 @@ def status(row):
 
 
 def summary(table):
-    """What is kept and printed: folder by folder the word, the variants that were compared, and the worst figures."""
+    """The committed table: the status and compared variants of each folder, and the worst figures."""
     rows, schedules = {}, {}
     for folder, row in table.items():
         word, note = status(row)
@@ -726,7 +726,7 @@ def summary(table):
 
 
 def regressions(new, kept):
-    """What the committed table has and the new one has not."""
+    """Everything in the committed table that the new table lacks."""
     lost = []
     for folder, row in kept["folders"].items():
         now = new["folders"].get(folder)

@@ -1,4 +1,4 @@
-"""Is the committed table of all folders still true of the installed transformers? See census.py."""
+"""The committed table of all folders against the installed transformers; see census.py."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ def test_no_folder_is_worse_than_in_the_committed_table():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_every_base_is_that_of_the_config_class():
+def test_every_base_equals_the_base_of_the_config_class():
     checked, wrong = 0, {}
     for _, modeling in census.modeling_modules():
         for cls in census.rotary_classes(modeling):

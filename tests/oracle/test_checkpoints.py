@@ -1,6 +1,6 @@
-"""Does a folder that transformers saved give its logits, and its greedy tokens, when load_hf reads it?
+"""Folders saved by transformers and read by load_hf: the logits and greedy tokens are the same.
 
-Tiny models of every family, random but for nothing: norms and biases too are drawn, so that leaving one out shows.
+Tiny models of every family. All parameters are random, norms and biases too, so that a missing one shows.
 """
 
 import json
@@ -41,7 +41,7 @@ LLAMA3 = dict(
     low_freq_factor=1.0,
     high_freq_factor=4.0,
 )
-# 12 features to a head, of which the partial recipes turn 6.
+# 12 features to a head; 6 rotate in partial rotation.
 LONGROPE = dict(
     rope_type="longrope",
     rope_theta=1e4,
@@ -52,7 +52,7 @@ LONGROPE = dict(
 YARN = dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=32)
 GEMMA = dict(head_dim=16, query_pre_attn_scalar=24, sliding_window=7)
 
-# Of each case: the class of the config, what it is told, and which tokens see the whole of it.
+# Each case: the class of the config, and its arguments.
 CASES = {
     "llama": ("Llama", dict(tie_word_embeddings=False)),
     "llama 3 rule": ("Llama", dict(rope_parameters=LLAMA3, tie_word_embeddings=True)),
@@ -103,10 +103,9 @@ def report():
 
 
 def their_model(case):
-    name, told = CASES[case]
-    told = SIZES | told
+    name, fields = CASES[case]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**told)
+    config = getattr(transformers, f"{name}Config")(**(SIZES | fields))
     model = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config).eval()
     with torch.no_grad():
         for path, weight in model.named_parameters():
@@ -114,7 +113,7 @@ def their_model(case):
                 weight.add_(torch.empty_like(weight).uniform_(-0.5, 0.5))
             if path.endswith("bias"):
                 weight.uniform_(-0.5, 0.5)
-            if path == "model.norm.weight":  # of either sign: where the embedding is tied, it would repeat itself
+            if path == "model.norm.weight":  # of either sign: a tied embedding would repeat the same token
                 weight.uniform_(-1.5, 1.5).sub_(1.0 if "Gemma" in name else 0.0)
     return model
 

@@ -1,4 +1,4 @@
-"""Are T5's bias, BLOOM's ALiBi and Marian's sines those of transformers?"""
+"""T5's bias, BLOOM's ALiBi and Marian's sines against transformers."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Which layers rotate? The models themselves are run, and watched as they call their apply function."""
+"""Which layers rotate, by running the models and recording the calls of their apply function."""
 
 import importlib
 import inspect
@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import rope_jax  # noqa: E402
-from rope_jax.interop.families import FAMILIES
+from rope_jax.interop.families import FAMILIES  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 
@@ -47,7 +47,7 @@ PLAIN = dict(rope_type="default", rope_theta=1e4)
 SECTIONS = dict(PLAIN, mrope_section=[4, 2, 2])
 ALTERNATE = ["linear_attention", "full_attention"] * 4
 
-# folder -> its text config, and what its test changes
+# folder, and a word on the changes: changes of its text config
 CASES = {
     "afmoe": {},
     "bailing_hybrid": {},
@@ -103,7 +103,7 @@ def small_model(folder, changes):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_layers_that_rotate_are_the_layers_that_rotate(case, monkeypatch):
+def test_the_same_layers_rotate(case, monkeypatch):
     model, config, modeling = small_model(case.split(",")[0], CASES[case])
     seen = set()
 
@@ -119,9 +119,9 @@ def test_the_layers_that_rotate_are_the_layers_that_rotate(case, monkeypatch):
     with torch.no_grad():
         model(input_ids=torch.arange(1, 7)[None])
     compat = "transformers" if FAMILIES[config.model_type].beyond else None
-    recipe = rope_jax.from_hf_config({**config.to_dict(), "model_type": config.model_type}, compat=compat)
-    assert {i for i, layer in enumerate(recipe.layers) if layer.rope is not None} == seen
-    assert len(recipe.layers) == 8
-    # Alike in kind and rotation is one object.
-    assert len({id(layer) for layer in recipe.layers}) == len(set(recipe.layers))
-    assert rope_jax.from_hf_config(rope_jax.interop.to_hf_config(recipe), compat=compat) == recipe
+    model_rope = rope_jax.from_hf_config({**config.to_dict(), "model_type": config.model_type}, compat=compat)
+    assert {i for i, layer in enumerate(model_rope.layers) if layer.rope is not None} == seen
+    assert len(model_rope.layers) == 8
+    # Equal layers are one object.
+    assert len({id(layer) for layer in model_rope.layers}) == len(set(model_rope.layers))
+    assert rope_jax.from_hf_config(rope_jax.interop.to_hf_config(model_rope), compat=compat) == model_rope

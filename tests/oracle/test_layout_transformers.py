@@ -1,4 +1,4 @@
-"""Is it the permutation of transformers? Its converters of weights, and its attentions of either layout."""
+"""convert_layout against transformers: its converters of weights, and its attentions of either layout."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,6 @@
-"""Is it what torch and transformers compute? Frequencies, cos and sin, turned q and k, a whole Llama.
+"""Frequencies, cos and sin, rotated q and k, and a whole Llama against torch and transformers.
 
-Their cos and sin are of a float32 product of a float32 frequency and a position. Each tolerance is that of
+Their cos and sin come from a float32 product of a float32 frequency and a position. Each tolerance follows from
 their arithmetic, from the frequency on; ours is exact to 1.2e-7.
 """
 
