@@ -34,7 +34,7 @@ def forget_programs():
 @pytest.fixture(autouse=True)
 def stay_small():
     yield
-    if resident_bytes() > 1.2e9:
+    if resident_bytes() > 1.6e9:
         release_memory()
 
 

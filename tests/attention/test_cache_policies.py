@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from fast import first
 
 import rope_jax
 
@@ -89,12 +90,13 @@ def test_a_ring_of_rows_with_padding():
     mask = np.ones((B, 12), bool)
     mask[0, [1, 2, 7]] = False
     cache = empty(7, eviction="sliding")
+    full = jax.jit(module.apply)
     for start in range(0, 12, 4):
         part = slice(start, start + 4)
         y, cache = module.apply(params, x[:, part], mask=mask[:, part], cache=cache)
         for b in range(B):
             seen = np.flatnonzero(mask[b, : start + 4])
-            alone = module.apply(params, x[b : b + 1, seen])
+            alone = full(params, x[b : b + 1, seen])
             here = mask[b, part].sum()
             close(y[b][mask[b, part]], alone[0, len(seen) - here :])
 
@@ -183,7 +185,7 @@ def test_rows_that_are_taken_and_room_that_grows():
 SCHEDULES = {"long": LONG, "dynamic": rope_jax.DynamicNTK(factor=4.0, original_length=8)}
 
 
-@pytest.mark.parametrize(("name", "rotated"), [("long", True), ("long", False), ("dynamic", False)])
+@pytest.mark.parametrize(("name", "rotated"), first(1, [("long", False), ("long", True), ("dynamic", False)]))
 def test_decoding_across_the_switch_is_the_full_forward_at_the_new_length(name, rotated):
     """Rows of unequal length, so that one switches before the other; one program for all steps."""
     rope = rope_jax.Rope(H, SCHEDULES[name])
@@ -192,6 +194,7 @@ def test_decoding_across_the_switch_is_the_full_forward_at_the_new_length(name, 
     mask = np.ones((B, 5), bool)
     mask[1, 3:] = False  # row 1 is 2 tokens behind
     cache = empty(16, rotated=rotated, rope=rope)
+    full = jax.jit(lambda x, length: module.apply(params, x, context_length=length), static_argnums=1)
     step, traces = stepper(module, params)
     _, cache = step(x[:, :5], cache, mask)
     rows = [list(range(5)), list(range(3))]
@@ -200,13 +203,13 @@ def test_decoding_across_the_switch_is_the_full_forward_at_the_new_length(name, 
         for b, row in enumerate(rows):
             row.append(t)
             length = len(row)
-            want = module.apply(params, x[b : b + 1, row], context_length=length)
+            want = full(x[b : b + 1, row], length)
             # dynamic: traced frequencies are float32, their angles off by position * 2^-23; long: one more rounding
             close(y[b, 0], want[0, -1])
     assert len(traces) == 2 and [len(row) for row in rows] == [14, 12]
 
 
-@pytest.mark.parametrize("rotated", [True, False])
+@pytest.mark.parametrize("rotated", first(1, [True, False]))
 def test_decoding_from_4096_tokens_to_4097(rotated):
     """As long as Phi-3's first list goes: a sum of as many float32 terms is off by as many eps at most."""
     switch = 4096
@@ -249,12 +252,14 @@ def test_a_decoder_switches_all_its_layers():
     model = rope_jax.Decoder(**sizes, rope=rope)
     ids = jax.random.randint(jax.random.key(0), (B, 12), 0, 11, jnp.int32)
     params = model.init(jax.random.key(1), ids, context_length=12)
+    full = jax.jit(lambda ids, length: model.apply(params, ids, context_length=length), static_argnums=1)
+    step = jax.jit(lambda ids, cache: model.apply(params, ids, cache=cache))
     for rotated in (None, True):
         cache = model.init_cache(batch=B, capacity=12, rotated=rotated)
         assert cache.rotated is bool(rotated)
         for t in range(12):
-            logits, cache = model.apply(params, ids[:, t : t + 1], cache=cache)
-            want = model.apply(params, ids[:, : t + 1], context_length=t + 1)[:, -1:]
+            logits, cache = step(ids[:, t : t + 1], cache)
+            want = full(ids[:, : t + 1], t + 1)[:, -1:]
             close(logits, want, atol=1e-5)
 
 
@@ -271,7 +276,7 @@ def test_a_decoder_of_unlike_layers_with_unrotated_keys_and_sinks():
         close(jnp.concatenate([logits, more], axis=1), want, atol=1e-5)
 
 
-@pytest.mark.parametrize("rotated", [True, False])
+@pytest.mark.parametrize("rotated", first(1, [True, False]))
 def test_keys_know_what_they_are_turned_by(rotated):
     """Tokens taken back across the switch, and a length given after keys were stored without one."""
     rope = rope_jax.Rope(H, LONG)
