@@ -45,7 +45,7 @@ def test_names_of_a_cache():
     shapes = jax.eval_shape(lambda: MODEL.init_cache(batch=B, capacity=S))
     every = rope_jax.attention.cache_partition_spec(shapes)
     assert every.key == every.value == P("layers", "batch", "kv_length", "kv_heads", "head_dim")
-    assert every.num_tokens == P("layers", "batch")
+    assert every.num_tokens == every.context_length == P("batch")
 
 
 def test_under_the_rules_of_flax():

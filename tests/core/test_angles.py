@@ -112,6 +112,7 @@ def test_independent_of_matmul_precision_and_free_of_dots():
     np.testing.assert_array_equal(got.sin, want.sin)
 
 
+@pytest.mark.full  # bit for bit only as optimised programs
 def test_vmap_and_broadcast_are_the_same():
     frequencies = rope_jax.Standard()(32)
     positions = jnp.arange(24).reshape(2, 3, 4) * 1_000_003

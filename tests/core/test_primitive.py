@@ -188,6 +188,7 @@ class TestSeveralArrays:
     K = jax.random.normal(jax.random.key(1), (5, 1, 8))
     POSITIONS = jnp.arange(5)
 
+    @pytest.mark.full  # bit for bit only as optimised programs
     def test_an_unbatched_array_is_rotated_once(self):
         q, k = jax.vmap(lambda q: self.ROPE(q, self.K, self.POSITIONS), out_axes=(0, None))(self.Q)
         want_q, want_k = self.ROPE(self.Q, self.K, self.POSITIONS)

@@ -246,7 +246,7 @@ class TestPrefix:
         for other in (build(num_layers=1), build(num_kv_heads=4)):
             with pytest.raises(ValueError, match="cache.key must have shape .* with layers=2, .* K=2"):
                 self.written(self.PROMPTS, cache=other.init_cache(batch=1, capacity=4))
-        with pytest.raises(ValueError, match="cache must hold keys of this model's rope"):
+        with pytest.raises(ValueError, match="cache must hold keys rotated by"):
             self.written(self.PROMPTS, cache=build(rope=SLOW).init_cache(batch=1, capacity=4))
         full = MODEL.init_cache(batch=1, capacity=4)
         full = dataclasses.replace(full, num_tokens=full.num_tokens + 5)
@@ -266,7 +266,9 @@ class TestPrefix:
         cache = MODEL.apply(
             PARAMS, prefix, cache=MODEL.init_cache(batch=2, capacity=6, eviction="sliding", num_sink_tokens=1)
         )[1]
-        with pytest.raises(ValueError, match=r"prompt must fit .* rows would hold \[9, 6\]: several at once would"):
+        with pytest.raises(
+            ValueError, match=r"prompt must fit .* rows would hold \[9, 6\]: this write would evict"
+        ):
             greedy(prompt, mask=mask, cache=cache, max_new_tokens=3)
         out = jax.jit(lambda cache: greedy(prompt, mask=mask, cache=cache, max_new_tokens=3))(cache)
         assert out.tokens[0].tolist() == [-1, -1, -1] and np.all(out.tokens[1] >= 0)

@@ -131,13 +131,14 @@ def test_cached_is_full(change):
     cache = model.init_cache(batch=2, capacity=9)
     layers = model.num_layers
     assert cache.key.shape == (layers, 2, 9, 2, 8) and cache.capacity == 9
+    assert cache.num_tokens.shape == (2,)  # one counter a row, for all layers
     step = jax.jit(lambda ids, cache: model.apply(params, ids, cache=cache), donate_argnames="cache")
     outs = []
     for start, stop in ((0, 4), (4, 7), (7, 8), (8, 9)):
         logits, cache = step(ids[:, start:stop], cache)
         outs.append(logits)
     np.testing.assert_allclose(jnp.concatenate(outs, 1), full, atol=TOLERANCE)
-    assert not cache.overflowed.any() and cache.overflowed.shape == (layers, 2)
+    assert not cache.overflowed.any() and cache.overflowed.shape == (2,)
     assert step._cache_size() == 3  # one program for each length: 4, 3 and 1
     logits, cache = step(ids[:, :1], cache)
     assert np.isnan(logits).all() and cache.overflowed.all()
