@@ -12,16 +12,9 @@ from examples import ahead_of_time
 from examples import export as exporting
 
 pytest.importorskip("libtpu")
+pytestmark = pytest.mark.usefixtures("no_compilation_cache")
 SIZES = dict(vocab_size=512, num_layers=2, width=256, num_heads=4, num_kv_heads=2, mlp_dim=512)
 BATCH, LENGTH = 4, 128
-
-
-@pytest.fixture(autouse=True, scope="module")
-def nothing_kept():
-    """What was compiled for a TPU cannot be read back where there is none."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
 
 
 @pytest.fixture(autouse=True)
