@@ -15,6 +15,7 @@ MADE_BY = {
     "Beams": "beam_search",
     "Checkpoint": "load_hf",
     "Generation": "generate",
+    "Plan": "make_plan",
     "Quantized": "quantize",
     "SpeculativeOutput": "speculative_decode",
 }
@@ -42,8 +43,8 @@ def names_in(path):
         if any(is_full(decorator) for decorator in getattr(node, "decorator_list", ())):
             continue
         nodes += ast.iter_child_nodes(node)
-        for field in ("id", "attr", "name"):
-            yield getattr(node, field, None)
+        for field in ("id", "attr", "name", "module"):
+            yield from (getattr(node, field, None) or "").split(".")
 
 
 @pytest.fixture(scope="module")
