@@ -48,8 +48,8 @@ def names_in(path):
         if any(is_full(decorator) for decorator in getattr(node, "decorator_list", ())):
             continue
         nodes += ast.iter_child_nodes(node)
-        for field in ("id", "attr", "name"):
-            yield getattr(node, field, None)
+        for field in ("id", "attr", "name", "module"):
+            yield from (getattr(node, field, None) or "").split(".")
 
 
 @pytest.fixture(scope="module")
