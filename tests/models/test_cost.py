@@ -1,6 +1,8 @@
 """What RoPE costs, counted and not timed: what is saved for the backward pass, what is evaluated, what is compiled."""
 
 import collections
+import re
+import sys
 
 import flax.linen as nn
 import jax
@@ -155,3 +157,28 @@ def test_64_decoded_tokens_compile_one_program_and_nothing_beside_it(rope):
         jax.monitoring.unregister_event_duration_listener(listen)
     assert len(compiled) == 1 and cache.num_tokens.tolist() == [70] * B
     assert not np.isnan(logits).any()
+
+
+# --------------------------------------------------------------------------------------------- what is checked
+
+
+def test_a_traced_cached_masked_call_checks_at_most_thirty_times():
+    """Each argument is checked once, at the door of the model: not in every layer, and not in every helper."""
+    model = decoder(ROPE, num_layers=2)
+    params = nn.unbox(model.init(jax.random.key(0), TOKENS))
+    cache = model.init_cache(batch=B, capacity=2 * T)
+    step = jax.jit(lambda tokens, mask, cache: model.apply(params, tokens, mask=mask, cache=cache))
+    checks = collections.Counter()
+
+    def count(frame, event, _):
+        code = frame.f_code
+        if event == "call" and "rope_jax" in code.co_filename and re.match(r"_?check(_|ed_|$)", code.co_name):
+            checks[code.co_name] += 1
+
+    sys.setprofile(count)
+    try:
+        step.trace(TOKENS, jnp.ones(TOKENS.shape, bool), cache)
+    finally:
+        sys.setprofile(None)
+    print(f"\n{checks.total()} checks: {dict(checks)}", end="")
+    assert 0 < checks.total() <= 30 and checks["check_mask"] == 1
