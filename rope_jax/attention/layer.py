@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rope_jax._checks import check_axes, check_callable, check_dtype
 from rope_jax.attention.attend import AttentionBackend, attend_unchecked, attention_weights_unchecked, check_options
 from rope_jax.attention.bias import PositionBias
-from rope_jax.attention.cache import KVCache
+from rope_jax.attention.cache import KVCache, check_cache
 from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.plan import Plan, make_plan
 from rope_jax.attention.ring import ring_attention
@@ -157,7 +157,14 @@ class RotaryAttention(nn.Module, kw_only=True):
           ``y [B, T, D]``, or ``(y, cache)`` if a cache was given. A row whose cache overflowed is NaN.
         """
         x = jnp.asarray(x)
-        steps: dict = dict(
+        check_axes("x", x, "B T D")
+        check_dtype("x", x, jnp.floating, "floating")
+        if cache is not None:
+            check_cache(cache)
+            axes = "B S K H" if cache.layer is None else "layers B S K H"
+            kv_heads = self.num_kv_heads or self.num_heads
+            check_axes("cache.key", cache.key, axes, B=x.shape[0], K=kv_heads, H=self.head_dim)
+        step: dict = dict(
             positions=positions,
             sequence_index=sequence_index,
             mask=mask,
@@ -167,11 +174,10 @@ class RotaryAttention(nn.Module, kw_only=True):
         own_plan = plan is None
         if plan is None:
             check_fields(self)
-            check_axes("x", x, "B T D")
-            check_dtype("x", x, jnp.floating, "floating")
-            plan, cache = self._plan(x.shape, cache, steps)
+            plan = _make_plan(self, x.shape[:2], cache, step)
+            cache = None if cache is None else plan.begin(cache)
         else:
-            _check_plan(self, plan, x.shape, cache, steps)
+            _check_plan(self, plan, x.shape[:2], cache, step)
         if self.ring_axis is not None:
             _check_ring(self, plan, deterministic)
 
@@ -290,39 +296,46 @@ class RotaryAttention(nn.Module, kw_only=True):
             implementation=self.implementation,
         )
 
-    def _plan(self, shape, cache: KVCache | None, steps: dict) -> tuple[Plan, KVCache | None]:
-        """The plan of a layer that is called alone, and the cache as the plan needs it."""
-        if isinstance(cache, KVCache):
-            kv_heads = self.num_kv_heads or self.num_heads
-            check_axes("cache.key", cache.key, "B S K H", B=shape[0], K=kv_heads, H=self.head_dim)
-        plan = make_plan(
-            self.rope,
-            shape[:2],
-            causal=self.causal,
-            window=self.window,
-            position_bias=self.position_bias,
-            num_heads=self.num_heads,
-            cache=cache,
-            learned=self.learn_frequencies,
-            **steps,
-        )
-        return plan, None if cache is None else plan.begin(cache)
+
+def _make_plan(layer: RotaryAttention, shape: tuple[int, int], cache: KVCache | None, step: dict) -> Plan:
+    """The plan of a layer that is called alone."""
+    return make_plan(
+        layer.rope,
+        shape,
+        causal=layer.causal,
+        window=layer.window,
+        position_bias=layer.position_bias,
+        num_heads=layer.num_heads,
+        cache=cache,
+        learned=layer.learn_frequencies,
+        **step,
+    )
 
 
-def _check_plan(layer: RotaryAttention, plan: Plan, shape, cache, steps: dict) -> None:
+def _check_plan(layer: RotaryAttention, plan: Plan, shape: tuple[int, int], cache, step: dict) -> None:
     """Raises unless the plan is for these fields and tokens, and the call leaves the rest to the plan."""
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan, as from rope_jax.attention.make_plan, got {type(plan).__name__}")
-    for name, value in steps.items():
+    for name, value in step.items():
         if value is not None:
             raise ValueError(
                 f"{name} must be left out with a plan, got {type(value).__name__}: pass it to make_plan"
             )
-    length = plan.sequence_index.shape[1]
-    if length != shape[1]:
-        raise ValueError(f"plan must be for T={shape[1]} tokens, as x has, got a plan for T={length}")
+    if plan.rope_of_layer is not None or plan.window_of_layer is not None:
+        raise ValueError(
+            "plan must be for one layer, got a plan for layers that differ: pass plan.of_layer(number)"
+        )
+    rows = {array.shape[0] for array in (plan.sequence_index, plan.mask, plan.slots) if array is not None} - {1}
+    if plan.sequence_index.shape[1] != shape[1] or not rows <= {shape[0]}:
+        planned = f"B={max(rows, default=1)}, T={plan.sequence_index.shape[1]}"
+        raise ValueError(f"plan must be for B={shape[0]}, T={shape[1]}, as x has, got a plan for {planned}")
     if (plan.slots is None) != (cache is None):
         raise ValueError("plan must be made with cache= if the layer gets a cache, and only then")
+    if plan.key_sequence_index is not None and plan.key_sequence_index.shape[1] != cache.capacity:
+        planned = plan.key_sequence_index.shape[1]
+        raise ValueError(
+            f"plan must be for the capacity S={cache.capacity} of the cache, got a plan for S={planned}"
+        )
     ropes = plan.ropes if isinstance(plan.ropes, tuple) else (plan.ropes,)
     if layer.rope not in ropes:
         raise ValueError(f"plan must be for the rope {layer.rope} of this layer, got a plan for {plan.ropes}")
