@@ -19,6 +19,7 @@ class Case:
     build: Callable[[], Any]
     oracle: Callable[[int], Any]  # rotary_dim -> frequencies and attention factor
     neutral: Any  # the same schedule with factor 1, which must equal Standard
+    in_configs: bool = True  # whether Hugging Face configs have a name for it
 
 
 def _long_rope(length, **change):
