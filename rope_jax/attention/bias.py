@@ -29,7 +29,7 @@ class PositionBias(Protocol):
     def __call__(self, distance, num_heads: int, causal: bool, /) -> jax.Array: ...
 
 
-def bias_of_order(position_bias: PositionBias, query_order, key_order, num_heads: int, causal: bool) -> jax.Array:
+def checked_bias(position_bias: PositionBias, query_index, key_index, num_heads: int, causal: bool) -> jax.Array:
     """Calls a position bias with the distances of queries and keys, and checks its result.
 
     Returns:
@@ -39,7 +39,7 @@ def bias_of_order(position_bias: PositionBias, query_order, key_order, num_heads
       TypeError: if the result is no array or not floating.
       ValueError: if its shape is wrong.
     """
-    distance = distances(query_order, key_order)
+    distance = distances(query_index, key_index)
     bias = position_bias(distance, num_heads, causal)
     if not isinstance(bias, jax.Array):
         raise TypeError(f"position_bias must return an array, got {type(bias).__name__}")

@@ -30,7 +30,7 @@ class KVCache:
       num_sink_tokens: tokens at the start of a row which are never evicted.
       rotated: whether keys are stored rotated, or are rotated whenever they are read.
       rope: the rope of the keys, if known: a layer with another rope raises an error.
-      layer: int32 ``[]``, the layer of a stack that :meth:`write` and :meth:`read` act on.
+      layer: int32 ``[]``, the layer of a stack that :meth:`store` and :meth:`read` act on.
     """
 
     key: jax.Array | Quantized
@@ -89,8 +89,12 @@ class KVCache:
           >>> cache.write(kv, kv, mask=jnp.array([[1, 1, 1], [0, 0, 1]])).num_tokens.tolist()
           [3, 1]
         """
-        check_axes("cache.key", self.key, "B S K H" if self.layer is None else "layers B S K H")
-        batch, _, heads, head_dim = self.key.shape[-4:]
+        if self.layer is not None:
+            raise ValueError(
+                "cache.layer must be None, got a layer of a stack, whose counters all layers share: use store"
+            )
+        check_axes("cache.key", self.key, "B S K H")
+        batch, _, heads, head_dim = self.key.shape
         check_axes("key", key, "B T K H", B=batch, K=heads, H=head_dim)
         check_axes("value", value, "B T K H", B=batch, T=key.shape[1], K=heads, H=head_dim)
         check_dtype("key", key, jnp.floating, "floating")
@@ -161,7 +165,7 @@ class KVCache:
                     f"got {num_tokens.tolist()}"
                 )
             lost |= evicted
-        return dataclasses.replace(self, num_tokens=jnp.where(lost, jnp.int32(self.slots.overflow), shorter))
+        return dataclasses.replace(self, num_tokens=jnp.where(lost, jnp.int32(self.slots.overflow_count), shorter))
 
     def select_rows(self, rows) -> "KVCache":
         """The cache of these rows, in this order: the beams that go on, or one prompt's row for many answers.
@@ -194,7 +198,7 @@ class KVCache:
             self,
             key=select(self.key, self._batch_axis),
             value=select(self.value, self._batch_axis),
-            num_tokens=jnp.where(outside, jnp.int32(self.slots.overflow), select(self.num_tokens)),
+            num_tokens=jnp.where(outside, jnp.int32(self.slots.overflow_count), select(self.num_tokens)),
             context_length=select(self.context_length),
         )
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_axes, check_callable, check_dtype
+from rope_jax._checks import check_axes, check_callable, check_dtype, check_real
 from rope_jax.attention.attend import AttentionBackend, attend_unchecked, attention_weights_unchecked, check_options
 from rope_jax.attention.bias import PositionBias
 from rope_jax.attention.cache import KVCache, check_cache
@@ -87,6 +87,7 @@ class RotaryAttention(nn.Module, kw_only=True):
 
     Raises:
       ValueError: if the fields, or the arguments of a call, do not go together.
+      TypeError: if a field or an argument is of another kind.
     """
 
     num_heads: int
@@ -148,23 +149,17 @@ class RotaryAttention(nn.Module, kw_only=True):
             so far, these included, if there is a cache.
 
         Args, mode:
-          plan: of :func:`rope_jax.attention.make_plan`, in place of all arguments between x and the cache: make it
-            once for many layers. The caller then brackets the layers by ``plan.begin(cache)`` and
-            ``plan.end(cache)``.
+          plan: of :func:`rope_jax.attention.make_plan`, in place of ``positions``, ``sequence_index``, ``mask``,
+            ``segment_ids`` and ``context_length``: make it once for many layers. The caller then prepares the cache
+            by ``plan.begin(cache)``, and advances its counters by ``plan.end(cache)`` after the last layer. A layer
+            without a window takes the plan's.
           deterministic: whether dropout is off.
 
         Returns:
           ``y [B, T, D]``, or ``(y, cache)`` if a cache was given. A row whose cache overflowed is NaN.
         """
         x = jnp.asarray(x)
-        check_axes("x", x, "B T D")
-        check_dtype("x", x, jnp.floating, "floating")
-        if cache is not None:
-            check_cache(cache)
-            axes = "B S K H" if cache.layer is None else "layers B S K H"
-            kv_heads = self.num_kv_heads or self.num_heads
-            check_axes("cache.key", cache.key, axes, B=x.shape[0], K=kv_heads, H=self.head_dim)
-        step: dict = dict(
+        arguments: dict = dict(
             positions=positions,
             sequence_index=sequence_index,
             mask=mask,
@@ -173,18 +168,18 @@ class RotaryAttention(nn.Module, kw_only=True):
         )
         own_plan = plan is None
         if plan is None:
-            check_fields(self)
-            plan = _make_plan(self, x.shape[:2], cache, step)
+            _check_call(self, x, cache)
+            plan = _make_plan(self, x.shape[:2], cache, arguments)
             cache = None if cache is None else plan.begin(cache)
         else:
-            _check_plan(self, plan, x.shape[:2], cache, step)
+            _check_plan(self, plan, x, cache, arguments)
         if self.ring_axis is not None:
             _check_ring(self, plan, deterministic)
 
         # Not even NaN at padding may reach real tokens or their gradients.
         if plan.mask is not None:
             x = jnp.where(plan.mask[:, :, None], x, jnp.zeros_like(x))
-        q, k, v = self._project(x)
+        q, k, v = _project(self, x)
         rotation, key_rotation = self._rotations(plan)
         if rotation is not None:
             if key_rotation is None:
@@ -196,7 +191,7 @@ class RotaryAttention(nn.Module, kw_only=True):
             k, v = cache.read(k.dtype)
             if key_rotation is not None:
                 (k,) = self._rotate([k], key_rotation)
-        y = self._attend(q, k, v, plan, deterministic)
+        y = _attend(self, q, k, v, plan, deterministic)
         y = nn.DenseGeneral(
             x.shape[-1],
             axis=(-2, -1),
@@ -213,37 +208,8 @@ class RotaryAttention(nn.Module, kw_only=True):
         y = jnp.where(overflowed[:, None, None], jnp.asarray(jnp.nan, y.dtype), y)
         return y, plan.end(cache) if own_plan else cache
 
-    def _project(self, x) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries ``[B, T, N, H]``, keys and values ``[B, T, K, H]``, before the rotation."""
-
-        def project(name, heads_axis, num_heads):
-            return nn.DenseGeneral(
-                (num_heads, self.head_dim),
-                use_bias=self.use_bias,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=_named(self.kernel_init, ("embed", heads_axis, "head_dim")),
-                bias_init=_named(self.bias_init, (heads_axis, "head_dim")),
-                name=name,
-            )(x)
-
-        kv_heads = self.num_kv_heads or self.num_heads
-        q = project("query", "heads", self.num_heads)
-        k = project("key", "kv_heads", kv_heads)
-        v = project("value", "kv_heads", kv_heads)
-        if self.qk_norm:
-            norm = functools.partial(
-                RMSNorm,
-                axis="head_dim",
-                epsilon=self.qk_norm_epsilon,
-                unit_offset=self.qk_norm_unit_offset,
-                param_dtype=self.param_dtype,
-            )
-            q, k = norm(name="query_norm")(q), norm(name="key_norm")(k)
-        return q, k, v
-
     def _rotations(self, plan: Plan) -> tuple[Rotation | None, Rotation | None]:
-        """The rotations of queries and of keys stored unrotated: those of the plan, or by learned frequencies."""
+        """The rotations of queries and of keys stored unrotated, by the plan or by learned frequencies."""
         if not self.learn_frequencies or self.rope is None:
             return plan.rotation, plan.key_rotation
         start = self.rope.frequencies()
@@ -260,45 +226,77 @@ class RotaryAttention(nn.Module, kw_only=True):
         backend: RotateBackend | None = "xla" if self.implementation == "xla" else None
         return rotate_arrays(xs, *rotation, layout=self.rope.layout, implementation=backend)
 
-    def _attend(self, q, k, v, plan: Plan, deterministic: bool) -> jax.Array:
-        """Attention ``[B, T, N, H]`` by the facts of the plan."""
-        window = plan.window if plan.traced_window is None else plan.traced_window
-        if self.ring_axis is not None:
-            return ring_attention(
-                q,
-                k,
-                v,
-                plan.sequence_index,
-                axis_name=self.ring_axis,
-                causal=self.causal,
-                window=window,
-                scale=self.logit_scale,
-                logit_cap=self.logit_cap,
-            )
-        scores: dict = dict(
-            bias=plan.bias,
-            mask=plan.attention_mask(),
-            causal=plan.causal and plan.in_order,
-            window=window if plan.in_order else None,
-            scale=self.logit_scale,
-            logit_cap=self.logit_cap,
+
+def _project(layer: RotaryAttention, x) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries ``[B, T, N, H]``, keys and values ``[B, T, K, H]``, before the rotation."""
+
+    def project(name, heads_axis, num_heads):
+        return nn.DenseGeneral(
+            (num_heads, layer.head_dim),
+            use_bias=layer.use_bias,
+            dtype=layer.dtype,
+            param_dtype=layer.param_dtype,
+            kernel_init=_named(layer.kernel_init, ("embed", heads_axis, "head_dim")),
+            bias_init=_named(layer.bias_init, (heads_axis, "head_dim")),
+            name=name,
+        )(x)
+
+    kv_heads = layer.num_kv_heads or layer.num_heads
+    q = project("query", "heads", layer.num_heads)
+    k = project("key", "kv_heads", kv_heads)
+    v = project("value", "kv_heads", kv_heads)
+    if layer.qk_norm:
+        norm = functools.partial(
+            RMSNorm,
+            axis="head_dim",
+            epsilon=layer.qk_norm_epsilon,
+            unit_offset=layer.qk_norm_unit_offset,
+            param_dtype=layer.param_dtype,
         )
-        if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "weights", attention_weights_unchecked(q, k, **scores))
-        dropping = self.dropout_rate > 0 and not deterministic
-        return attend_unchecked(
+        q, k = norm(name="query_norm")(q), norm(name="key_norm")(k)
+    return q, k, v
+
+
+def _attend(layer: RotaryAttention, q, k, v, plan: Plan, deterministic: bool) -> jax.Array:
+    """Attention ``[B, T, N, H]`` by the facts of the plan."""
+    if layer.ring_axis is not None:
+        return ring_attention(
             q,
             k,
             v,
-            **scores,
-            dropout_rate=self.dropout_rate if dropping else 0.0,
-            dropout_rng=self.make_rng("dropout") if dropping else None,
-            implementation=self.implementation,
+            plan.sequence_index,
+            axis_name=layer.ring_axis,
+            causal=layer.causal,
+            window=plan.window,
+            scale=layer.logit_scale,
+            logit_cap=layer.logit_cap,
         )
+    scores: dict = dict(
+        bias=plan.bias,
+        mask=plan.attention_mask(),
+        causal=plan.causal and plan.in_order,
+        window=plan.window if plan.in_order else None,
+        scale=layer.logit_scale,
+        logit_cap=layer.logit_cap,
+    )
+    if layer.is_mutable_collection("intermediates"):
+        layer.sow("intermediates", "weights", attention_weights_unchecked(q, k, **scores))
+    dropping = layer.dropout_rate > 0 and not deterministic
+    return attend_unchecked(
+        q,
+        k,
+        v,
+        **scores,
+        dropout_rate=layer.dropout_rate if dropping else 0.0,
+        dropout_rng=layer.make_rng("dropout") if dropping else None,
+        implementation=layer.implementation,
+    )
 
 
-def _make_plan(layer: RotaryAttention, shape: tuple[int, int], cache: KVCache | None, step: dict) -> Plan:
+def _make_plan(layer: RotaryAttention, shape: tuple[int, int], cache: KVCache | None, arguments: dict) -> Plan:
     """The plan of a layer that is called alone."""
+    if layer.rope is None and arguments["positions"] is not None:
+        raise ValueError("positions must be left out without rope: nothing reads them")
     return make_plan(
         layer.rope,
         shape,
@@ -307,16 +305,31 @@ def _make_plan(layer: RotaryAttention, shape: tuple[int, int], cache: KVCache | 
         position_bias=layer.position_bias,
         num_heads=layer.num_heads,
         cache=cache,
-        learned=layer.learn_frequencies,
-        **step,
+        learn_frequencies=layer.learn_frequencies,
+        **arguments,
     )
 
 
-def _check_plan(layer: RotaryAttention, plan: Plan, shape: tuple[int, int], cache, step: dict) -> None:
+def _check_call(layer: RotaryAttention, x, cache) -> None:
+    """Raises unless fields, x and the cache go together."""
+    check_fields(layer)
+    check_axes("x", x, "B T D")
+    check_dtype("x", x, jnp.floating, "floating")
+    if cache is not None:
+        check_cache(cache)
+        axes = "B S K H" if cache.layer is None else "layers B S K H"
+        kv_heads = layer.num_kv_heads or layer.num_heads
+        check_axes("cache.key", cache.key, axes, B=x.shape[0], K=kv_heads, H=layer.head_dim)
+
+
+def _check_plan(layer: RotaryAttention, plan: Plan, x, cache, arguments: dict) -> None:
     """Raises unless the plan is for these fields and tokens, and the call leaves the rest to the plan."""
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan, as from rope_jax.attention.make_plan, got {type(plan).__name__}")
-    for name, value in step.items():
+    if plan.in_stack:  # a stack checks its layers, x and the cache itself, once for all layers
+        return
+    _check_call(layer, x, cache)
+    for name, value in arguments.items():
         if value is not None:
             raise ValueError(
                 f"{name} must be left out with a plan, got {type(value).__name__}: pass it to make_plan"
@@ -325,26 +338,27 @@ def _check_plan(layer: RotaryAttention, plan: Plan, shape: tuple[int, int], cach
         raise ValueError(
             "plan must be for one layer, got a plan for layers that differ: pass plan.of_layer(number)"
         )
+    batch, length, _ = x.shape
     rows = {array.shape[0] for array in (plan.sequence_index, plan.mask, plan.slots) if array is not None} - {1}
-    if plan.sequence_index.shape[1] != shape[1] or not rows <= {shape[0]}:
+    if plan.sequence_index.shape[1] != length or not rows <= {batch}:
         planned = f"B={max(rows, default=1)}, T={plan.sequence_index.shape[1]}"
-        raise ValueError(f"plan must be for B={shape[0]}, T={shape[1]}, as x has, got a plan for {planned}")
-    if (plan.slots is None) != (cache is None):
-        raise ValueError("plan must be made with cache= if the layer gets a cache, and only then")
-    if plan.key_sequence_index is not None and plan.key_sequence_index.shape[1] != cache.capacity:
-        planned = plan.key_sequence_index.shape[1]
-        raise ValueError(
-            f"plan must be for the capacity S={cache.capacity} of the cache, got a plan for S={planned}"
-        )
-    ropes = plan.ropes if isinstance(plan.ropes, tuple) else (plan.ropes,)
-    if layer.rope not in ropes:
+        raise ValueError(f"plan must be for B={batch}, T={length}, as x has, got a plan for {planned}")
+    if cache is not None:
+        plan.check_cache(cache)
+    elif plan.slots is not None:
+        raise ValueError("cache must be given with a plan that was made with one, got None")
+    if plan.ropes != layer.rope:
         raise ValueError(f"plan must be for the rope {layer.rope} of this layer, got a plan for {plan.ropes}")
     if plan.causal != layer.causal:
         raise ValueError(f"plan must be for causal={layer.causal}, got a plan for causal={plan.causal}")
-    if layer.window is not None and plan.window != layer.window:
+    if layer.window is not None and plan.known_window != layer.window:
         raise ValueError(f"plan must be for window={layer.window}, got a plan for window={plan.window}")
     if layer.position_bias is not None and plan.bias is None:
         raise ValueError("plan must be made with position_bias= for a layer with a position bias, got none")
+    if plan.bias is not None and plan.bias.shape[1] not in (1, layer.num_heads):
+        raise ValueError(
+            f"plan must be for num_heads={layer.num_heads}, got a bias of N={plan.bias.shape[1]} heads"
+        )
     if not layer.learn_frequencies and layer.rope is not None and plan.rotation is None:
         raise ValueError("plan must have a rotation for a layer that does not learn its frequencies, got none")
 
@@ -384,5 +398,6 @@ def check_fields(layer: RotaryAttention) -> None:
         raise ValueError("rope must be given with learn_frequencies, got None")
     check_callable("position_bias", layer.position_bias, "distance", "num_heads", "causal")
     check_options(layer.logit_cap, layer.dropout_rate, layer.implementation)
+    check_real("logit_scale", layer.logit_scale)
     if layer.ring_axis is not None and layer.implementation == "cudnn":
         raise ValueError("implementation must be None or 'xla' with ring_axis, got 'cudnn'")

@@ -7,13 +7,15 @@ plain form of attention builds a mask from them.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_axes, check_mask, device_array
-from rope_jax.attention.bias import PositionBias, bias_of_order
-from rope_jax.attention.cache import KVCache, check_cache
+from rope_jax._checks import check_axes, check_callable, check_mask, device_array, is_concrete
+from rope_jax.attention.bias import PositionBias, checked_bias
+from rope_jax.attention.cache import KVCache
+from rope_jax.attention.cache import check_cache as check_is_cache
 from rope_jax.attention.mask import attention_mask, checked_sequence_index, same_segment, window_size
 from rope_jax.attention.rotations import (
     Ropes,
@@ -22,6 +24,7 @@ from rope_jax.attention.rotations import (
     rotations_at,
     stored_context_length,
 )
+from rope_jax.attention.slots import Eviction
 from rope_jax.core.angles import Rotation
 from rope_jax.core.positions import count_positions, segment_starts
 from rope_jax.core.rope import Rope
@@ -30,6 +33,20 @@ Windows = int | jax.Array | None | tuple[int | None, ...]
 """The window of all layers, or a tuple with the window of each layer."""
 
 _STATIC = {"static": True}
+NO_WINDOW = jnp.iinfo(jnp.int32).max  # a window longer than any row
+
+
+class CachePolicy(NamedTuple):
+    """What a plan must know of a cache before it runs."""
+
+    capacity: int
+    eviction: Eviction | None
+    num_sink_tokens: int
+    rotated: bool
+
+    @classmethod
+    def of(cls, cache: KVCache) -> "CachePolicy":
+        return cls(cache.capacity, cache.eviction, cache.num_sink_tokens, cache.rotated)
 
 
 @jax.tree_util.register_dataclass
@@ -38,7 +55,7 @@ class Plan:
     """The facts of one step, for all layers of a model.
 
     Attributes:
-      positions: integers ``[B or 1, T]``, or ``[..., T, A]``: the positions that queries and keys are rotated to.
+      positions: ``[T]``, ``[B or 1, T]`` or ``[..., T, A]``: the positions that queries and keys are rotated to.
       sequence_index: int32 ``[B or 1, T]``: the rank of each token in its row, which causality and windows go by.
       key_sequence_index: int32 ``[B or 1, S]``, of the cache's slots; None without a cache.
       key_positions: int32 ``[B or 1, S]``, of the cache's slots; None unless the cache holds unrotated keys.
@@ -47,20 +64,22 @@ class Plan:
       rotation: cos and sin at ``positions``. For layers with unlike ropes ``[C, B or 1, T, R/2]``, one for each of
         the C distinct ropes.
       key_rotation: cos and sin at ``key_positions``, likewise.
-      bias: floating ``[B or 1, N or 1, T, S]``, added to the scores; None without a position bias.
+      bias: floating ``[B or 1, N or 1, T or 1, S]``, added to the scores; None without a position bias.
       slots: int32 ``[B, T]``, where the cache stores the new tokens; None without a cache.
       num_tokens: int32 ``[B]``, the cache's counter after this step.
       context_length: int32 ``[B]``, the cache's context length after this step; None if the stored keys do not
         depend on it.
       rope_of_layer: int32 ``[layers]``, which of the C rotations each layer reads; None if the ropes are alike.
       window_of_layer: int32 ``[layers]``; None if the windows are alike.
-      traced_window: int32 ``[]``, a traced window.
-      window: a concrete window, the same for all layers.
+      traced_window: int32 ``[]``, a window that is traced.
+      known_window: a window that is known, the same for all layers.
       causal: whether a token reads only itself and earlier tokens.
-      num_sink_tokens: tokens at the start of a row which every window includes.
       ropes: the rope or ropes that the plan was made for.
+      cache_policy: eviction, sink tokens and storage of the cache that the plan was made for.
+      rerotates: whether :meth:`begin` may have to rotate stored keys again.
       in_order: whether tokens lie in the order of their index, without gaps and without a cache: then ``causal``
         and ``window`` say all that a mask would.
+      in_stack: whether a stack of layers made the plan, and has checked its layers, x and the cache.
     """
 
     positions: jax.Array
@@ -78,26 +97,42 @@ class Plan:
     rope_of_layer: jax.Array | None = None
     window_of_layer: jax.Array | None = None
     traced_window: jax.Array | None = None
-    window: int | None = dataclasses.field(default=None, metadata=_STATIC)
+    known_window: int | None = dataclasses.field(default=None, metadata=_STATIC)
     causal: bool = dataclasses.field(default=True, metadata=_STATIC)
-    num_sink_tokens: int = dataclasses.field(default=0, metadata=_STATIC)
     ropes: Ropes = dataclasses.field(default=None, metadata=_STATIC)
+    cache_policy: CachePolicy | None = dataclasses.field(default=None, metadata=_STATIC)
+    rerotates: bool = dataclasses.field(default=False, metadata=_STATIC)
     in_order: bool = dataclasses.field(default=True, metadata=_STATIC)
+    in_stack: bool = dataclasses.field(default=False, metadata=_STATIC)
+
+    @property
+    def window(self) -> int | jax.Array | None:
+        """The window of the layers: known, traced, or None."""
+        return self.known_window if self.traced_window is None else self.traced_window
 
     def of_layer(self, layer) -> "Plan":
-        """The plan of one layer of a stack, if layers differ: its rotation and its window."""
-        rotation, key_rotation = self.rotation, self.key_rotation
+        """The plan of one layer of a stack: its rotation and its window. The number of the layer may be traced."""
+        rotation, key_rotation, ropes = self.rotation, self.key_rotation, self.ropes
+        known_window, traced_window = self.known_window, self.traced_window
         if self.rope_of_layer is not None:
-            rope = self.rope_of_layer[layer]
+            rope = _entry_of(self.rope_of_layer, layer)
             rotation, key_rotation = jax.tree.map(lambda leaf: leaf[rope], (rotation, key_rotation))
-        window = self.traced_window if self.window_of_layer is None else self.window_of_layer[layer]
+            if is_concrete(layer) and isinstance(ropes, tuple):
+                ropes = ropes[int(layer)]
+        if self.window_of_layer is not None:
+            traced_window = _entry_of(self.window_of_layer, layer)
+            if is_concrete(traced_window):
+                window, traced_window = int(traced_window), None
+                known_window = None if window == NO_WINDOW else window
         return dataclasses.replace(
             self,
             rotation=rotation,
             key_rotation=key_rotation,
-            traced_window=window,
+            known_window=known_window,
+            traced_window=traced_window,
             rope_of_layer=None,
             window_of_layer=None,
+            ropes=ropes,
         )
 
     def attention_mask(self) -> jax.Array | None:
@@ -108,8 +143,8 @@ class Plan:
             self.sequence_index,
             self.sequence_index if self.key_sequence_index is None else self.key_sequence_index,
             causal=self.causal,
-            window=self.window if self.traced_window is None else self.traced_window,
-            num_sink_tokens=self.num_sink_tokens,
+            window=self.window,
+            num_sink_tokens=0 if self.cache_policy is None else self.cache_policy.num_sink_tokens,
         )
         if self.slots is not None:  # padding is not stored, so that no slot needs masking
             return mask
@@ -119,15 +154,22 @@ class Plan:
 
     def begin(self, cache: KVCache) -> KVCache:
         """The cache as this step needs it: stored keys rotated to the frequencies of the step's context length."""
-        if self.context_length is None:
-            return cache
-        return rerotate_stored_keys(cache, self.ropes, self.context_length)
+        self.check_cache(cache)
+        return rerotate_stored_keys(cache, self.ropes, self.context_length) if self.rerotates else cache
 
     def end(self, cache: KVCache) -> KVCache:
         """The cache with its counters advanced by this step."""
-        assert self.num_tokens is not None, "the plan was made without a cache"
+        self.check_cache(cache)
+        assert self.num_tokens is not None
         context_length = cache.context_length if self.context_length is None else self.context_length
         return dataclasses.replace(cache, num_tokens=self.num_tokens, context_length=context_length)
+
+    def check_cache(self, cache: KVCache) -> None:
+        """Raises unless the plan was made for a cache like this one."""
+        check_is_cache(cache)
+        policy = CachePolicy.of(cache)
+        if self.cache_policy != policy:
+            raise ValueError(f"plan must be made with cache= of {policy}, got a plan for {self.cache_policy}")
 
 
 def make_plan(
@@ -141,10 +183,10 @@ def make_plan(
     causal: bool = True,
     window: Windows = None,
     position_bias: PositionBias | None = None,
-    num_heads: int = 1,
+    num_heads: int | None = None,
     cache: KVCache | None = None,
     context_length=None,
-    learned: bool = False,
+    learn_frequencies: bool = False,
     argument: str = "x",
 ) -> Plan:
     """Checks the arguments of one step and decides what all layers share.
@@ -162,8 +204,8 @@ def make_plan(
     Args, shape:
       ropes: the rope of the layers, or a tuple with one for each layer; None for layers without rotation.
       shape: ``(B, T)``.
-      learned: whether layers learn their frequencies, and compute rotations of their own.
-      argument: what errors call the tokens.
+      learn_frequencies: whether the layers learn their frequencies, and compute rotations of their own.
+      argument: the name of the tokens in error messages.
 
     Args, tokens:
       positions: integers ``[T]`` or ``[B or 1, T]`` (``[..., T, A]`` if the rope has axes). By default the count of
@@ -177,7 +219,7 @@ def make_plan(
       causal: whether a token reads only itself and earlier tokens.
       window: a token reads only tokens less than this many away; may be traced; a tuple has one for each layer.
       position_bias: added to the scores; see :class:`RotaryAttention`.
-      num_heads: N, for the position bias.
+      num_heads: N; needed with a position bias.
 
     Args, cache:
       cache: the tokens before these.
@@ -191,7 +233,13 @@ def make_plan(
       ValueError: if the arguments do not go together, or tokens are known at trace time not to fit in the cache.
       TypeError: if an array has a dtype of another kind.
     """
-    batch, length = shape
+    batch, length = _checked_shape(shape)
+    _check_ropes(ropes, window)
+    check_callable("position_bias", position_bias, "distance", "num_heads", "causal")
+    if position_bias is not None and num_heads is None:
+        raise ValueError("num_heads must be given with a position_bias, got None")
+    if learn_frequencies and context_length is not None:
+        raise ValueError(f"context_length must be left out with learned frequencies, got {context_length}")
     rotating = [rope for rope in distinct_ropes(ropes) if rope is not None]
     first = rotating[0] if rotating else None
     if mask is not None:
@@ -202,7 +250,7 @@ def make_plan(
         check_axes("segment_ids", segment_ids, "B T", B=batch, T=length)
         starts = segment_starts(segment_ids)
     if cache is not None:
-        _check_with_cache(cache, ropes, causal, segment_ids)
+        _check_with_cache(cache, ropes, batch, causal, segment_ids)
     in_order = sequence_index is None and mask is None and cache is None
 
     # The counter is read before it advances: the new tokens come after those in the cache.
@@ -214,9 +262,10 @@ def make_plan(
                 raise ValueError(f"{name} must be left out with sequence_index, got {type(value).__name__}")
         sequence_index = counted = checked_sequence_index(sequence_index, batch, length)
     else:
-        sequence_index = _count(shape, mask, None, seen)
-        # Segments of a row restart the positions, but not the index that causality and windows go by.
-        counted = sequence_index if starts is None else _count(shape, mask, starts, seen)
+        sequence_index = counted = _count(shape, mask, None, seen)
+        if starts is not None and positions is None:
+            # Segments restart the positions, but not the index that causality and windows go by.
+            counted = _count(shape, mask, starts, seen)
     if positions is not None:
         positions = _checked_positions(positions, shape, first, cache)
     elif first is not None and first.axes is not None:
@@ -224,13 +273,13 @@ def make_plan(
     else:
         positions = counted
 
-    window, traced_window, window_of_layer, max_window = _windows(window)
+    known_window, traced_window, window_of_layer, max_window = _windows(window)
     facts: dict = dict(
         positions=positions,
         sequence_index=sequence_index,
         mask=mask,
         segments=None if starts is None else jnp.cumsum(starts, axis=-1, dtype=jnp.int32),
-        window=window,
+        known_window=known_window,
         traced_window=traced_window,
         window_of_layer=window_of_layer,
         causal=causal,
@@ -244,7 +293,11 @@ def make_plan(
         after = seen + (length if mask is None else jnp.sum(mask, axis=-1, dtype=jnp.int32))
         # A row is at least one token long; with sink tokens, positions are counted inside the cache.
         so_far = jnp.clip(after, 1, cache.capacity if cache.num_sink_tokens else None)
-        stored, num_tokens = stored_context_length(cache, ropes, context_length, so_far, num_tokens, by_count)
+        stored, rerotates = None, False
+        if not learn_frequencies:
+            stored, num_tokens, rerotates = stored_context_length(
+                cache, ropes, context_length, so_far, num_tokens, by_count
+            )
         keys = cache.slots.positions(after)
         facts |= dict(
             key_sequence_index=cache.slots.sequence_index(after),
@@ -252,18 +305,20 @@ def make_plan(
             slots=cache.slots.of_new_tokens(seen, jnp.ones(shape, bool) if mask is None else mask),
             num_tokens=num_tokens,
             context_length=stored,
-            num_sink_tokens=cache.num_sink_tokens,
+            cache_policy=CachePolicy.of(cache),
+            rerotates=rerotates,
         )
-    if not learned:
+    if not learn_frequencies:
         facts["rotation"], facts["rope_of_layer"] = rotations_at(ropes, positions, context_length, so_far)
         if cache is not None and not cache.rotated and rotating:
             facts["key_rotation"], _ = rotations_at(ropes, keys, context_length, so_far)
-    if position_bias is not None:
-        facts["bias"] = bias_of_order(position_bias, sequence_index, keys, num_heads, causal)
+    if position_bias is not None and num_heads is not None:
+        # With sink tokens the keys count by their positions inside the cache, as the rotation does.
+        facts["bias"] = checked_bias(position_bias, sequence_index, keys, num_heads, causal)
     return Plan(**facts)
 
 
-# ---------------------------------------------------------------------------------------------- one argument each
+# ------------------------------------------------------------------------ checks and defaults of single arguments
 
 
 def _count(shape: tuple[int, int], real, starts, seen) -> jax.Array:
@@ -278,9 +333,37 @@ def _count(shape: tuple[int, int], real, starts, seen) -> jax.Array:
     return count if seen is None else count + seen[:, None]
 
 
-def _check_with_cache(cache, ropes: Ropes, causal: bool, segment_ids) -> None:
+def _checked_shape(shape) -> tuple[int, int]:
+    """B and T.
+
+    Raises:
+      ValueError: if the shape has another number of sizes.
+    """
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        raise ValueError(f"shape must be (B, T), got {shape!r}: pass x.shape[:2]")
+    return shape
+
+
+def _check_ropes(ropes: Ropes, window: Windows) -> None:
+    """Raises unless each rope is one, and layers that differ are equally many."""
+    for rope in distinct_ropes(ropes):
+        if not isinstance(rope, Rope | None):
+            raise TypeError(f"rope must be a Rope, None, or a tuple of these, got {type(rope).__name__}")
+    if isinstance(ropes, tuple) and isinstance(window, tuple) and len(ropes) != len(window):
+        raise ValueError(f"window must have an entry for each of {len(ropes)} layers, got {len(window)}")
+
+
+def _entry_of(per_layer: jax.Array, layer):
+    """The entry of one layer. A number that is known to be outside would be clamped: IndexError."""
+    if is_concrete(layer) and not 0 <= int(layer) < per_layer.shape[0]:
+        raise IndexError(f"layer must be in [0, {per_layer.shape[0]}), got {layer}")
+    return per_layer[layer]
+
+
+def _check_with_cache(cache, ropes: Ropes, batch, causal: bool, segment_ids) -> None:
     """Raises unless the step can go with a cache."""
-    check_cache(cache)
+    check_is_cache(cache)
+    check_axes("cache.num_tokens", cache.num_tokens, "B", B=batch)
     if segment_ids is not None:
         raise ValueError("segment_ids must be left out with a cache: a cached row is one sequence")
     if not causal:
@@ -310,8 +393,7 @@ def _windows(window: Windows):
     if not isinstance(window, tuple):
         window = window_size(window)
         return (window, None, None, window) if isinstance(window, int | None) else (None, window, None, None)
-    windows = [None if each is None else int(each) for each in window]
-    longest = jnp.iinfo(jnp.int32).max  # a window longer than any row is none
-    of_layer = jnp.array([longest if each is None else each for each in windows], jnp.int32)
-    longest_window = None if None in windows else max(each for each in windows if each is not None)
-    return None, None, of_layer, longest_window
+    windows = [window_size(each) for each in window]
+    of_layer = jnp.array([NO_WINDOW if each is None else each for each in windows], jnp.int32)
+    known = [each for each in windows if isinstance(each, int)]
+    return None, None, of_layer, max(known) if len(known) == len(windows) else None

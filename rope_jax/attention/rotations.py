@@ -57,10 +57,11 @@ def rotations_at(ropes: Ropes, positions, context_length, so_far) -> tuple[Rotat
 
 
 def stored_context_length(cache: KVCache, ropes: Ropes, context_length, so_far, num_tokens, by_count: bool):
-    """``(context_length, num_tokens)`` of the cache after this step, both int32 ``[B]``.
+    """``(context_length, num_tokens, rerotates)`` of the cache after this step: int32 ``[B]`` twice, and a bool.
 
-    The context length is None if the stored keys do not depend on one. A row overflows if its stored keys would
-    need other frequencies, and :func:`rerotate_stored_keys` cannot rotate them again.
+    The context length is None if the stored keys do not depend on one. If their frequencies may switch in this
+    step, ``rerotates`` is True, and :func:`rerotate_stored_keys` is due. Keys that cannot be rotated again overflow
+    their row if the frequencies switch.
 
     Args:
       cache: the cache before this step.
@@ -76,17 +77,18 @@ def stored_context_length(cache: KVCache, ropes: Ropes, context_length, so_far, 
     distinct = distinct_ropes(ropes)
     takers = [rope for rope in distinct if rope is not None and _depends_on_length(rope)]
     if not cache.rotated or not takers:
-        return None, num_tokens
+        return None, num_tokens, False
     growing = context_length is None and any(rope.needs_context_length for rope in takers)
     if len(distinct) > 1:
         if context_length is None and not growing:
-            return None, num_tokens
+            return None, num_tokens, False
         raise ValueError(
             "cache must hold unrotated keys, init_cache(rotated=False), if layers differ in rope and the "
             "frequencies of some depend on the context length"
         )
     (rope,) = takers
-    if isinstance(cache.key, Quantized):
+    eight_bits = isinstance(cache.key, Quantized)
+    if eight_bits and growing:
         raise ValueError(
             "rotated must be False in a cache of eight bits if frequencies depend on the context length, "
             "got a cache of rotated keys"
@@ -99,8 +101,8 @@ def stored_context_length(cache: KVCache, ropes: Ropes, context_length, so_far, 
     check_axes("context_length", context_length, "B" if context_length.ndim else "", B=batch)
     new = jnp.broadcast_to(as_int32(context_length), (batch,))
     old = jnp.where(cache.context_length == 0, new, cache.context_length)
-    if by_count and all(isinstance(rope.frequencies(length), FrequencyChoice) for length in (old, new)):
-        return new, num_tokens  # Plan.begin rotates the stored keys again
+    if by_count and not eight_bits and isinstance(rope.frequencies(new), FrequencyChoice):
+        return new, num_tokens, True
     name = type(rope.schedule).__name__
     if growing:
         raise ValueError(
@@ -108,12 +110,12 @@ def stored_context_length(cache: KVCache, ropes: Ropes, context_length, so_far, 
             f"fixed frequencies, got {name}"
         )
     if known_any(old != new):
-        given = "" if by_count else " to given positions"
+        given = " in eight bits" if eight_bits else "" if by_count else " to given positions"
         raise ValueError(
             f"context_length must stay {old.tolist()}, as the cache holds keys rotated by the frequencies of "
             f"{name}{given}, got {new.tolist()}: see init_cache(rotated=False)"
         )
-    return new, jnp.where(old != new, jnp.int32(cache.slots.overflow), num_tokens)
+    return new, jnp.where(old != new, jnp.int32(cache.slots.overflow_count), num_tokens), False
 
 
 def rerotate_stored_keys(cache: KVCache, ropes: Ropes, context_length) -> KVCache:
@@ -125,8 +127,7 @@ def rerotate_stored_keys(cache: KVCache, ropes: Ropes, context_length) -> KVCach
     (rope,) = [rope for rope in distinct_ropes(ropes) if rope is not None]
     old_length = jnp.where(cache.context_length == 0, context_length, cache.context_length)
     old, new = rope.frequencies(old_length), rope.frequencies(context_length)
-    if not isinstance(old, FrequencyChoice) or not isinstance(new, FrequencyChoice):
-        return cache  # frequencies of other schedules stayed, or their rows are overflowed
+    assert isinstance(old, FrequencyChoice) and isinstance(new, FrequencyChoice)  # stored_context_length saw to it
 
     def rerotate(key):
         return rope.rerotate(

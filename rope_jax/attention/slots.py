@@ -41,7 +41,7 @@ class Slots:
     num_sink_tokens: int = 0
 
     @property
-    def overflow(self) -> int:
+    def overflow_count(self) -> int:
         """``num_tokens`` of a row which overflowed."""
         return self.capacity + 1 if self.eviction is None else LOST
 

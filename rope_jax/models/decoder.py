@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax._checks import as_int32, check_axes, check_callable, check_dtype, device_array
+from rope_jax.attention.attend import AttentionBackend
 from rope_jax.attention.bias import PositionBias
 from rope_jax.attention.cache import KVCache, check_cache, init_cache
 from rope_jax.attention.layer import Initializer
@@ -130,7 +131,7 @@ class Decoder(nn.Module, kw_only=True):
     param_dtype: Any = jnp.float32
     kernel_init: Initializer = nn.initializers.lecun_normal()
     embedding_init: Initializer = nn.initializers.normal(0.02)
-    implementation: Any = None
+    implementation: AttentionBackend | None = None
     ring_axis: str | None = None
     activation_sharding: jax.sharding.Sharding | None = None
 
@@ -242,6 +243,7 @@ class Decoder(nn.Module, kw_only=True):
         )
         x = place(x, self.activation_sharding)
         cache = None if cache is None else plan.begin(cache)
+        plan = dataclasses.replace(plan, in_stack=True)
         (x, cache), _ = self.layers((x, cache), plan, jnp.arange(self.num_layers, dtype=jnp.int32))
         x = self.final_norm(x)
         return x if cache is None else (x, plan.end(cache))
@@ -301,7 +303,11 @@ class Decoder(nn.Module, kw_only=True):
     @property
     def ropes(self) -> Ropes:
         """The one rope of all layers, or a tuple of unlike ropes."""
-        return _one_or_each("rope", self.rope, self.num_layers)
+        ropes = _one_or_each("rope", self.rope, self.num_layers)
+        for rope in ropes if isinstance(ropes, tuple) else (ropes,):
+            if not isinstance(rope, Rope | None):
+                raise TypeError(f"rope must be a Rope, None, or a tuple of these, got {type(rope).__name__}")
+        return ropes
 
     @property
     def first_rope(self) -> Rope | None:
@@ -318,9 +324,6 @@ def _check_fields(model: Decoder) -> None:
     windows = model.windows
     for window in windows if isinstance(windows, tuple) else (windows,):
         window_size(window)
-    for rope in distinct_ropes(model.ropes):
-        if not isinstance(rope, Rope | None):
-            raise TypeError(f"rope must be a Rope, None, or a tuple of these, got {type(rope).__name__}")
     first = model.first_rope
     for rope in distinct_ropes(model.ropes):
         if rope is not None and first is not None and dataclasses.replace(rope, schedule=first.schedule) != first:
@@ -354,7 +357,10 @@ def _check_positions(model: Decoder, positions, length, mask, segment_ids) -> No
     longest = getattr(model.position_embedding, "num_positions", None)
     counted = positions is None and mask is None and segment_ids is None and isinstance(length, int)
     if counted and longest is not None and length > longest:
-        raise ValueError(f"tokens must be at most T={longest}, what position_embedding has, got T={length}")
+        raise ValueError(
+            f"tokens must be at most T={longest}, the positions of position_embedding, got T={length}: "
+            "raise num_positions"
+        )
 
 
 def _one_or_each(field: str, value, num_layers: int):

@@ -528,25 +528,25 @@ def test_a_plan_for_another_layer_or_call_is_refused():
             dict(plan=make_plan(rope, (B, T), window=(3, None))),
             r"plan must be for one layer.*pass plan.of_layer",
         ),
-        ({}, dict(plan=plan, cache=cache), "plan must be made with cache= if the layer gets a cache"),
-        ({}, dict(plan=make_plan(rope, (B, T), cache=cache)), "plan must be made with cache= if the layer gets"),
+        ({}, dict(plan=plan, cache=cache), "plan must be made with cache= of CachePolicy.* got a plan for None"),
+        ({}, dict(plan=make_plan(rope, (B, T), cache=cache)), "cache must be given with a plan that was made with one"),
         ({}, dict(plan=make_plan(ROPES["yarn"], (B, T))), "plan must be for the rope Rope.* got a plan for Rope"),
         (
             {},
             dict(plan=make_plan(rope, (B, T), cache=cache), cache=cache.grow(20)),
-            "plan must be for the capacity S=20 of the cache, got a plan for S=12",
+            r"plan must be made with cache= of CachePolicy\(capacity=20, .*capacity=12",
         ),
         ({}, dict(plan=plan, cache=3), "cache must be a KVCache, as from init_cache, got int"),
         (dict(causal=False), dict(plan=plan), "plan must be for causal=False, got a plan for causal=True"),
         (dict(position_bias=rope_jax.attention.ALiBi()), dict(plan=plan), "plan must be made with position_bias="),
-        ({}, dict(plan=make_plan(rope, (B, T), learned=True)), "plan must have a rotation for a layer"),
+        ({}, dict(plan=make_plan(rope, (B, T), learn_frequencies=True)), "plan must have a rotation for a layer"),
     ):
         with pytest.raises((TypeError, ValueError), match=says):
             module.clone(**change).apply(params, x, **how)
     learned = build(learn_frequencies=True)
     with_frequencies = init(learned)
     for learns in (False, True):  # a layer that learns its frequencies rotates by them, whatever the plan says
-        got = learned.apply(with_frequencies, x, plan=make_plan(rope, (B, T), learned=learns))
+        got = learned.apply(with_frequencies, x, plan=make_plan(rope, (B, T), learn_frequencies=learns))
         np.testing.assert_array_equal(got, learned.apply(with_frequencies, x))
 
 

@@ -242,7 +242,9 @@ def test_a_learned_table_that_ends_is_an_error_or_nan_in_its_row():
     one = decoders.build(rope=None, position_embedding=rope_jax.models.LearnedPositions(num_positions=4))
     params = nn.unbox(one.init(jax.random.key(0), IDS[:, :4]))
     for apply in (one.apply, jax.jit(one.apply)):
-        with pytest.raises(ValueError, match="tokens must be at most T=4, what position_embedding has, got T=5"):
+        with pytest.raises(
+            ValueError, match="tokens must be at most T=4, the positions of position_embedding, got T=5"
+        ):
             apply(params, IDS[:, :5])
     with pytest.raises(ValueError, match=r"positions must be in \[0, num_positions=4\), got 1 to 4"):
         one.apply(params, IDS[:, :4], jnp.arange(1, 5)[None])
