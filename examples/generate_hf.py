@@ -74,10 +74,8 @@ def main(config: Config) -> None:
         fail(error)
     prompt = np.array([tokenizer.encode(config.prompt).ids], np.int32)
 
-    ropes = model.rope if isinstance(model.rope, tuple) else (model.rope,)
-    needs_length = any(rope is not None and hasattr(rope.schedule, "context_length") for rope in ropes)
     context_length = config.context_length
-    if context_length is None and needs_length:
+    if context_length is None and model.needs_context_length:
         context_length = prompt.shape[1] + config.max_new_tokens
 
     times: list[float] = []  # seconds at which each token arrived

@@ -1,4 +1,4 @@
-"""The order of storeys, and of the files in each storey: imports point downwards only."""
+"""The order of storeys, and of the files in each storey: imports name earlier ones only."""
 
 import ast
 import importlib
@@ -12,7 +12,9 @@ ROOT = Path(__file__).parents[1]
 STOREYS = {  # from the ground up; in a storey, the files in import order
     "_checks": [],
     "core": "positions frequencies schedules length_schedules angles kernels primitive rotate rope".split(),
-    "attention": ("norm mask bias quantized slots cache rotations plan sharding attend ring layer adapter".split()),
+    "attention": (
+        "norm mask bias quantized slots cache rotations plan sharding attend zigzag ring layer_checks layer adapter".split()
+    ),
     "models": "embedding block decoder".split(),
     "generation": "prompts forward sample generate speculative beam".split(),
     "interop": (
@@ -56,10 +58,10 @@ def test_a_file_imports_only_from_below(path):
 def test_no_file_and_no_class_outgrows_a_reader():
     for path in FILES:
         text = path.read_text()
-        assert text.count("\n") <= 420, path
+        assert text.count("\n") <= 400, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ClassDef):
-                assert node.end_lineno - node.lineno < 290, (path, node.name)
+                assert node.end_lineno - node.lineno < 280, (path, node.name)
 
 
 # Types and values whose functions carry the examples.

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Hashable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,15 @@ import jax.numpy as jnp
 from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, check_mask, device_array, known_any
 from rope_jax.attention.quantized import Quantized, is_narrow, quantize
 from rope_jax.attention.slots import Eviction, Slots, checked_slots
+
+
+class CachePolicy(NamedTuple):
+    """What is known of a cache before it runs; see :class:`KVCache`."""
+
+    capacity: int
+    eviction: Eviction | None
+    num_sink_tokens: int
+    rotated: bool
 
 
 @jax.tree_util.register_dataclass
@@ -52,6 +62,11 @@ class KVCache:
     def slots(self) -> Slots:
         """The rule that places tokens in slots."""
         return Slots(self.capacity, self.eviction, self.num_sink_tokens)
+
+    @property
+    def policy(self) -> CachePolicy:
+        """What a plan for this cache must know."""
+        return CachePolicy(self.capacity, self.eviction, self.num_sink_tokens, self.rotated)
 
     @property
     def overflowed(self) -> jax.Array:

@@ -7,24 +7,24 @@ plain form of attention builds a mask from them.
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rope_jax._checks import check_axes, check_callable, check_mask, device_array, is_concrete
 from rope_jax.attention.bias import PositionBias, checked_bias
-from rope_jax.attention.cache import KVCache
+from rope_jax.attention.cache import CachePolicy, KVCache
 from rope_jax.attention.cache import check_cache as check_is_cache
 from rope_jax.attention.mask import attention_mask, checked_sequence_index, same_segment, window_size
 from rope_jax.attention.rotations import (
     Ropes,
+    check_ropes,
     distinct_ropes,
     rerotate_stored_keys,
     rotations_at,
     stored_context_length,
 )
-from rope_jax.attention.slots import Eviction
 from rope_jax.core.angles import Rotation
 from rope_jax.core.positions import count_positions, segment_starts
 from rope_jax.core.rope import Rope
@@ -34,19 +34,6 @@ Windows = int | jax.Array | None | tuple[int | None, ...]
 
 _STATIC = {"static": True}
 NO_WINDOW = jnp.iinfo(jnp.int32).max  # a window longer than any row
-
-
-class CachePolicy(NamedTuple):
-    """What a plan must know of a cache before it runs."""
-
-    capacity: int
-    eviction: Eviction | None
-    num_sink_tokens: int
-    rotated: bool
-
-    @classmethod
-    def of(cls, cache: KVCache) -> "CachePolicy":
-        return cls(cache.capacity, cache.eviction, cache.num_sink_tokens, cache.rotated)
 
 
 @jax.tree_util.register_dataclass
@@ -167,9 +154,13 @@ class Plan:
     def check_cache(self, cache: KVCache) -> None:
         """Raises unless the plan was made for a cache like this one."""
         check_is_cache(cache)
-        policy = CachePolicy.of(cache)
+        policy = cache.policy
         if self.cache_policy != policy:
             raise ValueError(f"plan must be made with cache= of {policy}, got a plan for {self.cache_policy}")
+        assert self.num_tokens is not None
+        check_axes("cache.num_tokens", cache.num_tokens, "B", B=self.num_tokens.shape[0])
+        if cache.rope is not None and cache.rope != self.ropes:
+            raise ValueError(f"cache must hold keys rotated by {self.ropes}, got keys of {cache.rope}")
 
 
 def make_plan(
@@ -200,6 +191,11 @@ def make_plan(
       >>> plan = rope_jax.attention.make_plan(rope, x.shape[:2])  # once, for as many layers as there are
       >>> layer.apply(params, layer.apply(params, x, plan=plan), plan=plan).shape
       (2, 5, 64)
+      >>> cache = rope_jax.init_cache(batch=2, capacity=8, num_kv_heads=4, head_dim=16)  # of one layer
+      >>> plan = rope_jax.attention.make_plan(rope, x.shape[:2], cache=cache)
+      >>> y, cache = layer.apply(params, x, plan=plan, cache=plan.begin(cache))
+      >>> plan.end(cache).num_tokens.tolist()  # without `end`, the next step would overwrite these tokens
+      [5, 5]
 
     Args, shape:
       ropes: the rope of the layers, or a tuple with one for each layer; None for layers without rotation.
@@ -234,7 +230,11 @@ def make_plan(
       TypeError: if an array has a dtype of another kind.
     """
     batch, length = _checked_shape(shape)
-    _check_ropes(ropes, window)
+    _check_layers(ropes, window)
+    if not isinstance(causal, bool | np.bool):
+        raise TypeError(f"causal must be True or False, got {causal!r}")
+    if np.ndim(context_length):
+        check_axes("context_length", context_length, "B", B={1, batch})
     check_callable("position_bias", position_bias, "distance", "num_heads", "causal")
     if position_bias is not None and num_heads is None:
         raise ValueError("num_heads must be given with a position_bias, got None")
@@ -305,7 +305,7 @@ def make_plan(
             slots=cache.slots.of_new_tokens(seen, jnp.ones(shape, bool) if mask is None else mask),
             num_tokens=num_tokens,
             context_length=stored,
-            cache_policy=CachePolicy.of(cache),
+            cache_policy=cache.policy,
             rerotates=rerotates,
         )
     if not learn_frequencies:
@@ -344,11 +344,11 @@ def _checked_shape(shape) -> tuple[int, int]:
     return shape
 
 
-def _check_ropes(ropes: Ropes, window: Windows) -> None:
-    """Raises unless each rope is one, and layers that differ are equally many."""
-    for rope in distinct_ropes(ropes):
-        if not isinstance(rope, Rope | None):
-            raise TypeError(f"rope must be a Rope, None, or a tuple of these, got {type(rope).__name__}")
+def _check_layers(ropes: Ropes, window: Windows) -> None:
+    """Raises unless ropes go together, and layers that differ are equally many."""
+    check_ropes(ropes)
+    if any(isinstance(each, tuple) and not each for each in (ropes, window)):
+        raise ValueError(f"rope and window must have an entry for each layer, got {ropes} and {window}")
     if isinstance(ropes, tuple) and isinstance(window, tuple) and len(ropes) != len(window):
         raise ValueError(f"window must have an entry for each of {len(ropes)} layers, got {len(window)}")
 

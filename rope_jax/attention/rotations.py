@@ -21,6 +21,22 @@ def distinct_ropes(ropes: Ropes) -> tuple[Rope | None, ...]:
     return tuple(dict.fromkeys(ropes)) if isinstance(ropes, tuple) else (ropes,)
 
 
+def first_rope(ropes: Ropes) -> Rope | None:
+    """The first rope of a layer, None if no layer rotates."""
+    return next((rope for rope in distinct_ropes(ropes) if rope is not None), None)
+
+
+def check_ropes(ropes: Ropes) -> None:
+    """Raises unless each rope is a :class:`Rope` or None, and unlike ropes differ by their schedule alone."""
+    for rope in distinct_ropes(ropes):
+        if not isinstance(rope, Rope | None):
+            raise TypeError(f"rope must be a Rope, None, or a tuple of these, got {type(rope).__name__}")
+    rotating = [rope for rope in distinct_ropes(ropes) if rope is not None]
+    for rope in rotating:
+        if dataclasses.replace(rope, schedule=rotating[0].schedule) != rotating[0]:
+            raise ValueError(f"rope must be of layers that differ by schedule alone, got {rotating[0]} and {rope}")
+
+
 def _depends_on_length(rope: Rope) -> bool:
     """Whether the schedule takes a context length. True also for a schedule with a fixed one of its own."""
     return hasattr(rope.schedule, "context_length")

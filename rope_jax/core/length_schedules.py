@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_dtype, known_any
+from rope_jax._checks import check_dtype, device_array, known_any
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice
 from rope_jax.core.schedules import check_hyperparameters, geometric, ntk_ramp
 
@@ -24,7 +24,7 @@ def _resolve_context_length(schedule, context_length) -> int | jax.Array:
             "(an integer, or an integer array with one entry for each batch row)"
         )
     if isinstance(context_length, np.ndarray):
-        context_length = jnp.asarray(context_length)
+        context_length = device_array("context_length", context_length)
     if not isinstance(context_length, jax.Array):
         return _host_context_length(schedule, context_length)
     check_dtype("context_length", context_length, jnp.integer, "integer")

@@ -1,4 +1,4 @@
-"""One row for each model family: from the ``model_type`` of a config to its :class:`Family`.
+"""One row for each model family: from the ``model_type`` of a config to its :class:`Family`; head sizes below.
 
 Most families are like Llama and differ in nothing; a row holds only the differences. ``make oracle`` compares the
 table with transformers.

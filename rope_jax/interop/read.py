@@ -94,7 +94,7 @@ def from_hf_config(config, *, part: Part = "text", compat: Compat | None = None)
         )
     layers = read_layers(top, family)
     if any(layer.rotates for layer in layers):
-        parameters = _rope_parameters(top, family, compat)
+        parameters = _rope_parameters(top, family)
     else:  # the keys of a rotation that is switched off do not matter
         parameters = {None: None}
         bases = (key for key, _, _ in family.bases.values())
@@ -144,7 +144,7 @@ def _shared_objects(layers: Iterable[LayerRope]) -> tuple[LayerRope, ...]:
 Parameters = dict[str | None, Config | None]
 
 
-def _rope_parameters(config: Config, family: Family, compat: Compat | None) -> Parameters:
+def _rope_parameters(config: Config, family: Family) -> Parameters:
     """The rope parameters of each label, in the keys of transformers 5; label None is for all layers."""
     name = "rope_scaling" if config.get("rope_scaling") is not None else "rope_parameters"
     if config.is_null("rope_parameters") and "rope_scaling" not in config.values:

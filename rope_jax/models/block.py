@@ -8,9 +8,11 @@ import flax.linen as nn
 import jax
 
 from rope_jax.attention.cache import KVCache
-from rope_jax.attention.layer import Initializer, RotaryAttention, check_fields
+from rope_jax.attention.layer import Initializer, RotaryAttention
+from rope_jax.attention.layer_checks import check_fields
 from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.plan import Plan
+from rope_jax.attention.rotations import first_rope
 
 
 class Block(nn.Module, kw_only=True):
@@ -85,7 +87,7 @@ def stack(model) -> nn.Module:
         num_heads=model.num_heads,
         num_kv_heads=model.num_kv_heads,
         head_dim=model.head_dim,
-        rope=model.first_rope,
+        rope=first_rope(model.ropes),  # all layers share its head_dim, rotary_dim and layout
         window=None if isinstance(model.windows, tuple) else model.windows,  # unlike windows are in the plan
         logit_scale=model.logit_scale,
         logit_cap=model.logit_cap,

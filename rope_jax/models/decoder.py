@@ -18,7 +18,7 @@ from rope_jax.attention.layer import Initializer
 from rope_jax.attention.mask import window_size
 from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.plan import make_plan
-from rope_jax.attention.rotations import Ropes, distinct_ropes
+from rope_jax.attention.rotations import Ropes, check_ropes, distinct_ropes, first_rope
 from rope_jax.attention.slots import Eviction
 from rope_jax.core.rope import Rope
 from rope_jax.models.block import place, stack
@@ -195,10 +195,7 @@ class Decoder(nn.Module, kw_only=True):
         """
         step = dict(sequence_index=sequence_index, mask=mask, segment_ids=segment_ids, cache=cache)
         hidden = self.hidden(tokens, positions, **step, context_length=context_length)
-        if cache is None:
-            return self.unembed(hidden)
-        hidden, cache = hidden
-        return self.unembed(hidden), cache
+        return self.unembed(hidden) if cache is None else (self.unembed(hidden[0]), hidden[1])
 
     def hidden(
         self,
@@ -304,15 +301,8 @@ class Decoder(nn.Module, kw_only=True):
     def ropes(self) -> Ropes:
         """The one rope of all layers, or a tuple of unlike ropes."""
         ropes = _one_or_each("rope", self.rope, self.num_layers)
-        for rope in ropes if isinstance(ropes, tuple) else (ropes,):
-            if not isinstance(rope, Rope | None):
-                raise TypeError(f"rope must be a Rope, None, or a tuple of these, got {type(rope).__name__}")
+        check_ropes(ropes)
         return ropes
-
-    @property
-    def first_rope(self) -> Rope | None:
-        """The first rope of a layer: all layers share its head_dim, rotary_dim and layout."""
-        return next((rope for rope in distinct_ropes(self.ropes) if rope is not None), None)
 
     @property
     def windows(self) -> int | tuple[int | None, ...] | None:
@@ -324,10 +314,7 @@ def _check_fields(model: Decoder) -> None:
     windows = model.windows
     for window in windows if isinstance(windows, tuple) else (windows,):
         window_size(window)
-    first = model.first_rope
-    for rope in distinct_ropes(model.ropes):
-        if rope is not None and first is not None and dataclasses.replace(rope, schedule=first.schedule) != first:
-            raise ValueError(f"rope must be of layers that differ by schedule alone, got {first} and {rope}")
+    first = first_rope(model.ropes)
     check_callable("position_embedding", model.position_embedding, "positions", "width")
     check_callable("position_bias", model.position_bias, "distance", "num_heads", "causal")
     if model.position_embedding is not None and first is not None and first.axes is not None:
@@ -352,7 +339,7 @@ def _check_cache(model: Decoder, cache, batch: int) -> None:
 
 def _check_positions(model: Decoder, positions, length, mask, segment_ids) -> None:
     """Raises if nothing would read the positions, or the position embedding has too few."""
-    if positions is not None and model.first_rope is None and model.position_embedding is None:
+    if positions is not None and first_rope(model.ropes) is None and model.position_embedding is None:
         raise ValueError("positions must be left out without rope and position_embedding: nothing reads them")
     longest = getattr(model.position_embedding, "num_positions", None)
     counted = positions is None and mask is None and segment_ids is None and isinstance(length, int)

@@ -529,7 +529,11 @@ def test_a_plan_for_another_layer_or_call_is_refused():
             r"plan must be for one layer.*pass plan.of_layer",
         ),
         ({}, dict(plan=plan, cache=cache), "plan must be made with cache= of CachePolicy.* got a plan for None"),
-        ({}, dict(plan=make_plan(rope, (B, T), cache=cache)), "cache must be given with a plan that was made with one"),
+        (
+            {},
+            dict(plan=make_plan(rope, (B, T), cache=cache)),
+            "cache must be given with a plan that was made with one",
+        ),
         ({}, dict(plan=make_plan(ROPES["yarn"], (B, T))), "plan must be for the rope Rope.* got a plan for Rope"),
         (
             {},

@@ -1,0 +1,105 @@
+"""Checks of a :class:`RotaryAttention`: its fields, a call, and a plan from outside."""
+
+import jax.numpy as jnp
+
+from rope_jax._checks import check_axes, check_callable, check_dtype, check_real
+from rope_jax.attention.attend import check_options
+from rope_jax.attention.cache import check_cache
+from rope_jax.attention.mask import window_size
+from rope_jax.attention.plan import Plan
+from rope_jax.core.rope import Rope
+
+
+def check_call(layer, x, cache) -> None:
+    """Raises unless fields, x and the cache go together."""
+    check_fields(layer)
+    check_axes("x", x, "B T D")
+    check_dtype("x", x, jnp.floating, "floating")
+    if cache is not None:
+        check_cache(cache)
+        axes = "B S K H" if cache.layer is None else "layers B S K H"
+        kv_heads = layer.num_kv_heads or layer.num_heads
+        check_axes("cache.key", cache.key, axes, B=x.shape[0], K=kv_heads, H=layer.head_dim)
+
+
+def check_plan(layer, plan: Plan, x, cache, arguments: dict) -> None:
+    """Raises unless the plan is for these fields and tokens, and the call leaves the rest to the plan."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a Plan, as from rope_jax.attention.make_plan, got {type(plan).__name__}")
+    if plan.in_stack:  # a stack checks its layers, x and the cache itself, once for all layers
+        return
+    check_call(layer, x, cache)
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} must be left out with a plan, got {type(value).__name__}: pass it to make_plan"
+            )
+    if plan.rope_of_layer is not None or plan.window_of_layer is not None:
+        raise ValueError(
+            "plan must be for one layer, got a plan for layers that differ: pass plan.of_layer(number)"
+        )
+    batch, length, _ = x.shape
+    rows = {array.shape[0] for array in (plan.mask, plan.segments, plan.slots) if array is not None}
+    rows |= {plan.sequence_index.shape[0]} - {1}  # alike in all rows
+    if plan.sequence_index.shape[1] != length or not rows <= {batch}:
+        planned = f"B={max(rows, default=1)}, T={plan.sequence_index.shape[1]}"
+        raise ValueError(f"plan must be for B={batch}, T={length}, as x has, got a plan for {planned}")
+    if cache is not None:
+        plan.check_cache(cache)
+    elif plan.slots is not None:
+        raise ValueError("cache must be given with a plan that was made with one, got None")
+    if plan.ropes != layer.rope:
+        raise ValueError(f"plan must be for the rope {layer.rope} of this layer, got a plan for {plan.ropes}")
+    if plan.causal != layer.causal:
+        raise ValueError(f"plan must be for causal={layer.causal}, got a plan for causal={plan.causal}")
+    if layer.window is not None and plan.known_window != layer.window:
+        raise ValueError(f"plan must be for window={layer.window}, got a plan for window={plan.window}")
+    if layer.position_bias is not None and plan.bias is None:
+        raise ValueError("plan must be made with position_bias= for a layer with a position bias, got none")
+    if plan.bias is not None and plan.bias.shape[1] not in (1, layer.num_heads):
+        raise ValueError(
+            f"plan must be for num_heads={layer.num_heads}, got a bias of N={plan.bias.shape[1]} heads"
+        )
+    if not layer.learn_frequencies and layer.rope is not None and plan.rotation is None:
+        raise ValueError("plan must have a rotation for a layer that does not learn its frequencies, got none")
+
+
+def check_ring(layer, plan: Plan, deterministic: bool) -> None:
+    """Raises if the call asks for what ring attention does not do."""
+    barred = {
+        "cache": plan.slots is not None,
+        "segment_ids": plan.segments is not None,
+        "position_bias": plan.bias is not None,
+        "mask": plan.mask is not None,
+        "dropout_rate": layer.dropout_rate > 0 and not deterministic,
+        # No device has a whole row of weights.
+        "mutable intermediates": layer.is_mutable_collection("intermediates"),
+    }
+    for name, given in barred.items():
+        if given:
+            hint = ": decode with clone(ring_axis=None)" if name == "cache" else ""
+            raise ValueError(f"{name} must be left out with ring_axis={layer.ring_axis!r}{hint}")
+    if plan.in_order:
+        raise ValueError(
+            f"sequence_index must be given with ring_axis={layer.ring_axis!r}, as zigzag_sequence_index(T, n)[None]"
+        )
+
+
+def check_fields(layer) -> None:
+    """Raises unless the fields of a layer go together."""
+    if layer.num_heads < 1:
+        raise ValueError(f"num_heads must be at least 1, got {layer.num_heads}")
+    if layer.num_kv_heads is not None and (layer.num_kv_heads < 1 or layer.num_heads % layer.num_kv_heads):
+        raise ValueError(f"num_kv_heads must divide num_heads={layer.num_heads}, got {layer.num_kv_heads}")
+    if not isinstance(layer.rope, Rope | None):
+        raise TypeError(f"rope must be a Rope or None, got {type(layer.rope).__name__}")
+    if layer.rope is not None and layer.rope.head_dim != layer.head_dim:
+        raise ValueError(f"rope.head_dim must be head_dim={layer.head_dim}, got {layer.rope.head_dim}")
+    if layer.learn_frequencies and layer.rope is None:
+        raise ValueError("rope must be given with learn_frequencies, got None")
+    check_callable("position_bias", layer.position_bias, "distance", "num_heads", "causal")
+    check_options(layer.logit_cap, layer.dropout_rate, layer.implementation)
+    check_real("logit_scale", layer.logit_scale)
+    window_size(layer.window)  # a tuple is for a stack of layers
+    if layer.ring_axis is not None and layer.implementation == "cudnn":
+        raise ValueError("implementation must be None or 'xla' with ring_axis, got 'cudnn'")
