@@ -14,8 +14,7 @@ import numpy as np
 
 from rope_jax._checks import check_axes, check_callable, check_mask, device_array, is_concrete
 from rope_jax.attention.bias import PositionBias, checked_bias
-from rope_jax.attention.cache import CachePolicy, KVCache
-from rope_jax.attention.cache import check_cache as check_is_cache
+from rope_jax.attention.cache import CachePolicy, KVCache, check_cache
 from rope_jax.attention.mask import attention_mask, checked_sequence_index, same_segment, window_size
 from rope_jax.attention.rotations import (
     Ropes,
@@ -153,12 +152,14 @@ class Plan:
 
     def check_cache(self, cache: KVCache) -> None:
         """Raises unless the plan was made for a cache like this one."""
-        check_is_cache(cache)
+        if not isinstance(cache, KVCache):
+            raise TypeError(f"cache must be a KVCache, as from init_cache, got {type(cache).__name__}")
         policy = cache.policy
         if self.cache_policy != policy:
             raise ValueError(f"plan must be made with cache= of {policy}, got a plan for {self.cache_policy}")
         assert self.num_tokens is not None
-        check_axes("cache.num_tokens", cache.num_tokens, "B", B=self.num_tokens.shape[0])
+        if cache.num_tokens.shape != self.num_tokens.shape:
+            raise ValueError(f"cache must have B={self.num_tokens.shape[0]} rows, got {cache.num_tokens.shape[0]}")
         if cache.rope is not None and cache.rope != self.ropes:
             raise ValueError(f"cache must hold keys rotated by {self.ropes}, got keys of {cache.rope}")
 
@@ -362,7 +363,7 @@ def _entry_of(per_layer: jax.Array, layer):
 
 def _check_with_cache(cache, ropes: Ropes, batch, causal: bool, segment_ids) -> None:
     """Raises unless the step can go with a cache."""
-    check_is_cache(cache)
+    check_cache(cache)
     check_axes("cache.num_tokens", cache.num_tokens, "B", B=batch)
     if segment_ids is not None:
         raise ValueError("segment_ids must be left out with a cache: a cached row is one sequence")

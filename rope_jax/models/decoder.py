@@ -270,6 +270,7 @@ class Decoder(nn.Module, kw_only=True):
         length (:class:`DynamicNTK`, :class:`LongRope` without a fixed one): unrotated keys are right at every
         length and take no second rounding. Otherwise it stores keys rotated: each key is rotated once.
         """
+        check_ropes(self.ropes)
         if rotated is None:
             rotated = not num_sink_tokens and not self.needs_context_length
         return init_cache(
@@ -300,9 +301,7 @@ class Decoder(nn.Module, kw_only=True):
     @property
     def ropes(self) -> Ropes:
         """The one rope of all layers, or a tuple of unlike ropes."""
-        ropes = _one_or_each("rope", self.rope, self.num_layers)
-        check_ropes(ropes)
-        return ropes
+        return _one_or_each("rope", self.rope, self.num_layers)
 
     @property
     def windows(self) -> int | tuple[int | None, ...] | None:
@@ -314,6 +313,7 @@ def _check_fields(model: Decoder) -> None:
     windows = model.windows
     for window in windows if isinstance(windows, tuple) else (windows,):
         window_size(window)
+    check_ropes(model.ropes)
     first = first_rope(model.ropes)
     check_callable("position_embedding", model.position_embedding, "positions", "width")
     check_callable("position_bias", model.position_bias, "distance", "num_heads", "causal")

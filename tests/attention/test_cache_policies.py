@@ -374,6 +374,20 @@ def test_attention_to_eight_bits_is_attention_to_what_they_hold(rotated):
     assert cache.key.values.nbytes * 4 == plain.key.nbytes
 
 
+def test_eight_bits_take_rotated_keys_of_a_fixed_context_length():
+    fixed = rope_jax.Rope(H, dataclasses.replace(LONG, context_length=9))
+    module, params = layer(fixed)
+    x = tokens(7)
+    step, _ = stepper(module, params)
+    _, cache = step(x[:, :6], empty(7, dtype=jnp.int8))
+    y, _ = step(x[:, 6:], cache)
+    close(y, module.apply(params, x)[:, 6:], atol=0.05)
+    with pytest.raises(
+        ValueError, match=r"context_length must stay \[9, 9\].*LongRope in eight bits, got \[8, 8\]"
+    ):
+        module.apply(params, x[:, 6:], cache=cache, context_length=8)
+
+
 # --------------------------------------------------------------------------------------------------------- faults
 
 
