@@ -7,7 +7,8 @@ from rope_jax.attention.slots import Eviction
 from rope_jax.attention.cache import KVCache, init_cache
 from rope_jax.attention.plan import Plan, make_plan
 from rope_jax.attention.sharding import cache_partition_spec
-from rope_jax.attention.attend import AttentionBackend, attend, attention_weights
+from rope_jax.attention.paths import AttentionBackend
+from rope_jax.attention.attend import attend, attention_weights
 from rope_jax.attention.zigzag import zigzag_inverse, zigzag_sequence_index
 from rope_jax.attention.ring import ring_attention
 from rope_jax.attention.layer import RotaryAttention

@@ -1,16 +1,17 @@
 """Masked, grouped-query dot-product attention."""
 
-import functools
-import math
-from typing import Literal, get_args
+import dataclasses
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 
 from rope_jax._checks import check_axes, check_dtype, check_real, device_array
-from rope_jax.attention.mask import attention_mask, window_size
-
-AttentionBackend = Literal["xla", "cudnn"]
+from rope_jax.attention import blocks
+from rope_jax.attention.facts import Facts
+from rope_jax.attention.mask import window_size
+from rope_jax.attention.paths import AttentionBackend
+from rope_jax.attention.primitive import attention, read_layer
 
 
 def attend(
@@ -69,12 +70,10 @@ def attend(
     v = device_array("v", v)
     check_axes("v", v, "B S K H", **dict(zip("BSKH", k.shape, strict=True)))
     check_dtype("v", v, jnp.floating, "floating")
-    window = window_size(window)
-    scale = check_real("scale", scale)
     check_options(logit_cap, dropout_rate, implementation)
-    options = dict(causal=causal, window=window, scale=scale, logit_cap=logit_cap)
-    dropout = dict(dropout_rate=dropout_rate, dropout_rng=dropout_rng)
-    return attend_unchecked(q, k, v, bias=bias, mask=mask, **options, **dropout, implementation=implementation)
+    q, facts = _facts(q, k, bias, mask, causal, window, scale, logit_cap)
+    facts = dataclasses.replace(facts, **dropout_facts(dropout_rate, dropout_rng))
+    return attend_by_facts(*(x.swapaxes(1, 2) for x in (q, k, v)), facts, implementation=implementation).swapaxes(1, 2)
 
 
 def attention_weights(
@@ -117,82 +116,70 @@ def attention_weights(
       [0.5, 0.5, 0.0]
     """
     q, k, bias, mask = checked_scores(q, k, bias, mask)
-    window = window_size(window)
     check_options(logit_cap)
-    scale = check_real("scale", scale)
-    options = dict(causal=causal, window=window, scale=scale, logit_cap=logit_cap)
-    return attention_weights_unchecked(q, k, bias=bias, mask=mask, **options)
+    q, facts = _facts(q, k, bias, mask, causal, window, scale, logit_cap)
+    return blocks.weights(q.swapaxes(1, 2), k.swapaxes(1, 2), facts)
 
 
-def attend_unchecked(
-    q, k, v, *, bias, mask, causal, window, scale, logit_cap, dropout_rate, dropout_rng, implementation
+def _facts(q, k, bias, mask, causal, window, scale, logit_cap) -> tuple[jax.Array, Facts]:
+    """The facts of a call whose tokens have the sequence indices 0, 1, 2, ...; q takes a traced scale in."""
+    window, scale = window_size(window), check_real("scale", scale)
+    if isinstance(scale, jax.core.Tracer):
+        q, scale = (q.astype(jnp.promote_types(q.dtype, jnp.float32)) * scale).astype(q.dtype), 1.0
+    traced = isinstance(window, jax.Array)
+    facts = Facts(
+        causal=bool(causal),
+        window=None if traced else window,
+        traced_window=window if traced else None,
+        scale=scale,
+        logit_cap=None if logit_cap is None else float(logit_cap),
+        bias=bias,
+        mask=mask,
+    )
+    return q, facts
+
+
+def attend_by_facts(
+    q, k, v, facts: Facts, *, layer=None, implementation: AttentionBackend | None = None
 ) -> jax.Array:
-    """:func:`attend` for arguments that are checked already: by :func:`attend`, or once a step by a plan."""
-    batch, length, heads, _ = q.shape
-    kv_heads = k.shape[2]
-    if isinstance(window, int) and isinstance(length, int) and isinstance(k.shape[1], int):
-        # jax.nn's window overflows near 2^31, so a window over all keys is dropped.
-        window = None if window >= max(length, k.shape[1]) else window
-    # jax.nn casts narrow scores to float32 by implicit promotion, which strict promotion forbids.
-    promotion = jax.config.jax_numpy_dtype_promotion  # type: ignore[attr-defined]
-    unsupported = promotion == "strict" and q.dtype != jnp.float32
-    unsupported |= q.dtype == jnp.float16  # not every CPU multiplies float16 into float32
-    if logit_cap is None and dropout_rate == 0.0 and (implementation == "cudnn" or not unsupported):
-        # jax.nn takes neither a traced window, nor a window with symbolic lengths.
-        if window is not None and (isinstance(window, jax.Array) or not isinstance(length, int)):
-            in_window, window = _visible_by_index(length, k.shape[1], causal=False, window=window), None
-            mask = in_window if mask is None else in_window & mask
-        if bias is not None:  # jax.nn adds the bias to scores of this dtype
-            bias = bias.astype(q.dtype if implementation == "cudnn" else jnp.promote_types(q.dtype, jnp.float32))
-        attention = functools.partial(
-            jax.nn.dot_product_attention,
-            scale=scale,
-            is_causal=causal,
-            # Keys before and after the query. cuDNN requires 0 keys after the query if causal.
-            local_window_size=None if window is None else (window - 1, 0 if causal else window - 1),
-            implementation=implementation,
-        )
-        if implementation == "cudnn":  # stores no scores either, so recomputation would only cost time
-            return attention(q, k, v, bias=bias, mask=mask)
-        return jax.checkpoint(lambda q, k, v, bias, mask: attention(q, k, v, bias=bias, mask=mask))(
-            q, k, v, bias, mask
-        )
-    if implementation == "cudnn":
-        raise ValueError("implementation must be None or 'xla' with a logit_cap or dropout, got 'cudnn'")
-    if dropout_rate > 0.0 and dropout_rng is None:
+    """Attention ``[B, N, T, H]`` of arrays with heads first, without checks: see :func:`attention`."""
+    if implementation != "cudnn":
+        return attention(q, k, v, facts, layer=layer, implementation=implementation)[0]
+    for name, value in (("logit_cap", facts.logit_cap), ("dropout_rate", facts.dropout_rate or None)):
+        if value is not None:
+            raise ValueError(f"implementation must not be 'cudnn' with {name}={value}: cuDNN has none")
+    k, v = (read_layer(stored, layer, q.dtype) for stored in (k, v))
+    bias = facts.bias_of(q, k)
+    in_order = facts.query_index is None and facts.key_index is None
+    window = facts.window if in_order and isinstance(facts.window, int) else None
+    if not in_order or (facts.window is not None and window is None) or facts.traced_window is not None:
+        mask, causal, window = facts.attention_mask(q, k), False, None
+    else:
+        mask, causal = dataclasses.replace(facts, causal=False, window=None).attention_mask(q, k), facts.causal
+    y = jax.nn.dot_product_attention(
+        *(x.swapaxes(1, 2) for x in (q, k, v)),
+        bias=None if bias is None else bias.astype(q.dtype),
+        mask=mask,
+        scale=facts.scale,
+        is_causal=causal,
+        # Keys before and after the query. cuDNN requires 0 keys after the query if causal.
+        local_window_size=None if window is None else (window - 1, 0 if causal else window - 1),
+        implementation="cudnn",
+    )
+    return y.swapaxes(1, 2)
+
+
+def dropout_facts(dropout_rate: float, dropout_rng) -> dict:
+    """The fields of :class:`Facts` for dropout."""
+    if dropout_rate == 0.0:
+        return {}
+    if dropout_rng is None:
         raise ValueError(f"dropout_rng must be given with dropout_rate {dropout_rate}, got None")
-
-    @jax.checkpoint
-    def weighted_sum(q, k, v, bias, mask, dropout_rng):
-        options = dict(causal=causal, window=window, scale=scale, logit_cap=logit_cap)
-        weights = attention_weights_unchecked(q, k, bias=bias, mask=mask, **options)
-        if dropout_rate > 0.0:
-            kept = jax.random.bernoulli(dropout_rng, 1.0 - dropout_rate, weights.shape)
-            weights = jnp.where(kept, weights / (1.0 - dropout_rate), 0.0)
-        weights = weights.astype(v.dtype).reshape(batch, kv_heads, heads // kv_heads, length, k.shape[1])
-        return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape).astype(q.dtype)
-
-    return weighted_sum(q, k, v, bias, mask, dropout_rng)
-
-
-def attention_weights_unchecked(q, k, *, bias, mask, causal, window, scale, logit_cap) -> jax.Array:
-    """:func:`attention_weights` for arguments that are checked already."""
-    batch, length, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
-    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    logits = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
-    logits *= jnp.asarray(1.0 / math.sqrt(head_dim) if scale is None else scale, jnp.float32)
-    if logit_cap is not None:
-        cap = jnp.asarray(logit_cap, jnp.float32)
-        logits = cap * jnp.tanh(logits / cap)
-    logits = logits.reshape(batch, heads, length, k.shape[1])
-    if bias is not None:
-        logits += bias.astype(jnp.float32)
-    allowed = _visible_by_index(length, k.shape[1], causal=causal, window=window)
-    allowed = allowed if mask is None else allowed & mask
-    # A finite number, so that a fully masked row gives a mean instead of NaN, as in jax.nn.dot_product_attention.
-    logits = jnp.where(allowed, logits, 0.7 * jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(logits, axis=-1)
+    if jnp.issubdtype(dropout_rng.dtype, jax.dtypes.prng_key):
+        impl, data = str(jax.random.key_impl(dropout_rng)), jax.random.key_data(dropout_rng)
+    else:  # a key of raw numbers
+        impl, data = jax.config.jax_default_prng_impl, dropout_rng  # type: ignore[attr-defined]
+    return dict(dropout_rate=dropout_rate, dropout_key=data, dropout_impl=impl)
 
 
 def checked_scores(q, k, bias, mask):
@@ -229,6 +216,8 @@ def check_options(
 ) -> None:
     """Raises TypeError or ValueError if an option of :func:`attend` is no real number, out of range or unknown."""
     cap = check_real("logit_cap", logit_cap)
+    if isinstance(cap, jax.core.Tracer):
+        raise TypeError("logit_cap must be a concrete number, got a traced number")
     if isinstance(cap, float) and not cap > 0:
         raise ValueError(f"logit_cap must be positive and finite, got {logit_cap}")
     rate = check_real("dropout_rate", dropout_rate)
@@ -238,9 +227,3 @@ def check_options(
         raise ValueError(
             f"implementation must be None or one of {get_args(AttentionBackend)}, got {implementation!r}"
         )
-
-
-def _visible_by_index(length, kv_length, *, causal: bool, window: int | jax.Array | None) -> jax.Array:
-    """The attention mask of queries and keys with sequence indices 0, 1, 2, ...: bool ``[1, 1, T, S]``."""
-    queries, keys = (jnp.arange(size, dtype=jnp.int32)[None] for size in (length, kv_length))
-    return attention_mask(queries, keys, causal=causal, window=window)

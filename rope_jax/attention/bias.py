@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_dtype, check_integer, device_array
-from rope_jax.attention.mask import distances
+from rope_jax._checks import check_axes, check_dtype, check_integer, device_array, is_concrete
 
 
 class PositionBias(Protocol):
     """A callable that returns a bias for the scores ``[B, N, T, S]``, from ``distance [B, T, S]``.
 
     The distance is the query's sequence index minus the key's. It excludes padding, and ignores the positions of
-    the call. A negative distance belongs to a key after the query, which matters only without causality.
+    the call. A negative distance belongs to a key after the query, which matters only without causality. Attention
+    calls the position bias for one block of queries and keys at a time, so that each entry may depend on its own
+    distance alone.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -29,24 +30,80 @@ class PositionBias(Protocol):
     def __call__(self, distance, num_heads: int, causal: bool, /) -> jax.Array: ...
 
 
-def checked_bias(position_bias: PositionBias, query_index, key_index, num_heads: int, causal: bool) -> jax.Array:
-    """Calls a position bias with the distances of queries and keys, and checks its result.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BiasFunction:
+    """A position bias as a pure function of distances: attention calls it for one block of scores at a time.
 
-    Returns:
-      floating ``[B or 1, N or 1, T or 1, S]``.
+    Attributes:
+      params: what the function is differentiated in, such as the table of :class:`T5Bias`.
+      function: ``function(params, distance, num_heads, causal)``.
+      num_heads: N.
+      causal: whether queries read no later keys.
+    """
+
+    params: Any
+    function: Callable[..., jax.Array] = dataclasses.field(metadata=dict(static=True))
+    num_heads: int = dataclasses.field(metadata=dict(static=True))
+    causal: bool = dataclasses.field(metadata=dict(static=True))
+
+    def __call__(self, distance) -> jax.Array:
+        """floating ``[B or 1, N or 1, t or 1, s]``, for distances ``[B or 1, t, s]``."""
+        return self.function(self.params, distance, self.num_heads, self.causal)
+
+
+def bias_function(position_bias: PositionBias, num_heads: int, causal: bool) -> BiasFunction:
+    """A position bias as a function of distances, with its parameters apart.
 
     Raises:
-      TypeError: if the result is no array or not floating.
-      ValueError: if its shape is wrong.
+      TypeError: if the position bias returns no array or no floating array, or closes over a traced value.
+      ValueError: if the shape of its result is wrong.
     """
-    distance = distances(query_index, key_index)
-    bias = position_bias(distance, num_heads, causal)
+    distance = jnp.zeros((1, 3, 2), jnp.int32)
+    if isinstance(position_bias, nn.Module):
+        position_bias(distance, num_heads, causal)  # creates the parameters, if the model is being initialised
+        module, params = position_bias.unbind()
+        function = BiasFunction(params, _Apply(module), num_heads, causal)
+    elif jax.tree.structure(position_bias) != jax.tree.structure(0):  # a pytree, such as jax.tree_util.Partial
+        function = BiasFunction(position_bias, _call, num_heads, causal)
+    else:
+        function = BiasFunction(None, _Call(position_bias), num_heads, causal)
+    closed_over = jax.make_jaxpr(lambda params: dataclasses.replace(function, params=params)(distance))
+    if not is_concrete(closed_over(function.params).consts):
+        raise TypeError(
+            "position_bias must not close over traced values: make it a flax.linen.Module with parameters, or a "
+            "jax.tree_util.Partial whose arguments are traced"
+        )
+    bias = function(distance)
     if not isinstance(bias, jax.Array):
         raise TypeError(f"position_bias must return an array, got {type(bias).__name__}")
-    batch, queries, keys = distance.shape
-    check_axes("position_bias(distance)", bias, "B N T S", B={1, batch}, N={1, num_heads}, T={1, queries}, S=keys)
+    check_axes("position_bias(distance)", bias, "B N T S", B=1, N={1, num_heads}, T={1, 3}, S=2)
     check_dtype("position_bias(distance)", bias, jnp.floating, "floating")
-    return bias
+    return function
+
+
+@dataclasses.dataclass(frozen=True)
+class _Apply:
+    """A Flax module as a function of its parameters."""
+
+    module: nn.Module
+
+    def __call__(self, params, distance, num_heads: int, causal: bool) -> jax.Array:
+        return self.module.apply(params, distance, num_heads, causal)
+
+
+def _call(position_bias, distance, num_heads: int, causal: bool) -> jax.Array:
+    return position_bias(distance, num_heads, causal)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A callable without parameters."""
+
+    position_bias: Callable[..., jax.Array]
+
+    def __call__(self, params, distance, num_heads: int, causal: bool) -> jax.Array:
+        return self.position_bias(distance, num_heads, causal)
 
 
 def relative_buckets(distance, *, causal: bool, num_buckets: int = 32, max_distance: int = 128) -> jax.Array:

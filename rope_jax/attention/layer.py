@@ -1,5 +1,6 @@
 """Rotary attention as a Flax linen module: project, rotate, store, attend, project."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rope_jax.attention.attend import AttentionBackend, attend_unchecked, attention_weights_unchecked
+from rope_jax.attention.attend import attend_by_facts, dropout_facts
 from rope_jax.attention.bias import PositionBias
+from rope_jax.attention.blocks import weights
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.layer_checks import check_call, check_plan, check_ring
 from rope_jax.attention.norm import RMSNorm
+from rope_jax.attention.paths import AttentionBackend
 from rope_jax.attention.plan import Plan, make_plan
 from rope_jax.attention.ring import ring_attention
 from rope_jax.core.angles import Rotation, rotation
@@ -271,26 +274,14 @@ def _attend(layer: RotaryAttention, q, k, v, plan: Plan, deterministic: bool) ->
             scale=layer.logit_scale,
             logit_cap=layer.logit_cap,
         )
-    scores: dict = dict(
-        bias=plan.bias,
-        mask=plan.attention_mask(),
-        causal=plan.causal and plan.in_order,
-        window=plan.window if plan.in_order else None,
-        scale=layer.logit_scale,
-        logit_cap=layer.logit_cap,
-    )
-    if layer.is_mutable_collection("intermediates"):
-        layer.sow("intermediates", "weights", attention_weights_unchecked(q, k, **scores))
     dropping = layer.dropout_rate > 0 and not deterministic
-    return attend_unchecked(
-        q,
-        k,
-        v,
-        **scores,
-        dropout_rate=layer.dropout_rate if dropping else 0.0,
-        dropout_rng=layer.make_rng("dropout") if dropping else None,
-        implementation=layer.implementation,
-    )
+    facts = dataclasses.replace(plan.facts(), scale=layer.logit_scale, logit_cap=layer.logit_cap)
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    if layer.is_mutable_collection("intermediates"):
+        layer.sow("intermediates", "weights", weights(q, k, facts))
+    if dropping:
+        facts = dataclasses.replace(facts, **dropout_facts(layer.dropout_rate, layer.make_rng("dropout")))
+    return attend_by_facts(q, k, v, facts, implementation=layer.implementation).swapaxes(1, 2)
 
 
 def _make_plan(layer: RotaryAttention, shape: tuple[int, int], cache: KVCache | None, arguments: dict) -> Plan:

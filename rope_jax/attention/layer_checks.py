@@ -54,11 +54,11 @@ def check_plan(layer, plan: Plan, x, cache, arguments: dict) -> None:
         raise ValueError(f"plan must be for causal={layer.causal}, got a plan for causal={plan.causal}")
     if layer.window is not None and plan.known_window != layer.window:
         raise ValueError(f"plan must be for window={layer.window}, got a plan for window={plan.window}")
-    if layer.position_bias is not None and plan.bias is None:
+    if layer.position_bias is not None and plan.position_bias is None:
         raise ValueError("plan must be made with position_bias= for a layer with a position bias, got none")
-    if plan.bias is not None and plan.bias.shape[1] not in (1, layer.num_heads):
+    if plan.position_bias is not None and plan.position_bias.num_heads != layer.num_heads:
         raise ValueError(
-            f"plan must be for num_heads={layer.num_heads}, got a bias of N={plan.bias.shape[1]} heads"
+            f"plan must be for num_heads={layer.num_heads}, got a bias of N={plan.position_bias.num_heads} heads"
         )
     if not layer.learn_frequencies and layer.rope is not None and plan.rotation is None:
         raise ValueError("plan must have a rotation for a layer that does not learn its frequencies, got none")
@@ -69,7 +69,7 @@ def check_ring(layer, plan: Plan, deterministic: bool) -> None:
     barred = {
         "cache": plan.slots is not None,
         "segment_ids": plan.segments is not None,
-        "position_bias": plan.bias is not None,
+        "position_bias": plan.position_bias is not None,
         "mask": plan.mask is not None,
         "dropout_rate": layer.dropout_rate > 0 and not deterministic,
         # No device has a whole row of weights.
@@ -79,7 +79,7 @@ def check_ring(layer, plan: Plan, deterministic: bool) -> None:
         if given:
             hint = ": decode with clone(ring_axis=None)" if name == "cache" else ""
             raise ValueError(f"{name} must be left out with ring_axis={layer.ring_axis!r}{hint}")
-    if plan.in_order:
+    if not plan.reordered:
         raise ValueError(
             f"sequence_index must be given with ring_axis={layer.ring_axis!r}, as zigzag_sequence_index(T, n)[None]"
         )
@@ -101,5 +101,5 @@ def check_fields(layer) -> None:
     check_options(layer.logit_cap, layer.dropout_rate, layer.implementation)
     check_real("logit_scale", layer.logit_scale)
     window_size(layer.window)  # a tuple is for a stack of layers
-    if layer.ring_axis is not None and layer.implementation == "cudnn":
-        raise ValueError("implementation must be None or 'xla' with ring_axis, got 'cudnn'")
+    if layer.ring_axis is not None and layer.implementation not in (None, "xla", "blocks"):
+        raise ValueError(f"implementation must be None, 'blocks' or 'xla' with ring_axis, got {layer.implementation!r}")

@@ -41,11 +41,6 @@ def attention_mask(
     return mask
 
 
-def same_segment(segments) -> jax.Array:
-    """True if two tokens have the same segment number ``[B, T]``: bool ``[B, 1, T, T]``."""
-    return segments[:, None, :, None] == segments[:, None, None, :]
-
-
 def window_size(window) -> int | jax.Array | None:
     """A window as an int if it is concrete, as int32 ``[]`` if it is traced.
 

@@ -2,8 +2,8 @@
 
 :func:`make_plan` checks the call and returns an immutable pytree. A stack of layers hands the plan down as one
 broadcast argument, so that cos and sin are evaluated once for all layers, and nothing is checked twice. The plan
-carries facts (causal, window, segments, sequence indices), not a mask: a kernel needs the facts, and only the
-plain form of attention builds a mask from them.
+carries facts (causal, window, segments, sequence indices), not a mask: attention masks one block of scores at a
+time, or leaves the mask to a kernel.
 """
 
 import dataclasses
@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax._checks import check_axes, check_callable, check_mask, device_array, is_concrete
-from rope_jax.attention.bias import PositionBias, checked_bias
+from rope_jax.attention.bias import BiasFunction, PositionBias, bias_function
 from rope_jax.attention.cache import CachePolicy, KVCache, check_cache
-from rope_jax.attention.mask import attention_mask, checked_sequence_index, same_segment, window_size
+from rope_jax.attention.facts import Facts
+from rope_jax.attention.mask import checked_sequence_index, window_size
 from rope_jax.attention.rotations import (
     Ropes,
     check_ropes,
@@ -50,7 +51,7 @@ class Plan:
       rotation: cos and sin at ``positions``. For layers with unlike ropes ``[C, B or 1, T, R/2]``, one for each of
         the C distinct ropes.
       key_rotation: cos and sin at ``key_positions``, likewise.
-      bias: floating ``[B or 1, N or 1, T or 1, S]``, added to the scores; None without a position bias.
+      position_bias: added to the scores, as a function of distances; None without a position bias.
       slots: int32 ``[B, T]``, where the cache stores the new tokens; None without a cache.
       num_tokens: int32 ``[B]``, the cache's counter after this step.
       context_length: int32 ``[B]``, the cache's context length after this step; None if the stored keys do not
@@ -63,8 +64,7 @@ class Plan:
       ropes: the rope or ropes that the plan was made for.
       cache_policy: eviction, sink tokens and storage of the cache that the plan was made for.
       rerotates: whether :meth:`begin` may have to rotate stored keys again.
-      in_order: whether tokens lie in the order of their index, without gaps and without a cache: then ``causal``
-        and ``window`` say all that a mask would.
+      reordered: whether the caller gave the sequence index.
       in_stack: whether a stack of layers made the plan, and has checked its layers, x and the cache.
     """
 
@@ -76,7 +76,7 @@ class Plan:
     segments: jax.Array | None = None
     rotation: Rotation | None = None
     key_rotation: Rotation | None = None
-    bias: jax.Array | None = None
+    position_bias: BiasFunction | None = None
     slots: jax.Array | None = None
     num_tokens: jax.Array | None = None
     context_length: jax.Array | None = None
@@ -88,7 +88,7 @@ class Plan:
     ropes: Ropes = dataclasses.field(default=None, metadata=_STATIC)
     cache_policy: CachePolicy | None = dataclasses.field(default=None, metadata=_STATIC)
     rerotates: bool = dataclasses.field(default=False, metadata=_STATIC)
-    in_order: bool = dataclasses.field(default=True, metadata=_STATIC)
+    reordered: bool = dataclasses.field(default=False, metadata=_STATIC)
     in_stack: bool = dataclasses.field(default=False, metadata=_STATIC)
 
     @property
@@ -121,22 +121,28 @@ class Plan:
             ropes=ropes,
         )
 
-    def attention_mask(self) -> jax.Array | None:
-        """The facts as a mask: bool ``[B or 1, 1, T, S]``. None if ``causal`` and ``window`` are enough."""
-        if self.in_order:
-            return None if self.segments is None else same_segment(self.segments)
-        mask = attention_mask(
-            self.sequence_index,
-            self.sequence_index if self.key_sequence_index is None else self.key_sequence_index,
+    def facts(self) -> Facts:
+        """What attention must know: causality, window, sequence indices, segments and padding, position bias."""
+        segments = self.segments
+        if self.mask is not None and self.slots is None:  # padding is not stored in a cache
+            segments = jnp.where(self.mask, jnp.int32(0) if segments is None else segments, jnp.int32(-1))
+        # Ranks of real tokens have the order of the tokens, which is all that causality needs.
+        by_order = self.slots is None and not self.reordered
+        by_order &= self.mask is None or (self.window is None and self.position_bias is None)
+        keys = self.sequence_index if self.key_sequence_index is None else self.key_sequence_index
+        sinks = 0 if self.cache_policy is None else self.cache_policy.num_sink_tokens
+        return Facts(
             causal=self.causal,
-            window=self.window,
-            num_sink_tokens=0 if self.cache_policy is None else self.cache_policy.num_sink_tokens,
+            window=self.known_window,
+            traced_window=self.traced_window,
+            query_index=None if by_order else self.sequence_index,
+            key_index=None if by_order else keys,
+            num_sink_tokens=sinks,
+            query_segments=segments,
+            key_segments=segments,
+            position_bias=self.position_bias,
+            bias_key_index=self.key_positions if sinks else None,
         )
-        if self.slots is not None:  # padding is not stored, so that no slot needs masking
-            return mask
-        if self.mask is not None:
-            mask &= self.mask[:, None, None, :]
-        return mask if self.segments is None else mask & same_segment(self.segments)
 
     def begin(self, cache: KVCache) -> KVCache:
         """The cache as this step needs it: stored keys rotated to the frequencies of the step's context length."""
@@ -252,7 +258,7 @@ def make_plan(
         starts = segment_starts(segment_ids)
     if cache is not None:
         _check_with_cache(cache, ropes, batch, causal, segment_ids)
-    in_order = sequence_index is None and mask is None and cache is None
+    reordered = sequence_index is not None
 
     # The counter is read before it advances: the new tokens come after those in the cache.
     seen = None if cache is None else cache.num_tokens
@@ -285,7 +291,7 @@ def make_plan(
         window_of_layer=window_of_layer,
         causal=causal,
         ropes=ropes,
-        in_order=in_order,
+        reordered=reordered,
     )
     keys, so_far = sequence_index, None
     if cache is not None:
@@ -314,8 +320,7 @@ def make_plan(
         if cache is not None and not cache.rotated and rotating:
             facts["key_rotation"], _ = rotations_at(ropes, keys, context_length, so_far)
     if position_bias is not None and num_heads is not None:
-        # With sink tokens the keys count by their positions inside the cache, as the rotation does.
-        facts["bias"] = checked_bias(position_bias, sequence_index, keys, num_heads, causal)
+        facts["position_bias"] = bias_function(position_bias, num_heads, bool(causal))
     return Plan(**facts)
 
 

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax._checks import as_int32, check_axes, check_callable, check_dtype, device_array
-from rope_jax.attention.attend import AttentionBackend
 from rope_jax.attention.bias import PositionBias
 from rope_jax.attention.cache import KVCache, check_cache, init_cache
 from rope_jax.attention.layer import Initializer
 from rope_jax.attention.mask import window_size
 from rope_jax.attention.norm import RMSNorm
+from rope_jax.attention.paths import AttentionBackend
 from rope_jax.attention.plan import make_plan
 from rope_jax.attention.rotations import Ropes, check_ropes, distinct_ropes, first_rope
 from rope_jax.attention.slots import Eviction

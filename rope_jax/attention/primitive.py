@@ -1,0 +1,250 @@
+"""Attention as JAX primitives: its derivative, transpose, batching and lowering.
+
+``attention_p`` gives the output and the log of the sum of exp(scores). Its derivative is ``tangent_p``, linear in the
+tangents; the transpose of that is ``backward_p``, which computes the weights again. All three are lowered for a
+platform as :func:`choose_path` says. Higher derivatives differentiate the blocks of plain JAX.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from rope_jax.attention import blocks
+from rope_jax.attention.blocks import Extras
+from rope_jax.attention.facts import Facts
+from rope_jax.attention.paths import AttentionBackend, block_sizes, choose_path
+from rope_jax.attention.quantized import Quantized
+from rope_jax.core.primitive import is_partitioned_by_xla
+
+
+def attention(
+    q, k, v, facts: Facts, *, layer=None, implementation: AttentionBackend | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """The output ``[B, N, T, H]`` and the log of the sum of exp(scores) ``[B, N, T]``, without checks.
+
+    Args:
+      q: ``[B, N, T, H]``.
+      k: ``[B, K, S, H]``, an array or :class:`Quantized`; of a stack of layers ``[layers, B, K, S, H]``.
+      v: likewise.
+      facts: which keys a query reads.
+      layer: int32 ``[]``, the layer of a stack.
+      implementation: see :func:`rope_jax.attend`.
+    """
+    leaves, tree = jax.tree.flatten((q, k, v, layer, facts))
+    # Inside shard_map, all operands must vary over the same mesh axes.
+    varying = [jax.typeof(leaf).manual_axis_type.varying for leaf in leaves]
+    union = frozenset().union(*varying)
+    leaves = [
+        lax.pcast(leaf, tuple(union - axes), to="varying") if union - axes else leaf
+        for leaf, axes in zip(leaves, varying, strict=True)
+    ]
+    return tuple(attention_p.bind(*leaves, tree=tree, implementation=implementation))
+
+
+def read_layer(stored, layer, dtype) -> jax.Array:
+    """Keys or values of a layer as one array ``[B, K, S, H]``."""
+    if layer is not None:
+        stored = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stored)
+    return stored.astype(dtype)
+
+
+# ---------------------------------------------------------------------------------------------- programs in blocks
+
+
+def _forward(*leaves, tree, implementation, platform="cpu", differentiable=False):
+    q, k, v, layer, facts = tree.unflatten(leaves)
+    sizes = block_sizes(q, k, implementation, platform)
+    return list(blocks.forward(q, k, v, layer, facts, sizes, differentiable=differentiable))
+
+
+def _tangent(*operands, tree, implementation, active, platform="cpu", differentiable=False):
+    leaves, (out, log_total), tangents = _split(operands, tree.num_leaves)
+    q, k, v, _, facts = tree.unflatten(leaves)
+    given = dict(zip(active, tangents, strict=True))
+    dleaves = [given.get(i) for i in range(tree.num_leaves)]
+    dq, dk, dv, _, dfacts = tree.unflatten(dleaves)
+    dparams = None
+    if facts.position_bias is not None and jax.tree.leaves(dfacts.position_bias):
+        dparams = jax.tree.map(
+            lambda x, dx: jnp.zeros_like(x) if dx is None else dx, facts.position_bias.params, dfacts.position_bias.params
+        )
+    sizes = block_sizes(q, k, implementation, platform)
+    dextras = Extras(dfacts.bias, dparams)
+    return list(
+        blocks.tangent(
+            q, k, v, facts, out, log_total, dq, dk, dv, dextras, sizes, differentiable=differentiable
+        )
+    )
+
+
+def _backward(*operands, tree, implementation, active, platform="cpu", differentiable=False):
+    leaves, (out, log_total), (dout, *dlog_total) = _split(operands, tree.num_leaves)
+    q, k, v, layer, facts = tree.unflatten(leaves)
+    sizes = block_sizes(q, k, implementation, platform)
+    dlog = dlog_total[0] if dlog_total else None
+    dq, dk, dv, dextras = blocks.backward(
+        q, k, v, facts, out, log_total, dout, dlog, sizes, differentiable=differentiable
+    )
+    return _gradients_of_leaves(tree, leaves, active, dq, dk, dv, dextras)
+
+
+def _gradients_of_leaves(tree, leaves, active, dq, dk, dv, dextras: Extras) -> list[jax.Array]:
+    """The gradients in the order of the active leaves."""
+    numbers = tree.unflatten(range(tree.num_leaves))
+    q, k, v, _, facts = numbers
+    by_leaf = {q: dq, k: dk, v: dv}
+    if facts.bias is not None:
+        by_leaf[facts.bias] = dextras.bias
+    if facts.position_bias is not None:
+        numbers = jax.tree.leaves(facts.position_bias)
+        by_leaf |= dict(zip(numbers, jax.tree.leaves(dextras.params), strict=True))
+    return [by_leaf[i].astype(leaves[i].dtype) for i in active]
+
+
+def _split(operands, num_leaves: int):
+    return operands[:num_leaves], operands[num_leaves : num_leaves + 2], operands[num_leaves + 2 :]
+
+
+# ------------------------------------------------------------------------------------------------- transformations
+
+attention_p = Primitive("attention")  # q, k, v, layer and facts as leaves -> out, log_total
+tangent_p = Primitive("attention_tangent")  # leaves, out, log_total, tangents of active leaves -> dout, dlog_total
+backward_p = Primitive("attention_backward")  # leaves, out, log_total, dout, dlog_total or none -> active gradients
+
+
+def _jvp(primals, tangents, *, tree, implementation):
+    _, k, _, layer, _ = tree.unflatten(primals)
+    active = tuple(i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero)
+    if layer is not None or isinstance(k, Quantized):
+
+        def of_one_layer(*some):
+            q, k, v, layer, facts = tree.unflatten(_replaced(primals, active, some))
+            k, v = (read_layer(stored, layer, q.dtype) for stored in (k, v))
+            return attention(q, k, v, facts, implementation=implementation)
+
+        return jax.jvp(of_one_layer, [primals[i] for i in active], [tangents[i] for i in active])
+    results = attention_p.bind(*primals, tree=tree, implementation=implementation)
+    some = (tangents[i] for i in active)
+    return results, tangent_p.bind(
+        *primals, *results, *some, tree=tree, implementation=implementation, active=active
+    )
+
+
+def _transpose(cotangents, *operands, tree, implementation, active):
+    leaves, results, tangents = _split(operands, tree.num_leaves)
+    if any(map(ad.is_undefined_primal, (*leaves, *results))):
+        raise NotImplementedError("the derivative of attention is transposed in its tangents alone: take jax.vjp")
+    dout, dlog_total = cotangents
+    if type(dout) is ad.Zero:
+        dout = jnp.zeros_like(results[0])
+    given = [] if type(dlog_total) is ad.Zero else [dlog_total]
+    gradients = backward_p.bind(
+        *leaves, *results, dout, *given, tree=tree, implementation=implementation, active=active
+    )
+    assert all(map(ad.is_undefined_primal, tangents))
+    return [None] * (len(leaves) + 2) + gradients
+
+
+def _replaced(items, indices, replacements) -> list:
+    by_index = dict(zip(indices, replacements, strict=True))
+    return [by_index.get(i, item) for i, item in enumerate(items)]
+
+
+def _jvp_of_blocks(program, primals, tangents, **options):
+    """The derivative of a derivative: JAX differentiates the blocks."""
+    active = [i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
+
+    def of_active(*some):
+        return program(*_replaced(primals, active, some), **options, differentiable=True)
+
+    return jax.jvp(of_active, [primals[i] for i in active], [tangents[i] for i in active])
+
+
+def _batch(primitive, program, operands, axes, *, tree, **options):
+    """Merges the new axis with the rows B, where each operand has rows; else blocks under :func:`jax.vmap`."""
+    size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
+    batch = operands[0].shape[0 if axes[0] != 0 else 1]
+    _, k, _, layer, facts = tree.unflatten(operands[: tree.num_leaves])
+    first_fact = tree.num_leaves - len(jax.tree.leaves(facts))
+    with_rows = layer is facts.traced_window is facts.position_bias is None and not facts.dropout_rate
+    if not with_rows or any(i >= first_fact for i in options.get("active", ())):
+        mapped = jax.vmap(functools.partial(program, tree=tree, **options), in_axes=tuple(axes))
+        results = mapped(*operands)
+        return results, [0] * len(results)
+
+    def merge(i, x, axis):
+        if axis is not None:
+            x = jnp.moveaxis(x, axis, 0)
+            x = jnp.broadcast_to(x, (size, batch, *x.shape[2:]))
+        elif first_fact <= i < tree.num_leaves and x.shape[0] == 1:  # one row of facts for all rows
+            return x
+        else:
+            x = jnp.broadcast_to(x, (size, *x.shape))
+        return x.reshape(size * batch, *x.shape[2:])
+
+    merged = (merge(i, x, axis) for i, (x, axis) in enumerate(zip(operands, axes, strict=True)))
+    results = primitive.bind(*merged, tree=tree, **options)
+    return [x.reshape(size, batch, *x.shape[1:]) for x in results], [0] * len(results)
+
+
+def _results_like(leaves):
+    """Types of the output and of the log of the sum: as q, and as q without features in float32 or wider."""
+    q = leaves[0]
+
+    def log_like(q):
+        return q[..., 0].astype(jnp.promote_types(q.dtype, jnp.float32))
+
+    return [q, jax.make_jaxpr(log_like)(q).out_avals[0]]
+
+
+def _forward_types(*operands, tree, **_):
+    return _results_like(operands)
+
+
+def _backward_types(*operands, tree, active, **_):
+    return [operands[i] for i in active]
+
+
+# ------------------------------------------------------------------------------------------------------- lowering
+
+
+@functools.partial(jax.jit, static_argnames=("primitive", "tree", "implementation", "active"))
+def _jitted(*operands, primitive, **options):
+    return primitive.bind(*operands, **options)
+
+
+def _impl(primitive, program, *operands, **options):
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        return program(*operands, **options)
+    return _jitted(*operands, primitive=primitive, **options)
+
+
+def _lower(program, platform, context, *operands, tree, implementation, **options):
+    divided = is_partitioned_by_xla(context.module_context)
+    q, k, _, layer, facts = tree.unflatten(context.avals_in[: tree.num_leaves])
+    choose_path(q, k, layer, facts, implementation, platform, divided)
+    lowered = mlir.lower_fun(functools.partial(program, platform=platform), multiple_results=True)
+    return lowered(context, *operands, tree=tree, implementation=implementation, **options)
+
+
+def _register(primitive, program, types) -> None:
+    primitive.multiple_results = True
+    primitive.def_impl(functools.partial(_impl, primitive, program))
+    primitive.def_abstract_eval(types)
+    batching.primitive_batchers[primitive] = functools.partial(_batch, primitive, program)
+    for platform in ("cpu", "tpu", None):
+        lower = functools.partial(_lower, program, platform or "gpu")
+        mlir.register_lowering(primitive, lower, platform=platform)
+
+
+_register(attention_p, _forward, _forward_types)
+_register(tangent_p, _tangent, _forward_types)
+_register(backward_p, _backward, _backward_types)
+ad.primitive_jvps[attention_p] = _jvp
+ad.primitive_jvps[tangent_p] = functools.partial(_jvp_of_blocks, _tangent)
+ad.primitive_jvps[backward_p] = functools.partial(_jvp_of_blocks, _backward)
+ad.primitive_transposes[tangent_p] = _transpose
