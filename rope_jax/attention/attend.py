@@ -103,7 +103,7 @@ def attention_weights(
       logit_cap: soft bound of the scaled scores.
 
     Returns:
-      float32 ``[B, N, T, S]``; each row sums to 1. A fully masked query attends to all keys uniformly.
+      float32 ``[B, N, T, S]``; each row sums to 1, but a fully masked query has weights 0.
 
     Raises:
       TypeError: if q, k or bias is not floating, the mask not bool, or the window not an integer.
@@ -125,8 +125,11 @@ def _facts(q, k, bias, mask, causal, window, scale, logit_cap) -> tuple[jax.Arra
     """The facts of a call whose tokens have the sequence indices 0, 1, 2, ...; q takes a traced scale in."""
     window, scale = window_size(window), check_real("scale", scale)
     if isinstance(scale, jax.core.Tracer):
-        q, scale = (q.astype(jnp.promote_types(q.dtype, jnp.float32)) * scale).astype(q.dtype), 1.0
+        q, scale = (q.astype(blocks.wide(q.dtype)) * scale).astype(q.dtype), 1.0
     traced = isinstance(window, jax.Array)
+    sizes = q.shape[1], k.shape[1]
+    if isinstance(window, int) and all(isinstance(size, int) and size <= window for size in sizes):
+        window = None
     facts = Facts(
         causal=bool(causal),
         window=None if traced else window,
@@ -143,6 +146,8 @@ def attend_by_facts(
     q, k, v, facts: Facts, *, layer=None, implementation: AttentionBackend | None = None
 ) -> jax.Array:
     """Attention ``[B, N, T, H]`` of arrays with heads first, without checks: see :func:`attention`."""
+    if 0 in q.shape or 0 in k.shape:  # no queries, or no keys to read
+        return jnp.zeros_like(q)
     if implementation != "cudnn":
         return attention(q, k, v, facts, layer=layer, implementation=implementation)[0]
     for name, value in (("logit_cap", facts.logit_cap), ("dropout_rate", facts.dropout_rate or None)):

@@ -52,32 +52,42 @@ class BiasFunction:
         return self.function(self.params, distance, self.num_heads, self.causal)
 
 
-def bias_function(position_bias: PositionBias, num_heads: int, causal: bool) -> BiasFunction:
+def bias_function(position_bias: PositionBias, num_heads: int, causal: bool, shape) -> BiasFunction:
     """A position bias as a function of distances, with its parameters apart.
 
+    Args:
+      position_bias: of the layers.
+      num_heads: N.
+      causal: whether queries read no later keys.
+      shape: ``(T, S)`` of all scores, for which the result is checked.
+
     Raises:
-      TypeError: if the position bias returns no array or no floating array, or closes over a traced value.
+      TypeError: if the position bias returns no floating array, or closes over a traced value.
       ValueError: if the shape of its result is wrong.
     """
-    distance = jnp.zeros((1, 3, 2), jnp.int32)
     if isinstance(position_bias, nn.Module):
-        position_bias(distance, num_heads, causal)  # creates the parameters, if the model is being initialised
+        position_bias(jnp.zeros((1, 1, 1), jnp.int32), num_heads, causal)  # creates parameters, when initialising
         module, params = position_bias.unbind()
         function = BiasFunction(params, _Apply(module), num_heads, causal)
     elif jax.tree.structure(position_bias) != jax.tree.structure(0):  # a pytree, such as jax.tree_util.Partial
         function = BiasFunction(position_bias, _call, num_heads, causal)
     else:
         function = BiasFunction(None, _Call(position_bias), num_heads, causal)
-    closed_over = jax.make_jaxpr(lambda params: dataclasses.replace(function, params=params)(distance))
-    if not is_concrete(closed_over(function.params).consts):
+
+    def of_all(params, distance):
+        return dataclasses.replace(function, params=params)(distance)
+
+    queries, keys = shape
+    distance = jax.ShapeDtypeStruct((1, queries, keys), jnp.int32)
+    program, bias = jax.make_jaxpr(of_all, return_shape=True)(function.params, distance)
+    if not isinstance(bias, jax.ShapeDtypeStruct):
+        raise TypeError(f"position_bias must return an array, got {type(bias).__name__}")
+    if not is_concrete(program.consts):
         raise TypeError(
             "position_bias must not close over traced values: make it a flax.linen.Module with parameters, or a "
-            "jax.tree_util.Partial whose arguments are traced"
+            "jax.tree_util.Partial with traced arguments"
         )
-    bias = function(distance)
-    if not isinstance(bias, jax.Array):
-        raise TypeError(f"position_bias must return an array, got {type(bias).__name__}")
-    check_axes("position_bias(distance)", bias, "B N T S", B=1, N={1, num_heads}, T={1, 3}, S=2)
+    check_axes("position_bias(distance)", bias, "B N T S", B=1, N={1, num_heads}, T={1, queries}, S=keys)
     check_dtype("position_bias(distance)", bias, jnp.floating, "floating")
     return function
 

@@ -161,10 +161,9 @@ def backward(q, k, v, facts: Facts, out, log_total, dout, dlog_total, sizes, *, 
         dqueries, rest = blocks.over_keys(i, visit, (jnp.zeros_like(queries, blocks.dtype), rest))
         return blocks.put(dq, i, dqueries.astype(q.dtype)), rest
 
-    # Gradients are summed over blocks in float32.
-    wide = functools.partial(jax.tree.map, lambda x: jnp.zeros_like(x, jnp.promote_types(x.dtype, jnp.float32)))
+    zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros_like(x, wide(x.dtype)))
     extras = Extras(facts.bias, None if facts.position_bias is None else facts.position_bias.params)
-    dq, (dk, dv, dextras) = blocks.over_queries(along_keys, (jnp.zeros_like(q), wide((k, v, extras))))
+    dq, (dk, dv, dextras) = blocks.over_queries(along_keys, (jnp.zeros_like(q), zeros((k, v, extras))))
     narrow = functools.partial(jax.tree.map, lambda dx, x: dx.astype(x.dtype))
     return dq, *narrow((dk, dv, dextras), (k, v, extras))
 
@@ -190,7 +189,7 @@ class _Blocks:
     @property
     def dtype(self):
         """Of scores and sums."""
-        return jnp.promote_types(self.q.dtype, jnp.float32)
+        return wide(self.q.dtype)
 
     def product(self, subscripts: str, a, b) -> jax.Array:
         """An einsum, summed in the dtype of scores."""
@@ -458,6 +457,11 @@ def _zeros_where_none(tangents: Extras, primals: Extras) -> Extras:
             for tangent, primal in zip(tangents, primals, strict=True)
         )
     )
+
+
+def wide(dtype):
+    """The dtype of scores and of sums over blocks."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 def _is(size, number) -> bool:

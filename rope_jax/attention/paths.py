@@ -23,7 +23,7 @@ def _block(length, most: int):
 
         return jax.core.min_dim(length, 128)
     count = -(-length // most)
-    return -(-length // count) if count else length
+    return -(-length // count)
 
 
 def choose_path(q, k, layer, facts, implementation, platform: str, divided: bool) -> str:

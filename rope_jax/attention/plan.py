@@ -320,7 +320,7 @@ def make_plan(
         if cache is not None and not cache.rotated and rotating:
             facts["key_rotation"], _ = rotations_at(ropes, keys, context_length, so_far)
     if position_bias is not None and num_heads is not None:
-        facts["position_bias"] = bias_function(position_bias, num_heads, bool(causal))
+        facts["position_bias"] = bias_function(position_bias, num_heads, bool(causal), (length, keys.shape[-1]))
     return Plan(**facts)
 
 

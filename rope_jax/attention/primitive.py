@@ -196,7 +196,7 @@ def _results_like(leaves):
     q = leaves[0]
 
     def log_like(q):
-        return q[..., 0].astype(jnp.promote_types(q.dtype, jnp.float32))
+        return q[..., 0].astype(blocks.wide(q.dtype))
 
     return [q, jax.make_jaxpr(log_like)(q).out_avals[0]]
 

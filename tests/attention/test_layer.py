@@ -137,12 +137,14 @@ class TestAgainstTheOracle:
             module.apply(params, x, plan=plan), module.apply(params, x, jnp.asarray(positions))
         )
 
-    def test_rows_without_gaps_need_flags_and_no_mask(self, monkeypatch):
-        seen, original = {}, jax.nn.dot_product_attention
-        monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *a, **k: (seen.update(k), original(*a, **k))[1])
-        module = build(window=4)
-        module.apply(init(module), inputs())
-        assert seen["mask"] is None and seen["is_causal"] and seen["local_window_size"] == (3, 0)
+    def test_rows_without_gaps_need_flags_and_no_arrays(self):
+        """A kernel takes causality and a window as flags; sequence indices are given only if they differ from 0, 1, 2."""
+        plan = rope_jax.attention.make_plan(None, (B, T), window=4)
+        assert not jax.tree.leaves(plan.facts()) and plan.facts().causal and plan.facts().window == 4
+        padded = rope_jax.attention.make_plan(None, (B, T), mask=np.ones((B, T), int))
+        assert len(jax.tree.leaves(padded.facts())) == 2  # segments of queries and of keys
+        padded = rope_jax.attention.make_plan(None, (B, T), mask=np.ones((B, T), int), window=4)
+        assert len(jax.tree.leaves(padded.facts())) == 4  # a window counts real tokens
 
 
 # ---------------------------------------------------------------------------- full = prefill + decode = chunks
@@ -336,11 +338,11 @@ def test_low_precision_computation(compute):
 
 
 def test_implementation_is_passed_through():
-    """The name reaches jax.nn.dot_product_attention, which knows no such one; and cuDNN serves no cap and no dropout."""
+    """An unknown name is an error, and cuDNN serves no cap and no dropout."""
     x = inputs()
     with pytest.raises(ValueError, match="implementation must be None or one of .* got 'nonsense'"):
         build(implementation="nonsense").init(jax.random.key(0), x)
-    with pytest.raises(ValueError, match="implementation must be None or 'xla' with a logit_cap or dropout"):
+    with pytest.raises(ValueError, match="implementation must not be 'cudnn' with logit_cap=1.0"):
         build(implementation="cudnn", logit_cap=1.0).init(jax.random.key(0), x)
 
 
