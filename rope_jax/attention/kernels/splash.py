@@ -1,0 +1,272 @@
+"""Calls jax's splash attention kernel for a TPU on arrays ``[B, N, T, H]``: forward, and the backward pass.
+
+The kernel is jax's own: :mod:`jax.experimental.pallas.ops.tpu.splash_attention`. This module chooses the blocks and
+the backward kernels, pads the sequence, and applies the scale.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental.pallas.ops.tpu import splash_attention as jax_splash
+
+LANES = 128
+MIN_BLOCK, MAX_BLOCK = 512, 1024  # tokens, in sequences that are as long
+MAX_HEAD_DIM = 256
+FUSED_BYTES = 256 << 20  # the largest partial sums of dq for which one backward kernel replaces two
+PADDING = np.iinfo(np.int32).min  # the segment number of the tokens that pad the sequence
+
+
+class _Blocks(NamedTuple):
+    length: int  # tokens, with padding
+    block: int  # tokens of a block of queries, and of keys
+    compute: int  # keys that are multiplied at once
+    fused: bool  # one backward kernel instead of two
+
+
+def unsupported(q, k, *, window=None) -> str | None:
+    """The reason why the kernel cannot serve ``q [B, N, T, H]`` and ``k [B, K, T, H]``, or None."""
+    if not all(isinstance(size, int) for size in (*q.shape, *k.shape)):
+        return f"sizes must be known when the program is compiled, got q {q.shape} and k {k.shape}"
+    if 0 in q.shape or 0 in k.shape:
+        return f"arrays must not be empty, got q {q.shape} and k {k.shape}"
+    if q.dtype != k.dtype or q.dtype not in (jnp.bfloat16, jnp.float32):
+        return f"q and k must both be bfloat16 or both float32, got {q.dtype} and {k.dtype}"
+    if q.shape[2] != k.shape[2]:
+        return f"queries and keys must be the same tokens, got {q.shape[2]} queries and {k.shape[2]} keys"
+    if q.shape[1] % k.shape[1]:
+        return f"N must be a multiple of K, got {q.shape[1]} and {k.shape[1]}"
+    if q.shape[3] > MAX_HEAD_DIM:
+        return f"head_dim must be at most {MAX_HEAD_DIM}, got {q.shape[3]}"
+    if not (window is None or isinstance(window, int)):
+        return "the window must be an int, got an array"
+    return None
+
+
+def forward(
+    q,
+    k,
+    v,
+    segments,
+    *,
+    causal: bool,
+    window: int | None,
+    scale: float,
+    logit_cap: float | None,
+    interpret: bool = False,
+    save_log_total: bool = True,
+) -> tuple[jax.Array, jax.Array | None]:
+    """``softmax(scale q.k) v``, and the logarithm of the sum in each softmax.
+
+    Args:
+      q: ``[B, N, T, H]``, bfloat16 or float32.
+      k: ``[B, K, T, H]``; N is a multiple of K, and query head n reads key head ``n // (N/K)``.
+      v: ``[B, K, T, H]``.
+      segments: None, or int32 ``[B or 1, T]`` above ``PADDING``: tokens read tokens of the same number.
+      causal: query t reads keys ``s <= t``.
+      window: query t reads keys with ``|t - s| < window``.
+      scale: multiplies q.k. It is multiplied into k, which is then rounded to its dtype.
+      logit_cap: soft bound c of the scores: ``c tanh(scale q.k / c)``.
+      interpret: runs the kernel on any platform, slowly.
+      save_log_total: computes the second result; the kernel writes it 128 times.
+
+    Returns:
+      ``[B, N, T, H]`` in q's dtype; ``log(sum(exp(scores)))`` in float32 ``[B, N, T]``, or None.
+    """
+    blocks = _blocks(q)
+    kernel = _kernel(blocks, causal, _window(window, q), logit_cap, save_log_total, interpret)
+
+    def attend(q, k, v, segments):
+        results = kernel(q, k, v, _segment_ids(segments))
+        return (results[0], results[1][0]) if save_log_total else (results,)
+
+    segments = _pad_segments(segments, causal, q, blocks)
+    results = _over_batch(attend, *(_pad(x, blocks) for x in (q, _scaled(k, scale), v)), segments)
+    out, *log_total = (x[:, :, : q.shape[2]] for x in results)
+    return out, log_total[0] if save_log_total else None
+
+
+def backward(
+    q,
+    k,
+    v,
+    segments,
+    out,
+    log_total,
+    dout,
+    *,
+    causal: bool,
+    window: int | None,
+    scale: float,
+    logit_cap: float | None,
+    dlog_total=None,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The cotangents of q, k and v from those of both results of :func:`forward`.
+
+    Args:
+      q, k, v, segments, causal, window, scale, logit_cap, interpret: as in :func:`forward`.
+      out, log_total: the results of :func:`forward`.
+      dout: ``[B, N, T, H]``, cast to q's dtype.
+      dlog_total: float32 ``[B, N, T]``, or None for zeros.
+
+    Returns:
+      The cotangents in the shapes and dtypes of q, k and v.
+    """
+    blocks = _blocks(q, is_windowed=_window(window, q) is not None)
+    kernel = _kernel(blocks, causal, _window(window, q), logit_cap, False, interpret)
+    # The kernels compute d_scores = weights * (dout.v - delta).
+    delta = jnp.einsum("bnth,bnth->bnt", out.astype(jnp.float32), dout.astype(jnp.float32))
+    if dlog_total is not None:
+        delta -= dlog_total
+
+    def differentiate(q, k, v, log_total, dout, delta, segments):
+        return _differentiate(kernel, q, k, v, _segment_ids(segments), log_total, dout, delta)
+
+    segments = _pad_segments(segments, causal, q, blocks)
+    arrays = (q, _scaled(k, scale), v, log_total, dout.astype(q.dtype), delta)
+    dq, dk, dv = (
+        x[:, :, : q.shape[2]] for x in _over_batch(differentiate, *(_pad(x, blocks) for x in arrays), segments)
+    )
+    return dq, _scaled(dk, scale), dv
+
+
+# ------------------------------------------------------------------------------------------------- the sequence
+
+
+def _blocks(q, is_windowed: bool = False) -> _Blocks:
+    """The blocks for q: the shortest padded sequence that divides into large blocks."""
+    length = q.shape[2] + -q.shape[2] % LANES
+    while (block := _divisor(length, MAX_BLOCK)) < min(length, MIN_BLOCK):
+        length += LANES
+    heads = q.shape[0] * q.shape[1]
+    dq_bytes = length // block * heads * length * q.shape[3] * q.dtype.itemsize
+    return _Blocks(length, block, _divisor(block, MIN_BLOCK), not is_windowed and dq_bytes <= FUSED_BYTES)
+
+
+def _divisor(size: int, largest: int) -> int:
+    """The largest divisor of a multiple of 128 that is itself a multiple of 128, and at most ``largest``."""
+    return max(part for part in range(LANES, min(size, largest) + 1, LANES) if size % part == 0)
+
+
+def _window(window, q) -> int | None:
+    return None if window is None or window >= q.shape[2] else window
+
+
+def _scaled(x, scale: float):
+    """x times the scale, rounded once."""
+    return x if scale == 1.0 else (x.astype(jnp.float32) * jnp.float32(scale)).astype(x.dtype)
+
+
+def _pad(x, blocks: _Blocks):
+    """x ``[B, N, T, ...]`` with zeros behind T."""
+    zeros = [(0, 0)] * x.ndim
+    zeros[2] = (0, blocks.length - x.shape[2])
+    return jnp.pad(x, zeros)
+
+
+def _pad_segments(segments, causal: bool, q, blocks: _Blocks):
+    """Segment numbers in which no token reads padding; a causal query reads none in any case."""
+    length = q.shape[2]
+    if segments is None and (causal or blocks.length == length):
+        return None
+    if segments is None:
+        segments = jnp.zeros((1, length), jnp.int32)
+    return jnp.pad(segments, [(0, 0), (0, blocks.length - length)], constant_values=PADDING)
+
+
+def _segment_ids(segments):
+    return None if segments is None else jax_splash.SegmentIds(segments, segments)
+
+
+# -------------------------------------------------------------------------------------------------- the kernel
+
+
+class _Band(jax_splash.LocalMask):
+    """Keys near the query, in time that grows with the number of blocks, not of scores."""
+
+    def __getitem__(self, index):
+        rows, columns = index
+        # t - s of every score of the block
+        differences = np.arange(rows.start - columns.stop + 1, rows.stop - columns.start)[:, None]
+        visible = self.mask_function(differences, np.zeros((1, 1), differences.dtype))
+        if visible.all() or not visible.any():
+            return np.full((rows.stop - rows.start, columns.stop - columns.start), visible.all())
+        return super().__getitem__(index)
+
+
+@functools.lru_cache(maxsize=64)
+def _kernel(blocks: _Blocks, causal: bool, window: int | None, logit_cap, save_residuals: bool, interpret: bool):
+    """The kernel with its tables, in which each block of queries finds the next block of keys, as numpy arrays."""
+    length, block, compute, fused = blocks
+    mask = jax_splash.FullMask((length, length))
+    if causal or window is not None:
+        before = None if window is None else window - 1
+        mask = _Band((length, length), (before, 0 if causal else before), 0)
+    separate = {} if fused else dict(block_q_dq=block, block_kv_dq=compute)
+    sizes = jax_splash.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=compute,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=compute,
+        use_fused_bwd_kernel=fused,
+        **separate,
+    )
+    with jax.ensure_compile_time_eval():
+        kernel = jax_splash.make_splash_mha(
+            jax_splash.MultiHeadMask([mask]),  # one for all heads
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+            attn_logits_soft_cap=logit_cap,
+            save_residuals=save_residuals,
+            interpret=interpret,
+        )
+    return jax.tree.map(np.asarray, kernel)
+
+
+def _differentiate(kernel, q, k, v, segment_ids, log_total, dout, delta):
+    """The backward pass with delta given: the only call of private functions of jax."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as private
+
+    options = kernel.kwargs
+    sizes = options["block_sizes"]
+    common = dict(
+        is_mqa=False,
+        q_layout=sizes.q_layout,
+        k_layout=sizes.k_layout,
+        v_layout=sizes.v_layout,
+        **{name: options[name] for name in ("mask_value", "attn_logits_soft_cap", "mask_function", "interpret")},
+    )
+    arrays = (q, k, v, segment_ids, None, log_total, dout, delta)
+    dq, dk, dv = private._splash_attention_bwd_dkv(
+        *arrays,
+        bq=sizes.block_q_dkv,
+        bkv=sizes.block_kv_dkv,
+        bkv_compute=sizes.block_kv_dkv_compute,
+        mask_info=kernel.dkv_mask_info,
+        use_fused_bwd_kernel=sizes.use_fused_bwd_kernel,
+        **common,
+    )
+    if not sizes.use_fused_bwd_kernel:
+        dq = private._splash_attention_bwd_dq(
+            *arrays, bq=sizes.block_q_dq, bkv=sizes.block_kv_dq, mask_info=kernel.dq_mask_info, **common
+        )
+    return dq, dk, dv
+
+
+def _over_batch(function, *arguments):
+    """Maps a kernel over the batch; segments may be shared or None."""
+    *arrays, segments = arguments
+    axes = [0] * len(arrays)
+    if segments is not None and segments.shape[0] == 1:
+        segments, axis = segments[0], None
+    else:
+        axis = None if segments is None else 0
+    with jax.enable_x64(False):  # the index maps need 32-bit integers
+        return jax.vmap(function, in_axes=(*axes, axis))(*arrays, segments)
