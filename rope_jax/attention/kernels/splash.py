@@ -260,13 +260,21 @@ def _differentiate(kernel, q, k, v, segment_ids, log_total, dout, delta):
     return dq, dk, dv
 
 
-def _over_batch(function, *arguments):
-    """Maps a kernel over the batch; segments may be shared or None."""
+def _over_batch(function, *arguments) -> list[jax.Array]:
+    """Maps a kernel over the batch; the segments, last, may be shared or None."""
     *arrays, segments = arguments
-    axes = [0] * len(arrays)
-    if segments is not None and segments.shape[0] == 1:
-        segments, axis = segments[0], None
-    else:
-        axis = None if segments is None else 0
-    with jax.enable_x64(False):  # the index maps need 32-bit integers
-        return jax.vmap(function, in_axes=(*axes, axis))(*arrays, segments)
+    axis = None if segments is None or segments.shape[0] == 1 else 0
+    if segments is not None and axis is None:
+        segments = segments[0]
+    varying = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(arguments)))
+    # The kernel's index maps need 32-bit integers, and its results name no mesh axes.
+    with jax.enable_x64(False), _unchecked_axes():
+        results = jax.vmap(function, in_axes=(*[0] * len(arrays), axis))(*arrays, segments)
+    return [lax.pcast(x, tuple(varying), to="varying") if varying else x for x in results]
+
+
+def _unchecked_axes():
+    """Suspends the check of varying mesh axes inside ``shard_map``, as ``check_vma=False`` does for a whole one."""
+    from jax._src import config
+
+    return config._check_vma(False)
