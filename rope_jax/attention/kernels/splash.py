@@ -76,8 +76,9 @@ def forward(
     Returns:
       ``[B, N, T, H]`` in q's dtype; ``log(sum(exp(scores)))`` in float32 ``[B, N, T]``, or None.
     """
-    blocks = _blocks(q)
-    kernel = _kernel(blocks, causal, _window(window, q), logit_cap, save_log_total, interpret)
+    window = None if window is None or window >= q.shape[2] else window
+    blocks = _blocks(q, window)
+    kernel = _kernel(blocks, causal, window, logit_cap, save_log_total, interpret)
 
     def attend(q, k, v, segments):
         results = kernel(q, k, v, _segment_ids(segments))
@@ -116,8 +117,9 @@ def backward(
     Returns:
       The cotangents in the shapes and dtypes of q, k and v.
     """
-    blocks = _blocks(q, is_windowed=_window(window, q) is not None)
-    kernel = _kernel(blocks, causal, _window(window, q), logit_cap, False, interpret)
+    window = None if window is None or window >= q.shape[2] else window
+    blocks = _blocks(q, window)
+    kernel = _kernel(blocks, causal, window, logit_cap, False, interpret)
     # The kernels compute d_scores = weights * (dout.v - delta).
     delta = jnp.einsum("bnth,bnth->bnt", out.astype(jnp.float32), dout.astype(jnp.float32))
     if dlog_total is not None:
@@ -137,23 +139,20 @@ def backward(
 # ------------------------------------------------------------------------------------------------- the sequence
 
 
-def _blocks(q, is_windowed: bool = False) -> _Blocks:
+def _blocks(q, window: int | None) -> _Blocks:
     """The blocks for q: the shortest padded sequence that divides into large blocks."""
-    length = q.shape[2] + -q.shape[2] % LANES
-    while (block := _divisor(length, MAX_BLOCK)) < min(length, MIN_BLOCK):
+    batch, heads, length, head_dim = q.shape
+    length += -length % LANES
+    largest = MAX_BLOCK if window is None or window > MIN_BLOCK else MIN_BLOCK  # few keys of larger blocks are read
+    while (block := _divisor(length, largest)) < min(length, MIN_BLOCK):
         length += LANES
-    heads = q.shape[0] * q.shape[1]
-    dq_bytes = length // block * heads * length * q.shape[3] * q.dtype.itemsize
-    return _Blocks(length, block, _divisor(block, MIN_BLOCK), not is_windowed and dq_bytes <= FUSED_BYTES)
+    dq_bytes = length // block * batch * heads * length * head_dim * q.dtype.itemsize
+    return _Blocks(length, block, _divisor(block, MIN_BLOCK), window is None and dq_bytes <= FUSED_BYTES)
 
 
 def _divisor(size: int, largest: int) -> int:
     """The largest divisor of a multiple of 128 that is itself a multiple of 128, and at most ``largest``."""
     return max(part for part in range(LANES, min(size, largest) + 1, LANES) if size % part == 0)
-
-
-def _window(window, q) -> int | None:
-    return None if window is None or window >= q.shape[2] else window
 
 
 def _scaled(x, scale: float):
@@ -206,7 +205,7 @@ def _kernel(blocks: _Blocks, causal: bool, window: int | None, logit_cap, save_r
     if causal or window is not None:
         before = None if window is None else window - 1
         mask = _Band((length, length), (before, 0 if causal else before), 0)
-    separate = {} if fused else dict(block_q_dq=block, block_kv_dq=compute)
+    separate = {} if fused else dict(block_q_dq=block, block_kv_dq=block)
     sizes = jax_splash.BlockSizes(
         block_q=block,
         block_kv=block,
