@@ -5,18 +5,22 @@ the backward kernels, pads the sequence, and applies the scale.
 """
 
 import functools
+import inspect
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax._src import config
 from jax.experimental.pallas.ops.tpu import splash_attention as jax_splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
 LANES = 128
 MIN_BLOCK, MAX_BLOCK = 512, 1024  # tokens, in sequences that are as long
 MAX_HEAD_DIM = 256
-FUSED_BYTES = 256 << 20  # the largest partial sums of dq for which one backward kernel replaces two
+WIDE_BYTES = 512  # of a head; wider ones take blocks of MIN_BLOCK
+FUSED_BYTES = 512 << 20  # the largest partial sums of dq for which one backward kernel replaces two
 PADDING = np.iinfo(np.int32).min  # the segment number of the tokens that pad the sequence
 
 
@@ -43,7 +47,7 @@ def unsupported(q, k, *, window=None) -> str | None:
         return f"head_dim must be at most {MAX_HEAD_DIM}, got {q.shape[3]}"
     if not (window is None or isinstance(window, int)):
         return "the window must be an int, got an array"
-    return None
+    return _moved()
 
 
 def forward(
@@ -143,7 +147,9 @@ def _blocks(q, window: int | None) -> _Blocks:
     """The blocks for q: the shortest padded sequence that divides into large blocks."""
     batch, heads, length, head_dim = q.shape
     length += -length % LANES
-    largest = MAX_BLOCK if window is None or window > MIN_BLOCK else MIN_BLOCK  # few keys of larger blocks are read
+    # Of larger blocks, a short window reads few keys, and wide heads do not fit on the chip.
+    is_small = window is not None and window <= MIN_BLOCK or head_dim * q.dtype.itemsize > WIDE_BYTES
+    largest = MIN_BLOCK if is_small else MAX_BLOCK
     while (block := _divisor(length, largest)) < min(length, MIN_BLOCK):
         length += LANES
     dq_bytes = length // block * batch * heads * length * head_dim * q.dtype.itemsize
@@ -201,11 +207,10 @@ class _Band(jax_splash.LocalMask):
 def _kernel(blocks: _Blocks, causal: bool, window: int | None, logit_cap, save_residuals: bool, interpret: bool):
     """The kernel with its tables, in which each block of queries finds the next block of keys, as numpy arrays."""
     length, block, compute, fused = blocks
-    mask = jax_splash.FullMask((length, length))
+    mask: jax_splash.Mask = jax_splash.FullMask((length, length))
     if causal or window is not None:
         before = None if window is None else window - 1
         mask = _Band((length, length), (before, 0 if causal else before), 0)
-    separate = {} if fused else dict(block_q_dq=block, block_kv_dq=block)
     sizes = jax_splash.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -213,8 +218,9 @@ def _kernel(blocks: _Blocks, causal: bool, window: int | None, logit_cap, save_r
         block_q_dkv=block,
         block_kv_dkv=block,
         block_kv_dkv_compute=compute,
+        block_q_dq=None if fused else block,
+        block_kv_dq=None if fused else block,
         use_fused_bwd_kernel=fused,
-        **separate,
     )
     with jax.ensure_compile_time_eval():
         kernel = jax_splash.make_splash_mha(
@@ -229,32 +235,52 @@ def _kernel(blocks: _Blocks, causal: bool, window: int | None, logit_cap, save_r
     return jax.tree.map(np.asarray, kernel)
 
 
-def _differentiate(kernel, q, k, v, segment_ids, log_total, dout, delta):
-    """The backward pass with delta given: the only call of private functions of jax."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as private
+# ------------------------------------------------------------------------------- private functions of jax
 
-    options = kernel.kwargs
-    sizes = options["block_sizes"]
-    common = dict(
-        is_mqa=False,
-        q_layout=sizes.q_layout,
-        k_layout=sizes.k_layout,
-        v_layout=sizes.v_layout,
-        **{name: options[name] for name in ("mask_value", "attn_logits_soft_cap", "mask_function", "interpret")},
-    )
-    arrays = (q, k, v, segment_ids, None, log_total, dout, delta)
-    dq, dk, dv = private._splash_attention_bwd_dkv(
+_ARRAYS = "q k v segment_ids sinks logsumexp do di".split()
+_OPTIONS = set(
+    "bq bkv is_mqa mask_info mask_value attn_logits_soft_cap q_layout k_layout v_layout mask_function interpret".split()
+)
+_BACKWARD = {
+    "_splash_attention_bwd_dkv": _OPTIONS | {"bkv_compute", "use_fused_bwd_kernel"},
+    "_splash_attention_bwd_dq": _OPTIONS,
+}
+
+
+@functools.cache
+def _moved() -> str | None:
+    """What this release of jax has changed of the private functions that are called here; None if nothing."""
+    for name, options in _BACKWARD.items():
+        function = getattr(splash_attention_kernel, name, None)
+        arguments = list(inspect.signature(function).parameters) if function else []
+        if arguments[: len(_ARRAYS)] != _ARRAYS or set(arguments[len(_ARRAYS) :]) != options:
+            return (
+                f"jax 0.10 to 0.12 is needed for its splash kernel, got jax {jax.__version__}: {name} has changed"
+            )
+    if not hasattr(config, "_check_vma"):
+        return f"jax 0.10 to 0.12 is needed for its splash kernel, got jax {jax.__version__}: no _check_vma"
+    return None
+
+
+def _differentiate(kernel, q, k, v, segment_ids, log_total, dout, delta):
+    """The kernel's own backward pass, which jax calls with a delta that it computes from ``out`` and ``dout``."""
+    options = {name: kernel.kwargs[name] for name in ("mask_value", "attn_logits_soft_cap", "mask_function")}
+    sizes = kernel.kwargs["block_sizes"]
+    options |= dict(is_mqa=False, interpret=kernel.kwargs["interpret"])
+    options |= dict(q_layout=sizes.q_layout, k_layout=sizes.k_layout, v_layout=sizes.v_layout)
+    arrays = (q, k, v, segment_ids, None, log_total, dout, delta)  # None: no sinks
+    dq, dk, dv = splash_attention_kernel._splash_attention_bwd_dkv(
         *arrays,
         bq=sizes.block_q_dkv,
         bkv=sizes.block_kv_dkv,
         bkv_compute=sizes.block_kv_dkv_compute,
-        mask_info=kernel.dkv_mask_info,
         use_fused_bwd_kernel=sizes.use_fused_bwd_kernel,
-        **common,
+        mask_info=kernel.dkv_mask_info,
+        **options,
     )
     if not sizes.use_fused_bwd_kernel:
-        dq = private._splash_attention_bwd_dq(
-            *arrays, bq=sizes.block_q_dq, bkv=sizes.block_kv_dq, mask_info=kernel.dq_mask_info, **common
+        dq = splash_attention_kernel._splash_attention_bwd_dq(
+            *arrays, bq=sizes.block_q_dq, bkv=sizes.block_kv_dq, mask_info=kernel.dq_mask_info, **options
         )
     return dq, dk, dv
 
@@ -266,14 +292,7 @@ def _over_batch(function, *arguments) -> list[jax.Array]:
     if segments is not None and axis is None:
         segments = segments[0]
     varying = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(arguments)))
-    # The kernel's index maps need 32-bit integers, and its results name no mesh axes.
-    with jax.enable_x64(False), _unchecked_axes():
+    # The kernel's index maps need 32-bit integers. Its results name no mesh axes, as `shard_map` otherwise checks.
+    with jax.enable_x64(False), config._check_vma(False):
         results = jax.vmap(function, in_axes=(*[0] * len(arrays), axis))(*arrays, segments)
     return [lax.pcast(x, tuple(varying), to="varying") if varying else x for x in results]
-
-
-def _unchecked_axes():
-    """Suspends the check of varying mesh axes inside ``shard_map``, as ``check_vma=False`` does for a whole one."""
-    from jax._src import config
-
-    return config._check_vma(False)
