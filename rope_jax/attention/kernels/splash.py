@@ -148,7 +148,7 @@ def _blocks(q, window: int | None) -> _Blocks:
     batch, heads, length, head_dim = q.shape
     length += -length % LANES
     # Of larger blocks, a short window reads few keys, and wide heads do not fit on the chip.
-    is_small = window is not None and window <= MIN_BLOCK or head_dim * q.dtype.itemsize > WIDE_BYTES
+    is_small = (window is not None and window <= MIN_BLOCK) or head_dim * q.dtype.itemsize > WIDE_BYTES
     largest = MIN_BLOCK if is_small else MAX_BLOCK
     while (block := _divisor(length, largest)) < min(length, MIN_BLOCK):
         length += LANES
@@ -237,10 +237,9 @@ def _kernel(blocks: _Blocks, causal: bool, window: int | None, logit_cap, save_r
 
 # ------------------------------------------------------------------------------- private functions of jax
 
-_ARRAYS = "q k v segment_ids sinks logsumexp do di".split()
-_OPTIONS = set(
-    "bq bkv is_mqa mask_info mask_value attn_logits_soft_cap q_layout k_layout v_layout mask_function interpret".split()
-)
+_ARRAYS = ["q", "k", "v", "segment_ids", "sinks", "logsumexp", "do", "di"]
+_OPTIONS = {"bq", "bkv", "is_mqa", "interpret", "q_layout", "k_layout", "v_layout"}
+_OPTIONS |= {"mask_info", "mask_value", "mask_function", "attn_logits_soft_cap"}
 _BACKWARD = {
     "_splash_attention_bwd_dkv": _OPTIONS | {"bkv_compute", "use_fused_bwd_kernel"},
     "_splash_attention_bwd_dq": _OPTIONS,
