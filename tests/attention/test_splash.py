@@ -180,7 +180,7 @@ REFUSED = [
     (Q, array(1, 2, 512, 128), "256 queries and 512 keys"),
     (Q, array(1, 3, 256, 128), "N must be a multiple of K, got 4 and 3"),
     (array(0, 4, 256, 128), array(0, 2, 256, 128), "must not be empty"),
-    (array(1, 4, 256, 512), array(1, 2, 256, 512), "head_dim must be at most 256, got 512"),
+    (array(1, 4, 256, 640), array(1, 2, 256, 640), "head_dim must be at most 576, got 640"),
 ]
 
 
@@ -191,7 +191,7 @@ def test_says_what_the_kernel_cannot_serve(q, k, reason):
 
 def test_serves_the_rest():
     for dtype in (jnp.bfloat16, jnp.float32):
-        for head_dim in (8, 64, 80, 96, 128, 192, 256):
+        for head_dim in (8, 64, 80, 96, 128, 192, 256, 576):
             for length in (1, 100, 256):
                 q, k = (array(2, n, length, head_dim, dtype=dtype) for n in (4, 2))
                 assert splash.unsupported(q, k, window=5) is None
@@ -206,7 +206,7 @@ def test_blocks_are_large_and_padding_is_short():
         for window in (None, 100):
             blocks = splash._blocks(array(1, 1, length, 128), window)
             assert blocks.length % blocks.block == blocks.block % blocks.compute == blocks.compute % 128 == 0
-            assert blocks.block >= min(512, blocks.length) and blocks.compute <= 512
+            assert blocks.block >= min(512, blocks.length) and blocks.compute < 1024
             assert 0 <= blocks.length - length < 512
             assert blocks.block <= (1024 if window is None else 512)
             if length <= 512:

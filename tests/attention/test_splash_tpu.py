@@ -136,7 +136,7 @@ KINDS = [
 
 
 def programs():
-    shapes = [(128, BF16), (256, jnp.float32), (64, BF16), (80, jnp.float32), (256, BF16), (96, BF16)]
+    shapes = [(128, BF16), (256, jnp.float32), (64, BF16), (80, jnp.float32), (256, BF16), (576, jnp.float32)]
     for (head_dim, dtype), kind, generation in itertools.product(shapes, KINDS, GENERATIONS):
         marks = [] if (head_dim, kind, generation) == (256, KINDS[0], "v5e") and dtype != BF16 else full
         yield pytest.param(generation, head_dim, dtype, kind, marks=marks)
@@ -163,8 +163,9 @@ def test_compiles(monkeypatch, generation, head_dim, dtype, kind):
         assert kernels(program) == (2 if fused else 3)
 
 
-def test_with_x64_and_the_highest_precision():
+@pytest.mark.parametrize("precision", ["high", pytest.param("highest", marks=full)])
+def test_with_x64_and_a_high_precision(precision):
     fn = lambda *arrays: both_passes(*arrays, scale=0.1, **KINDS[0])
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+    with jax.enable_x64(True), jax.default_matmul_precision(precision):
         for dtype in (BF16, jnp.float32):
             assert kernels(compiled("v5e", fn, *inputs(300, 128, dtype))) == 2

@@ -18,8 +18,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 
 LANES = 128
 MIN_BLOCK, MAX_BLOCK = 512, 1024  # tokens, in sequences that are as long
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = 576  # wider heads are untested
 WIDE_BYTES = 512  # of a head; wider ones take blocks of MIN_BLOCK
+LOW_PRECISION = None, "default", "fastest", "bfloat16"  # settings of jax_default_matmul_precision
 FUSED_BYTES = 512 << 20  # the largest partial sums of dq for which one backward kernel replaces two
 PADDING = np.iinfo(np.int32).min  # the segment number of the tokens that pad the sequence
 
@@ -29,6 +30,7 @@ class _Blocks(NamedTuple):
     block: int  # tokens of a block of queries, and of keys
     compute: int  # keys that are multiplied at once
     fused: bool  # one backward kernel instead of two
+    tokens_last: bool  # whether q, k and v lie as [B, N, H, T] in memory: in whole registers, as rotated
 
 
 def unsupported(q, k, *, window=None) -> str | None:
@@ -153,7 +155,9 @@ def _blocks(q, window: int | None) -> _Blocks:
     while (block := _divisor(length, largest)) < min(length, MIN_BLOCK):
         length += LANES
     dq_bytes = length // block * batch * heads * length * head_dim * q.dtype.itemsize
-    return _Blocks(length, block, _divisor(block, MIN_BLOCK), window is None and dq_bytes <= FUSED_BYTES)
+    compute = block // 2 if block == MAX_BLOCK else block
+    is_fused = window is None and dq_bytes <= FUSED_BYTES
+    return _Blocks(length, block, compute, is_fused, head_dim % LANES != 0)
 
 
 def _divisor(size: int, largest: int) -> int:
@@ -206,11 +210,13 @@ class _Band(jax_splash.LocalMask):
 @functools.lru_cache(maxsize=64)
 def _kernel(blocks: _Blocks, causal: bool, window: int | None, logit_cap, save_residuals: bool, interpret: bool):
     """The kernel with its tables, in which each block of queries finds the next block of keys, as numpy arrays."""
-    length, block, compute, fused = blocks
+    length, block, compute, fused, tokens_last = blocks
     mask: jax_splash.Mask = jax_splash.FullMask((length, length))
     if causal or window is not None:
         before = None if window is None else window - 1
         mask = _Band((length, length), (before, 0 if causal else before), 0)
+    layouts = jax_splash.QKVLayout
+    layout = layouts.SEQ_MINOR if tokens_last else layouts.HEAD_DIM_MINOR
     sizes = jax_splash.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -221,6 +227,9 @@ def _kernel(blocks: _Blocks, causal: bool, window: int | None, logit_cap, save_r
         block_q_dq=None if fused else block,
         block_kv_dq=None if fused else block,
         use_fused_bwd_kernel=fused,
+        q_layout=layout,
+        k_layout=layout,
+        v_layout=layout,
     )
     with jax.ensure_compile_time_eval():
         kernel = jax_splash.make_splash_mha(
@@ -291,7 +300,10 @@ def _over_batch(function, *arguments) -> list[jax.Array]:
     if segments is not None and axis is None:
         segments = segments[0]
     varying = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(arguments)))
+    # The TPU compiler multiplies float32 in either precision, and bfloat16 in the lower.
+    is_exact = jax.config.jax_default_matmul_precision not in LOW_PRECISION  # type: ignore[attr-defined]
+    precision = "highest" if is_exact and arrays[0].dtype == jnp.float32 else "default"
     # The kernel's index maps need 32-bit integers. Its results name no mesh axes, as `shard_map` otherwise checks.
-    with jax.enable_x64(False), config._check_vma(False):
+    with jax.enable_x64(False), config._check_vma(False), jax.default_matmul_precision(precision):
         results = jax.vmap(function, in_axes=(*[0] * len(arrays), axis))(*arrays, segments)
     return [lax.pcast(x, tuple(varying), to="varying") if varying else x for x in results]
