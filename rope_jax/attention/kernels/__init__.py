@@ -1,0 +1,1 @@
+"""Kernels of attention for single kinds of chips, a file for each kernel."""
