@@ -149,7 +149,7 @@ def attend_by_facts(
     if 0 in q.shape or 0 in k.shape:  # no queries, or no keys to read
         return jnp.zeros_like(q)
     if implementation != "cudnn":
-        return attention(q, k, v, facts, layer=layer, implementation=implementation)[0]
+        return attention(q, k, v, facts, layer=layer, implementation=implementation)
     for name, value in (("logit_cap", facts.logit_cap), ("dropout_rate", facts.dropout_rate or None)):
         if value is not None:
             raise ValueError(f"implementation must not be 'cudnn' with {name}={value}: cuDNN has none")

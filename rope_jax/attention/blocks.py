@@ -264,9 +264,9 @@ class _Blocks:
             if self._window is not None:
                 near = (low - key_high < self._window) & (high - key_low > -self._window)
                 visible &= near | (key_low < facts.num_sink_tokens)
-        if facts.query_segments is not None:
-            segments = self._cut(facts.query_segments, i, self.sizes.queries, 1)
-            low, key_low, high, key_high = extremes(segments, facts.key_segments)
+        if facts.segments is not None:
+            segments = self._cut(facts.segments, i, self.sizes.queries, 1)
+            low, key_low, high, key_high = extremes(segments, facts.segments)
             visible &= (low <= key_high) & (high >= key_low)
         visible = visible.any(axis=0)
         first = jnp.argmax(visible).astype(jnp.int32)
@@ -377,9 +377,9 @@ class _Blocks:
                     num_sink_tokens=facts.num_sink_tokens,
                 )
             )
-        if facts.query_segments is not None:
-            queries = self._cut(facts.query_segments, i, self.sizes.queries, 1)
-            keys = self._cut(facts.key_segments, j, self.sizes.keys, 1)
+        if facts.segments is not None:
+            queries = self._cut(facts.segments, i, self.sizes.queries, 1)
+            keys = self._cut(facts.segments, j, self.sizes.keys, 1)
             conditions.append((queries[:, :, None] == keys[:, None, :])[:, None])
         if facts.mask is not None:
             conditions.append(self._pair(facts.mask, i, j))

@@ -25,8 +25,7 @@ class Facts:
       query_index: int32 ``[B or 1, T]``, the sequence index of each query; None is ``0 .. T-1``.
       key_index: int32 ``[B or 1, S]``, of each key; None is ``0 .. S-1``.
       num_sink_tokens: keys with a lower sequence index are in every window.
-      query_segments: int32 ``[B, T]``, a query reads only keys of its own segment; padding is a segment too.
-      key_segments: int32 ``[B, S]``.
+      segments: int32 ``[B, T]`` of self-attention: a query reads only keys of its own segment; padding is a segment.
       mask: bool ``[B or 1, N or 1, T, S]``, an attention mask of the caller.
       scale: multiplies q.k; None is ``1/sqrt(H)``.
       logit_cap: soft bound of the scaled scores.
@@ -44,8 +43,7 @@ class Facts:
     query_index: jax.Array | None = None
     key_index: jax.Array | None = None
     num_sink_tokens: int = dataclasses.field(default=0, metadata=_STATIC)
-    query_segments: jax.Array | None = None
-    key_segments: jax.Array | None = None
+    segments: jax.Array | None = None
     mask: jax.Array | None = None
     scale: float | None = dataclasses.field(default=None, metadata=_STATIC)
     logit_cap: float | None = dataclasses.field(default=None, metadata=_STATIC)
@@ -68,8 +66,8 @@ class Facts:
                     queries, keys, causal=self.causal, window=window, num_sink_tokens=self.num_sink_tokens
                 )
             )
-        if self.query_segments is not None and self.key_segments is not None:
-            conditions.append((self.query_segments[:, :, None] == self.key_segments[:, None, :])[:, None])
+        if self.segments is not None:
+            conditions.append((self.segments[:, :, None] == self.segments[:, None, :])[:, None])
         return functools.reduce(jnp.logical_and, conditions) if conditions else None
 
     def bias_of(self, q, k) -> jax.Array | None:

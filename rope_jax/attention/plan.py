@@ -138,8 +138,7 @@ class Plan:
             query_index=None if by_order else self.sequence_index,
             key_index=None if by_order else keys,
             num_sink_tokens=sinks,
-            query_segments=segments,
-            key_segments=segments,
+            segments=segments,
             position_bias=self.position_bias,
             bias_key_index=self.key_positions if sinks else None,
         )

@@ -16,6 +16,7 @@ from jax.interpreters import ad, batching, mlir
 from rope_jax.attention import blocks
 from rope_jax.attention.blocks import Extras
 from rope_jax.attention.facts import Facts
+from rope_jax.attention.kernels import splash
 from rope_jax.attention.paths import AttentionBackend, block_sizes, choose_path
 from rope_jax.attention.quantized import Quantized
 from rope_jax.core.primitive import is_partitioned_by_xla
@@ -23,8 +24,8 @@ from rope_jax.core.primitive import is_partitioned_by_xla
 
 def attention(
     q, k, v, facts: Facts, *, layer=None, implementation: AttentionBackend | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """The output ``[B, N, T, H]`` and the log of the sum of exp(scores) ``[B, N, T]``, without checks.
+) -> jax.Array:
+    """The output ``[B, N, T, H]``, without checks.
 
     Args:
       q: ``[B, N, T, H]``.
@@ -34,7 +35,16 @@ def attention(
       layer: int32 ``[]``, the layer of a stack.
       implementation: see :func:`rope_jax.attend`.
     """
-    leaves, tree = jax.tree.flatten((q, k, v, layer, facts))
+    return _bind((q, k, v, layer, facts), logged=False, implementation=implementation)[0]
+
+
+def attention_with_log(q, k, v, facts: Facts, *, implementation: AttentionBackend | None = None):
+    """The output, and the log of the sum of exp(scores), float32 ``[B, N, T]``; both may be differentiated."""
+    return tuple(_bind((q, k, v, None, facts), logged=True, implementation=implementation))
+
+
+def _bind(arguments, **options) -> list[jax.Array]:
+    leaves, tree = jax.tree.flatten(arguments)
     # Inside shard_map, all operands must vary over the same mesh axes.
     varying = [jax.typeof(leaf).manual_axis_type.varying for leaf in leaves]
     union = frozenset().union(*varying)
@@ -42,7 +52,7 @@ def attention(
         lax.pcast(leaf, tuple(union - axes), to="varying") if union - axes else leaf
         for leaf, axes in zip(leaves, varying, strict=True)
     ]
-    return tuple(attention_p.bind(*leaves, tree=tree, implementation=implementation))
+    return attention_p.bind(*leaves, tree=tree, **options)
 
 
 def read_layer(stored, layer, dtype) -> jax.Array:
@@ -55,13 +65,16 @@ def read_layer(stored, layer, dtype) -> jax.Array:
 # ---------------------------------------------------------------------------------------------- programs in blocks
 
 
-def _forward(*leaves, tree, implementation, platform="cpu", differentiable=False):
+def _forward(*leaves, tree, implementation, logged, path="blocks", platform="cpu", differentiable=False):
     q, k, v, layer, facts = tree.unflatten(leaves)
+    if path == "splash":
+        results = splash.forward(q, k, v, facts.segments, **_splash_options(q, facts), save_log_total=logged)
+        return list(results[: 1 + logged])
     sizes = block_sizes(q, k, implementation, platform)
-    return list(blocks.forward(q, k, v, layer, facts, sizes, differentiable=differentiable))
+    return list(blocks.forward(q, k, v, layer, facts, sizes, differentiable=differentiable))[: 1 + logged]
 
 
-def _tangent(*operands, tree, implementation, active, platform="cpu", differentiable=False):
+def _tangent(*operands, tree, implementation, active, path="blocks", platform="cpu", differentiable=False):
     leaves, (out, log_total), tangents = _split(operands, tree.num_leaves)
     q, k, v, _, facts = tree.unflatten(leaves)
     given = dict(zip(active, tangents, strict=True))
@@ -81,15 +94,24 @@ def _tangent(*operands, tree, implementation, active, platform="cpu", differenti
     )
 
 
-def _backward(*operands, tree, implementation, active, platform="cpu", differentiable=False):
+def _backward(*operands, tree, implementation, active, path="blocks", platform="cpu", differentiable=False):
     leaves, (out, log_total), (dout, *dlog_total) = _split(operands, tree.num_leaves)
-    q, k, v, layer, facts = tree.unflatten(leaves)
-    sizes = block_sizes(q, k, implementation, platform)
+    q, k, v, _, facts = tree.unflatten(leaves)
     dlog = dlog_total[0] if dlog_total else None
+    if path == "splash":
+        results = (q, k, v, facts.segments, out, log_total, dout)
+        gradients = splash.backward(*results, **_splash_options(q, facts), dlog_total=dlog)
+        return _gradients_of_leaves(tree, leaves, active, *gradients, Extras())
+    sizes = block_sizes(q, k, implementation, platform)
     dq, dk, dv, dextras = blocks.backward(
         q, k, v, facts, out, log_total, dout, dlog, sizes, differentiable=differentiable
     )
     return _gradients_of_leaves(tree, leaves, active, dq, dk, dv, dextras)
+
+
+def _splash_options(q, facts: Facts) -> dict:
+    scale = q.shape[-1] ** -0.5 if facts.scale is None else facts.scale
+    return dict(causal=facts.causal, window=facts.window, scale=scale, logit_cap=facts.logit_cap)
 
 
 def _gradients_of_leaves(tree, leaves, active, dq, dk, dv, dextras: Extras) -> list[jax.Array]:
@@ -116,7 +138,7 @@ tangent_p = Primitive("attention_tangent")  # leaves, out, log_total, tangents o
 backward_p = Primitive("attention_backward")  # leaves, out, log_total, dout, dlog_total or none -> active gradients
 
 
-def _jvp(primals, tangents, *, tree, implementation):
+def _jvp(primals, tangents, *, tree, implementation, logged):
     _, k, _, layer, _ = tree.unflatten(primals)
     active = tuple(i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero)
     if layer is not None or isinstance(k, Quantized):
@@ -124,14 +146,15 @@ def _jvp(primals, tangents, *, tree, implementation):
         def of_one_layer(*some):
             q, k, v, layer, facts = tree.unflatten(_replaced(primals, active, some))
             k, v = (read_layer(stored, layer, q.dtype) for stored in (k, v))
-            return attention(q, k, v, facts, implementation=implementation)
+            return _bind((q, k, v, None, facts), logged=logged, implementation=implementation)
 
         return jax.jvp(of_one_layer, [primals[i] for i in active], [tangents[i] for i in active])
-    results = attention_p.bind(*primals, tree=tree, implementation=implementation)
+    results = attention_p.bind(*primals, tree=tree, implementation=implementation, logged=True)
     some = (tangents[i] for i in active)
-    return results, tangent_p.bind(
+    dresults = tangent_p.bind(
         *primals, *results, *some, tree=tree, implementation=implementation, active=active
     )
+    return results[: 1 + logged], dresults[: 1 + logged]
 
 
 def _transpose(cotangents, *operands, tree, implementation, active):
@@ -201,8 +224,8 @@ def _results_like(leaves):
     return [q, jax.make_jaxpr(log_like)(q).out_avals[0]]
 
 
-def _forward_types(*operands, tree, **_):
-    return _results_like(operands)
+def _forward_types(*operands, tree, logged=True, **_):
+    return _results_like(operands)[: 1 + logged]
 
 
 def _backward_types(*operands, tree, active, **_):
@@ -212,7 +235,7 @@ def _backward_types(*operands, tree, active, **_):
 # ------------------------------------------------------------------------------------------------------- lowering
 
 
-@functools.partial(jax.jit, static_argnames=("primitive", "tree", "implementation", "active"))
+@functools.partial(jax.jit, static_argnames=("primitive", "tree", "implementation", "active", "logged"))
 def _jitted(*operands, primitive, **options):
     return primitive.bind(*operands, **options)
 
@@ -223,11 +246,13 @@ def _impl(primitive, program, *operands, **options):
     return _jitted(*operands, primitive=primitive, **options)
 
 
-def _lower(program, platform, context, *operands, tree, implementation, **options):
-    divided = is_partitioned_by_xla(context.module_context)
+def _lower(primitive, program, platform, context, *operands, tree, implementation, **options):
     q, k, _, layer, facts = tree.unflatten(context.avals_in[: tree.num_leaves])
-    choose_path(q, k, layer, facts, implementation, platform, divided)
-    lowered = mlir.lower_fun(functools.partial(program, platform=platform), multiple_results=True)
+    divided = is_partitioned_by_xla(context.module_context)
+    path = choose_path(q, k, layer, facts, implementation, platform=platform, divided=divided)
+    if primitive is tangent_p and path == "splash":  # the kernel has no forward mode
+        path = "blocks"
+    lowered = mlir.lower_fun(functools.partial(program, path=path, platform=platform), multiple_results=True)
     return lowered(context, *operands, tree=tree, implementation=implementation, **options)
 
 
@@ -237,7 +262,7 @@ def _register(primitive, program, types) -> None:
     primitive.def_abstract_eval(types)
     batching.primitive_batchers[primitive] = functools.partial(_batch, primitive, program)
     for platform in ("cpu", "tpu", None):
-        lower = functools.partial(_lower, program, platform or "gpu")
+        lower = functools.partial(_lower, primitive, program, platform or "gpu")
         mlir.register_lowering(primitive, lower, platform=platform)
 
 

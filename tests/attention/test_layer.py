@@ -142,9 +142,9 @@ class TestAgainstTheOracle:
         plan = rope_jax.attention.make_plan(None, (B, T), window=4)
         assert not jax.tree.leaves(plan.facts()) and plan.facts().causal and plan.facts().window == 4
         padded = rope_jax.attention.make_plan(None, (B, T), mask=np.ones((B, T), int))
-        assert len(jax.tree.leaves(padded.facts())) == 2  # segments of queries and of keys
+        assert len(jax.tree.leaves(padded.facts())) == 1  # segments
         padded = rope_jax.attention.make_plan(None, (B, T), mask=np.ones((B, T), int), window=4)
-        assert len(jax.tree.leaves(padded.facts())) == 4  # a window counts real tokens
+        assert len(jax.tree.leaves(padded.facts())) == 3  # a window counts real tokens
 
 
 # ---------------------------------------------------------------------------- full = prefill + decode = chunks
