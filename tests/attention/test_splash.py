@@ -189,6 +189,15 @@ def test_says_what_the_kernel_cannot_serve(q, k, reason):
     assert reason in splash.unsupported(q, k)
 
 
+def test_says_when_jax_has_changed(monkeypatch):
+    monkeypatch.setattr(splash.splash_attention_kernel, "_splash_attention_bwd_dq", lambda q, k, v: None)
+    splash._moved.cache_clear()
+    assert "_splash_attention_bwd_dq has changed" in splash.unsupported(Q, KEYS)
+    monkeypatch.undo()
+    splash._moved.cache_clear()
+    assert splash.unsupported(Q, KEYS) is None
+
+
 def test_serves_the_rest():
     for dtype in (jnp.bfloat16, jnp.float32):
         for head_dim in (8, 64, 80, 96, 128, 192, 256, 576):

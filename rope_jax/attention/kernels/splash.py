@@ -258,15 +258,14 @@ _BACKWARD = {
 @functools.cache
 def _moved() -> str | None:
     """What this release of jax has changed of the private functions that are called here; None if nothing."""
+    release = f"jax 0.10 to 0.12 is needed for its splash kernel, got jax {jax.__version__}"
     for name, options in _BACKWARD.items():
         function = getattr(splash_attention_kernel, name, None)
         arguments = list(inspect.signature(function).parameters) if function else []
         if arguments[: len(_ARRAYS)] != _ARRAYS or set(arguments[len(_ARRAYS) :]) != options:
-            return (
-                f"jax 0.10 to 0.12 is needed for its splash kernel, got jax {jax.__version__}: {name} has changed"
-            )
+            return f"{release}: {name} has changed"
     if not hasattr(config, "_check_vma"):
-        return f"jax 0.10 to 0.12 is needed for its splash kernel, got jax {jax.__version__}: no _check_vma"
+        return f"{release}: _check_vma is gone"
     return None
 
 
