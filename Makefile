@@ -21,7 +21,8 @@ oracle: .venv/oracle
 	$(BIN)/python -m pytest --optimized -m oracle -s tests/oracle
 
 tpu: .venv/test,tpu
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --optimized tests/core/test_kernels_tpu.py tests/programs/test_benchmarks_tpu.py \
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --optimized tests/core/test_kernels_tpu.py tests/attention/test_splash_tpu.py \
+		tests/programs/test_benchmarks_tpu.py \
 		tests/programs/test_ahead_of_time.py tests/programs/test_benchmarks_scale.py
 
 lint: .venv/dev

@@ -106,7 +106,6 @@ def test_agrees_with_float64(case):
     check(**case)
 
 
-@pytest.mark.parametrize("fused", [True, pytest.param(False, marks=pytest.mark.full)])
 @pytest.mark.parametrize(
     "case",
     first(
@@ -120,10 +119,9 @@ def test_agrees_with_float64(case):
     ),
     ids=str,
 )
-def test_in_many_blocks(monkeypatch, case, fused):
+def test_in_many_blocks(monkeypatch, case):
     monkeypatch.setattr(splash, "MIN_BLOCK", 128)
     monkeypatch.setattr(splash, "MAX_BLOCK", 256)
-    monkeypatch.setattr(splash, "FUSED_BYTES", 1e9 if fused else 0)
     check(600, 64, jnp.float32, **case)
 
 
@@ -189,6 +187,15 @@ def test_says_what_the_kernel_cannot_serve(q, k, reason):
     assert reason in splash.unsupported(q, k)
 
 
+def test_says_when_jax_has_changed(monkeypatch):
+    monkeypatch.setattr(splash.splash_attention_kernel, "_splash_attention_bwd_dq", lambda q, k, v: None)
+    splash._moved.cache_clear()
+    assert "_splash_attention_bwd_dq has changed" in splash.unsupported(Q, KEYS)
+    monkeypatch.undo()
+    splash._moved.cache_clear()
+    assert splash.unsupported(Q, KEYS) is None
+
+
 def test_serves_the_rest():
     for dtype in (jnp.bfloat16, jnp.float32):
         for head_dim in (8, 64, 80, 96, 128, 192, 256, 576):
@@ -213,12 +220,12 @@ def test_blocks_are_large_and_padding_is_short():
                 assert blocks.length - length < 128
 
 
-def test_two_backward_kernels_for_long_sequences():
-    def fused(length, heads=32):
-        return splash._blocks(array(1, heads, length, 128), None).fused
-
-    assert fused(4096) and not fused(32768)
-    assert splash._blocks(array(1, 32, 4096, 128), 2048).fused is False
+def test_two_backward_kernels_for_many_blocks():
+    assert [splash._blocks(array(1, 1, length, 128), None).fused for length in (100, 1024, 1025)] == [
+        True,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("sides", [(None, 0), (99, 0), (99, 99), (0, 0), (1000, 1000)])

@@ -21,7 +21,6 @@ MIN_BLOCK, MAX_BLOCK = 512, 1024  # tokens, in sequences that are as long
 MAX_HEAD_DIM = 576  # wider heads are untested
 WIDE_BYTES = 512  # of a head; wider ones take blocks of MIN_BLOCK
 LOW_PRECISION = None, "default", "fastest", "bfloat16"  # settings of jax_default_matmul_precision
-FUSED_BYTES = 512 << 20  # the largest partial sums of dq for which one backward kernel replaces two
 PADDING = np.iinfo(np.int32).min  # the segment number of the tokens that pad the sequence
 
 
@@ -147,16 +146,16 @@ def backward(
 
 def _blocks(q, window: int | None) -> _Blocks:
     """The blocks for q: the shortest padded sequence that divides into large blocks."""
-    batch, heads, length, head_dim = q.shape
+    *_, length, head_dim = q.shape
     length += -length % LANES
     # Of larger blocks, a short window reads few keys, and wide heads do not fit on the chip.
     is_small = (window is not None and window <= MIN_BLOCK) or head_dim * q.dtype.itemsize > WIDE_BYTES
     largest = MIN_BLOCK if is_small else MAX_BLOCK
     while (block := _divisor(length, largest)) < min(length, MIN_BLOCK):
         length += LANES
-    dq_bytes = length // block * batch * heads * length * head_dim * q.dtype.itemsize
     compute = block // 2 if block == MAX_BLOCK else block
-    is_fused = window is None and dq_bytes <= FUSED_BYTES
+    # The single backward kernel writes a whole dq for each block of keys: more than one take long to add.
+    is_fused = length == block
     return _Blocks(length, block, compute, is_fused, head_dim % LANES != 0)
 
 
@@ -258,15 +257,14 @@ _BACKWARD = {
 @functools.cache
 def _moved() -> str | None:
     """What this release of jax has changed of the private functions that are called here; None if nothing."""
+    release = f"jax 0.10 to 0.12 is needed for its splash kernel, got jax {jax.__version__}"
     for name, options in _BACKWARD.items():
         function = getattr(splash_attention_kernel, name, None)
         arguments = list(inspect.signature(function).parameters) if function else []
         if arguments[: len(_ARRAYS)] != _ARRAYS or set(arguments[len(_ARRAYS) :]) != options:
-            return (
-                f"jax 0.10 to 0.12 is needed for its splash kernel, got jax {jax.__version__}: {name} has changed"
-            )
+            return f"{release}: {name} has changed"
     if not hasattr(config, "_check_vma"):
-        return f"jax 0.10 to 0.12 is needed for its splash kernel, got jax {jax.__version__}: no _check_vma"
+        return f"{release}: _check_vma is gone"
     return None
 
 
