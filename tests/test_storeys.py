@@ -13,7 +13,7 @@ STOREYS = {  # from the ground up; in a storey, the files in import order
     "_checks": [],
     "core": "positions frequencies schedules length_schedules angles kernels primitive rotate rope".split(),
     "attention": (
-        "norm mask bias quantized slots cache rotations plan sharding attend zigzag ring layer_checks layer adapter".split()
+        "norm mask bias quantized slots cache_write cache rotations plan sharding attend zigzag ring layer_checks layer adapter".split()
     ),
     "models": "embedding block decoder".split(),
     "generation": "prompts forward sample generate speculative beam".split(),

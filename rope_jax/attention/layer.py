@@ -187,7 +187,7 @@ class RotaryAttention(nn.Module, kw_only=True):
             else:  # the cache stores keys unrotated
                 (q,) = self._rotate([q], rotation)
         if cache is not None:
-            cache = cache.store(k, v, plan.slots)
+            cache = cache.store(k, v, plan.slots, consecutive=cache.slots.consecutive(plan.mask))
             k, v = cache.read(k.dtype)
             if key_rotation is not None and self.rope is not None:
                 (k,) = self._rotate([k], key_rotation)

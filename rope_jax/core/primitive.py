@@ -251,7 +251,7 @@ def _lower_on_tpu(context, *arguments, layout, implementation):
 
     _, _, *xs = context.avals_in
     use_kernel = implementation != "xla"
-    if use_kernel and _is_partitioned_by_xla(context.module_context):
+    if use_kernel and is_partitioned_by_xla(context.module_context):
         if implementation == "pallas":
             raise ValueError(
                 "implementation must be None or 'xla' in a program that XLA divides among devices, got 'pallas': "
@@ -270,7 +270,7 @@ def _lower_on_tpu(context, *arguments, layout, implementation):
     return lower(context, *arguments, layout=layout, implementation=implementation)
 
 
-def _is_partitioned_by_xla(module_context) -> bool:
+def is_partitioned_by_xla(module_context) -> bool:
     """True if XLA divides the program among devices: XLA can divide its own operations, but no kernel."""
     axes = module_context.axis_context
     if hasattr(axes, "num_devices"):

@@ -41,10 +41,10 @@ def test_names_of_a_cache():
     one = rope_jax.attention.cache_partition_spec(
         rope_jax.init_cache(batch=B, capacity=S, num_kv_heads=K, head_dim=H)
     )
-    assert one.key == one.value == P("batch", "kv_length", "kv_heads", "head_dim") and one.num_tokens == P("batch")
+    assert one.key == one.value == P("batch", "kv_heads", "kv_length", "head_dim") and one.num_tokens == P("batch")
     shapes = jax.eval_shape(lambda: MODEL.init_cache(batch=B, capacity=S))
     every = rope_jax.attention.cache_partition_spec(shapes)
-    assert every.key == every.value == P("layers", "batch", "kv_length", "kv_heads", "head_dim")
+    assert every.key == every.value == P("layers", "batch", "kv_heads", "kv_length", "head_dim")
     assert every.num_tokens == every.context_length == P("batch")
 
 
@@ -152,7 +152,7 @@ class EightDevices:
         data_, model, sequence = shape
         kv_heads = K // model if K % model == 0 else K
         cache = got[2].key
-        assert cache.sharding.shard_shape(cache.shape) == (2, B // data_, S // sequence, kv_heads, H)
+        assert cache.sharding.shard_shape(cache.shape) == (2, B // data_, kv_heads, S // sequence, H)
 
     @pytest.mark.parametrize("shape", few(SHAPES), ids=by_name)
     def test_the_rotation_sends_nothing(self, shape):

@@ -1,0 +1,79 @@
+"""Writes new keys and values to the slots of a cache, without a copy of the cache."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+from rope_jax.core.primitive import is_partitioned_by_xla
+
+
+def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False) -> jax.Array:
+    """Writes ``new [B, T, K, ...]`` to slots ``[B, T]`` of ``stored [B, K, S, ...]``. Slot S drops a token.
+
+    A scatter whose batch axes are rows and heads. It needs no transposed cache, and each device of a mesh writes
+    its own rows and heads. A `dynamic_update_slice` for each row is a launch for each row on a GPU, copies the
+    cache on a TPU if rows may overflow, and gathers it on a mesh.
+
+    Args:
+      stored: ``[B, K, S, ...]``, of a stack ``[layers, B, K, S, ...]``.
+      new: cast to the dtype of ``stored``.
+      slots: int32.
+      layer: int32 ``[]``, the layer of a stack; may be traced.
+      consecutive: whether the slots of each row are consecutive. Tokens are then written all at once, if they fit
+        in the row; else the row stays as it is.
+    """
+    new = jnp.swapaxes(new, 1, 2).astype(stored.dtype)
+    stack = stored[None] if layer is None else stored
+    layer = jnp.asarray(0 if layer is None else layer, jnp.int32)
+    tokens, capacity = new.shape[2], stack.shape[3]
+    write = functools.partial(_write_each, layer=layer, slots=slots)
+    if consecutive and isinstance(tokens, int) and isinstance(capacity, int) and tokens > 1:
+        # XLA gathers the whole stack to write many tokens at once, if S is divided among devices.
+        write_at_once = functools.partial(_write_at_once, layer=layer, slots=slots)
+        stack = lax.cond(_partitioned_p.bind(), write, write_at_once, stack, new)
+    else:
+        stack = write(stack, new)
+    return stack if stack.ndim == stored.ndim else stack[0]
+
+
+def _write_each(stack, new, *, layer, slots) -> jax.Array:
+    """Writes each token ``[H]`` of a head by an index of its own."""
+    return _scatter(stack, new, layer, jnp.broadcast_to(slots[:, None], new.shape[:3]), num_index_axes=3)
+
+
+def _write_at_once(stack, new, *, layer, slots) -> jax.Array:
+    """Writes the tokens ``[T, H]`` of a head by the index of the first: a TPU takes about as long for each index."""
+    return _scatter(stack, new, layer, jnp.broadcast_to(slots[:, :1], new.shape[:2]), num_index_axes=2)
+
+
+def _scatter(stack, new, layer, slots, *, num_index_axes: int) -> jax.Array:
+    index = jnp.stack(jnp.broadcast_arrays(layer, slots), axis=-1)
+    numbers = lax.ScatterDimensionNumbers(
+        update_window_dims=tuple(range(num_index_axes, new.ndim)),
+        inserted_window_dims=(0,) if num_index_axes == 2 else (0, 3),
+        scatter_dims_to_operand_dims=(0, 3),
+        operand_batching_dims=(1, 2),
+        scatter_indices_batching_dims=(0, 1),
+    )
+    at_once = num_index_axes == 2 or new.shape[2] == 1  # an index for each row and head
+    return lax.scatter(stack, index, new, numbers, unique_indices=at_once, indices_are_sorted=at_once, mode="drop")
+
+
+# ------------------------------------------------------------------------- whether XLA divides the program
+
+_partitioned_p = Primitive("is_partitioned")  # -> bool [], known when the program is lowered
+_partitioned_p.def_impl(lambda: jnp.bool_(False))
+_partitioned_p.def_abstract_eval(lambda: jax.core.ShapedArray((), jnp.bool_))
+
+
+def _lower(context):
+    return mlir.lower_fun(lambda: jnp.bool_(is_partitioned_by_xla(context.module_context)), multiple_results=False)(
+        context
+    )
+
+
+mlir.register_lowering(_partitioned_p, _lower)
