@@ -91,7 +91,7 @@ class KVCache:
 
         Returns:
           A cache whose ``num_tokens`` grew by the real tokens of each row. A row whose tokens do not fit drops the
-          excess, or all tokens of this write, and is ``overflowed``: nothing is clamped, nothing older is overwritten.
+          excess or all of them, and is ``overflowed``: nothing is clamped, nothing older is overwritten.
 
           An evicting cache always takes one token at a time. It takes n tokens at once if they fit, or if it has no
           sink tokens and ``n - 1 + max_window <= S``; else the row is ``overflowed``.
@@ -129,7 +129,7 @@ class KVCache:
     def store(self, key, value, slots, *, consecutive: bool = False) -> "KVCache":
         """Writes keys and values ``[B, T, K, H]`` to slots ``[B, T]``; slot S drops a token. Counters stay.
 
-        ``consecutive`` says that each row's slots are consecutive, which a TPU writes faster: :meth:`Slots.consecutive`.
+        ``consecutive`` slots (:meth:`Slots.consecutive`) are written at once, if all tokens of a row fit.
         """
 
         def put(stored, new):

@@ -42,25 +42,50 @@ def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False) ->
 
 def _write_each(stack, new, *, layer, slots) -> jax.Array:
     """Writes each token ``[H]`` of a head by an index of its own."""
-    return _scatter(stack, new, layer, jnp.broadcast_to(slots[:, None], new.shape[:3]), num_index_axes=3)
+    return _scatter(stack, new, _index(layer, slots[:, None], new.shape[:3]))
 
 
 def _write_at_once(stack, new, *, layer, slots) -> jax.Array:
-    """Writes the tokens ``[T, H]`` of a head by the index of the first: a TPU takes about as long for each index."""
-    return _scatter(stack, new, layer, jnp.broadcast_to(slots[:, :1], new.shape[:2]), num_index_axes=2)
+    """Writes the tokens ``[T, H]`` of a head by the index of the first: on a TPU, each index takes time."""
+    return _scatter(stack, new, _index(layer, slots[:, :1], new.shape[:2]))
 
 
-def _scatter(stack, new, layer, slots, *, num_index_axes: int) -> jax.Array:
-    index = jnp.stack(jnp.broadcast_arrays(layer, slots), axis=-1)
+def _index(layer, slots, shape) -> jax.Array:
+    return jnp.stack(jnp.broadcast_arrays(layer, jnp.broadcast_to(slots, shape)), axis=-1)
+
+
+def _scatter(stack, new, index) -> jax.Array:
+    if not jnp.issubdtype(stack.dtype, jnp.floating) or stack.dtype.itemsize >= 4:
+        return _scatter_numbers(stack, new, index)
+    return lax.platform_dependent(stack, new, index, cpu=_scatter_bits, default=_scatter_numbers)
+
+
+def _scatter_numbers(stack, new, index) -> jax.Array:
+    """``new [B, K, T, ...]`` in ``stack [layers, B, K, S, ...]``, by layer and slot ``index [B, K, (T,) 2]``."""
+    by_token = index.ndim == 4
     numbers = lax.ScatterDimensionNumbers(
-        update_window_dims=tuple(range(num_index_axes, new.ndim)),
-        inserted_window_dims=(0,) if num_index_axes == 2 else (0, 3),
+        update_window_dims=tuple(range(index.ndim - 1, new.ndim)),
+        inserted_window_dims=(0, 3) if by_token else (0,),
         scatter_dims_to_operand_dims=(0, 3),
         operand_batching_dims=(1, 2),
         scatter_indices_batching_dims=(0, 1),
     )
-    at_once = num_index_axes == 2 or new.shape[2] == 1  # an index for each row and head
-    return lax.scatter(stack, index, new, numbers, unique_indices=at_once, indices_are_sorted=at_once, mode="drop")
+    # Two tokens of one slot are of a row which overflowed, whose attention is NaN.
+    return lax.scatter(stack, index, new, numbers, unique_indices=True, mode="drop")
+
+
+@jax.custom_jvp
+def _scatter_bits(stack, new, index) -> jax.Array:
+    """As unsigned integers: XLA for CPUs scatters narrow floats by a float32 copy of the stack in each layer."""
+    unsigned = f"uint{8 * stack.dtype.itemsize}"
+    stack_bits, new_bits = (lax.bitcast_convert_type(each, unsigned) for each in (stack, new))
+    return lax.bitcast_convert_type(_scatter_numbers(stack_bits, new_bits, index), stack.dtype)
+
+
+@_scatter_bits.defjvp
+def _scatter_bits_jvp(primals, tangents):
+    _, _, index = primals
+    return _scatter_bits(*primals), _scatter_numbers(*tangents[:2], index)
 
 
 # ------------------------------------------------------------------------- whether XLA divides the program
