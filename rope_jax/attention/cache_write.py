@@ -84,8 +84,8 @@ def _scatter_bits(stack, new, index) -> jax.Array:
 
 @_scatter_bits.defjvp
 def _scatter_bits_jvp(primals, tangents):
-    _, _, index = primals
-    return _scatter_bits(*primals), _scatter_numbers(*tangents[:2], index)
+    index, (stack_tangent, new_tangent, _) = primals[2], tangents
+    return _scatter_bits(*primals), _scatter_numbers(stack_tangent, new_tangent, index)
 
 
 # ------------------------------------------------------------------------- whether XLA divides the program
