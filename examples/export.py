@@ -123,7 +123,7 @@ def symbolic(sizes: str) -> tuple:
 
 
 def described(tree):
-    """Dtypes and shapes as text, such as float32[2,b,s,2,16]."""
+    """Dtypes and shapes as text, such as float32[2,b,2,s,16]."""
     return jax.tree.map(lambda leaf: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]", tree)
 
 

@@ -46,7 +46,7 @@ def load(folder: Path) -> Model:
 
 
 def zeros(description: str, sizes: dict) -> jax.Array:
-    """Zeros of the described dtype and shape, such as float32[2,b,s,2,16]; ``sizes`` maps letters to numbers."""
+    """Zeros of the described dtype and shape, such as float32[2,b,2,s,16]; ``sizes`` maps letters to numbers."""
     dtype, shape = description.rstrip("]").split("[")
     return jnp.zeros([int(sizes.get(size, size)) for size in shape.split(",")], dtype)
 

@@ -13,8 +13,8 @@ STOREYS = {  # from the ground up; in a storey, the files in import order
     "_checks": [],
     "core": "positions frequencies schedules length_schedules angles kernels primitive rotate rope".split(),
     "attention": (
-        "norm mask bias quantized slots cache rotations facts plan sharding kernels blocks paths primitive attend zigzag "
-        "ring layer_checks layer adapter"
+        "norm mask bias quantized slots cache_write cache rotations facts plan sharding kernels blocks paths primitive attend "
+        "zigzag ring layer_checks layer adapter"
     ).split(),
     "models": "embedding block decoder".split(),
     "generation": "prompts forward sample generate speculative beam".split(),

@@ -192,8 +192,19 @@ class _Blocks:
         return wide(self.q.dtype)
 
     def product(self, subscripts: str, a, b) -> jax.Array:
-        """An einsum, summed in the dtype of scores."""
-        return jnp.einsum(subscripts, a, b, preferred_element_type=self.dtype)
+        """An einsum, summed in the dtype of scores.
+
+        The axes G and t are one axis of the product: XLA for CPUs is slow at products of a single token otherwise.
+        """
+        operands, result = subscripts.split("->")
+        sizes = dict(zip(operands.split(",")[0], a.shape, strict=True))
+
+        def merge(x, letters):
+            return x.reshape(*x.shape[:2], -1, x.shape[4]) if "gt" in letters else x
+
+        merged = (merge(x, letters) for x, letters in zip((a, b), operands.split(","), strict=True))
+        out = jnp.einsum(subscripts.replace("gt", "r"), *merged, preferred_element_type=self.dtype)
+        return out.reshape(*out.shape[:2], sizes["g"], sizes["t"], out.shape[-1]) if "gt" in result else out
 
     @property
     def length(self):

@@ -1,6 +1,7 @@
 """Store and fetch the keys and values of earlier tokens."""
 
 import dataclasses
+import functools
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, check_mask, device_array, known_any
+from rope_jax.attention.cache_write import write_slots
 from rope_jax.attention.quantized import Quantized, is_narrow, quantize
 from rope_jax.attention.slots import Eviction, Slots, checked_slots
 
@@ -27,12 +29,12 @@ class KVCache:
     """Keys and values of the tokens of each row, and the number of tokens.
 
     A value: :meth:`write` returns the next cache. Donate the old one to a jitted step (``donate_argnames="cache"``)
-    and XLA updates it in place. The cache of a stack of layers has keys and values ``[layers, B, S, K, H]``; the
+    and XLA updates it in place. The cache of a stack of layers has keys and values ``[layers, B, K, S, H]``; the
     counters ``[B]`` serve all layers, since all layers store the same tokens.
 
     Attributes:
-      key: ``[B, S, K, H]``, or :class:`Quantized`.
-      value: ``[B, S, K, H]``, or :class:`Quantized`.
+      key: ``[B, K, S, H]``, or :class:`Quantized`.
+      value: ``[B, K, S, H]``, or :class:`Quantized`.
       num_tokens: int32 ``[B]``, the tokens given to each row, evicted ones included; see ``overflowed``.
       context_length: int32 ``[B]``, the context length whose frequencies rotated the stored keys, if the rope's
         frequencies depend on it; 0 before the first token.
@@ -56,7 +58,7 @@ class KVCache:
     @property
     def capacity(self) -> int:
         """S, the tokens a row can hold."""
-        return self.key.shape[-3]
+        return self.key.shape[-2]
 
     @property
     def slots(self) -> Slots:
@@ -89,7 +91,7 @@ class KVCache:
 
         Returns:
           A cache whose ``num_tokens`` grew by the real tokens of each row. A row whose tokens do not fit drops the
-          excess and is ``overflowed``: nothing is clamped, nothing older is overwritten.
+          excess or all of them, and is ``overflowed``: nothing is clamped, nothing older is overwritten.
 
           An evicting cache always takes one token at a time. It takes n tokens at once if they fit, or if it has no
           sink tokens and ``n - 1 + max_window <= S``; else the row is ``overflowed``.
@@ -108,8 +110,8 @@ class KVCache:
             raise ValueError(
                 "cache.layer must be None, got a layer of a stack, whose counters all layers share: use store"
             )
-        check_axes("cache.key", self.key, "B S K H")
-        batch, _, heads, head_dim = self.key.shape
+        check_axes("cache.key", self.key, "B K S H")
+        batch, heads, _, head_dim = self.key.shape
         check_axes("key", key, "B T K H", B=batch, K=heads, H=head_dim)
         check_axes("value", value, "B T K H", B=batch, T=key.shape[1], K=heads, H=head_dim)
         check_dtype("key", key, jnp.floating, "floating")
@@ -121,16 +123,19 @@ class KVCache:
         real = jnp.ones((batch, tokens), bool) if mask is None else mask
         slots = self.slots.of_new_tokens(self.num_tokens, real)
         num_tokens = self.slots.advance("key", self.num_tokens, tokens, mask, max_window=max_window)
-        return dataclasses.replace(self.store(key, value, slots), num_tokens=num_tokens)
+        consecutive = self.slots.consecutive(mask)
+        return dataclasses.replace(self.store(key, value, slots, consecutive=consecutive), num_tokens=num_tokens)
 
-    def store(self, key, value, slots) -> "KVCache":
-        """Writes keys and values ``[B, T, K, H]`` to slots ``[B, T]``; slot S drops a token. Counters stay."""
-        rows = jnp.arange(slots.shape[0], dtype=jnp.int32)[:, None]
-        index = (rows, slots) if self.layer is None else (self.layer, rows, slots)
+    def store(self, key, value, slots, *, consecutive: bool = False) -> "KVCache":
+        """Writes keys and values ``[B, T, K, H]`` to slots ``[B, T]``; slot S drops a token. Counters stay.
+
+        ``consecutive`` slots (:meth:`Slots.consecutive`) are written at once, if all tokens of a row fit.
+        """
 
         def put(stored, new):
             new = quantize(new, stored.dtype) if isinstance(stored, Quantized) else new
-            return jax.tree.map(lambda a, b: a.at[index].set(b.astype(a.dtype), mode="drop"), stored, new)
+            write = functools.partial(write_slots, slots=slots, layer=self.layer, consecutive=consecutive)
+            return jax.tree.map(write, stored, new)
 
         return dataclasses.replace(self, key=put(self.key, key), value=put(self.value, value))
 
@@ -141,7 +146,7 @@ class KVCache:
             stored = jax.tree.map(
                 lambda leaf: jax.lax.dynamic_index_in_dim(leaf, self.layer, keepdims=False), stored
             )
-        key, value = (each.astype(dtype) for each in stored)
+        key, value = (jnp.swapaxes(each.astype(dtype), 1, 2) for each in stored)
         return key, value
 
     def truncate(self, num_tokens) -> "KVCache":
@@ -235,7 +240,7 @@ class KVCache:
             raise ValueError(f"capacity must stay S={self.capacity} in a cache that evicts tokens, got {capacity}")
         if capacity < self.capacity:
             raise ValueError(f"capacity must be at least S={self.capacity}, got {capacity}")
-        axis, room = self._batch_axis + 1, capacity - self.capacity
+        axis, room = self._batch_axis + 2, capacity - self.capacity
 
         def pad(leaf):
             return jnp.pad(leaf, [(0, room if i == axis else 0) for i in range(leaf.ndim)])
@@ -275,7 +280,7 @@ def init_cache(
     Example:
       >>> import rope_jax
       >>> rope_jax.init_cache(batch=1, capacity=16, num_kv_heads=2, head_dim=64).key.shape
-      (1, 16, 2, 64)
+      (1, 2, 16, 64)
       >>> window = rope_jax.init_cache(batch=1, capacity=16, num_kv_heads=2, head_dim=64, eviction="sliding")
 
     Args, shape:
@@ -283,7 +288,7 @@ def init_cache(
       capacity: S, the most tokens a row can hold, prompt and answer together.
       num_kv_heads: K.
       head_dim: H.
-      num_layers: for a stack of layers: keys and values are ``[layers, B, S, K, H]``.
+      num_layers: for a stack of layers: keys and values are ``[layers, B, K, S, H]``.
 
     Args, storage:
       dtype: of stored keys and values: floating, or int8 or an 8-bit float with a scale for each head and token;
@@ -320,7 +325,7 @@ def init_cache(
             "rotated must be False with sink tokens, whose positions move with the window, got True with "
             f"num_sink_tokens={num_sink_tokens}"
         )
-    shape: tuple = (batch, capacity, num_kv_heads, head_dim)
+    shape: tuple = (batch, num_kv_heads, capacity, head_dim)
     shape = shape if num_layers is None else (num_layers, *shape)
 
     def empty():  # a buffer each: a donated buffer must not be donated again

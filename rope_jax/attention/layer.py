@@ -17,6 +17,7 @@ from rope_jax.attention.layer_checks import check_call, check_plan, check_ring
 from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.paths import AttentionBackend
 from rope_jax.attention.plan import Plan, make_plan
+from rope_jax.attention.primitive import read_layer
 from rope_jax.attention.ring import ring_attention
 from rope_jax.core.angles import Rotation, rotation
 from rope_jax.core.frequencies import Frequencies
@@ -189,12 +190,15 @@ class RotaryAttention(nn.Module, kw_only=True):
                 q, k = self._rotate([q, k], rotation)
             else:  # the cache stores keys unrotated
                 (q,) = self._rotate([q], rotation)
+        stored = None
         if cache is not None:
-            cache = cache.store(k, v, plan.slots)
-            k, v = cache.read(k.dtype)
+            cache = cache.store(k, v, plan.slots, consecutive=cache.slots.consecutive(plan.mask))
             if key_rotation is not None and self.rope is not None:
+                k, v = cache.read(q.dtype)
                 (k,) = self._rotate([k], key_rotation)
-        y = _attend(self, q, k, v, plan, deterministic)
+            else:
+                stored = cache
+        y = _attend(self, q, k, v, plan, deterministic, stored)
         y = nn.DenseGeneral(
             x.shape[-1],
             axis=(-2, -1),
@@ -260,8 +264,8 @@ def _project(layer: RotaryAttention, x) -> tuple[jax.Array, jax.Array, jax.Array
     return q, k, v
 
 
-def _attend(layer: RotaryAttention, q, k, v, plan: Plan, deterministic: bool) -> jax.Array:
-    """Attention ``[B, T, N, H]`` by the facts of the plan."""
+def _attend(layer: RotaryAttention, q, k, v, plan: Plan, deterministic: bool, stored: KVCache | None) -> jax.Array:
+    """Attention ``[B, T, N, H]`` by the facts of the plan, to k and v, or to the keys and values stored in a cache."""
     if layer.ring_axis is not None:
         return ring_attention(
             q,
@@ -277,11 +281,15 @@ def _attend(layer: RotaryAttention, q, k, v, plan: Plan, deterministic: bool) ->
     dropping = layer.dropout_rate > 0 and not deterministic
     facts = dataclasses.replace(plan.facts(), scale=layer.logit_scale, logit_cap=layer.logit_cap)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    number = None
+    if stored is not None:
+        k, v, number = stored.key, stored.value, stored.layer
     if layer.is_mutable_collection("intermediates"):
-        layer.sow("intermediates", "weights", weights(q, k, facts))
+        layer.sow("intermediates", "weights", weights(q, read_layer(k, number, q.dtype), facts))
     if dropping:
         facts = dataclasses.replace(facts, **dropout_facts(layer.dropout_rate, layer.make_rng("dropout")))
-    return attend_by_facts(q, k, v, facts, implementation=layer.implementation).swapaxes(1, 2)
+    y = attend_by_facts(q, k, v, facts, layer=number, implementation=layer.implementation)
+    return y.swapaxes(1, 2)
 
 
 def _make_plan(layer: RotaryAttention, shape: tuple[int, int], cache: KVCache | None, arguments: dict) -> Plan:

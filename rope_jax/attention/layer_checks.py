@@ -17,7 +17,7 @@ def check_call(layer, x, cache) -> None:
     check_dtype("x", x, jnp.floating, "floating")
     if cache is not None:
         check_cache(cache)
-        axes = "B S K H" if cache.layer is None else "layers B S K H"
+        axes = "B K S H" if cache.layer is None else "layers B K S H"
         kv_heads = layer.num_kv_heads or layer.num_heads
         check_axes("cache.key", cache.key, axes, B=x.shape[0], K=kv_heads, H=layer.head_dim)
 

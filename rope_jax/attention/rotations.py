@@ -138,7 +138,7 @@ def rerotate_stored_keys(cache: KVCache, ropes: Ropes, context_length) -> KVCach
     """Rotates stored keys again, to the frequencies for ``context_length [B]``, if a row switched frequencies.
 
     Only a choice among fixed frequencies switches (:class:`LongRope`), when a row outgrows the original length. A
-    step without a switch costs nothing. Keys of a stack of layers ``[layers, B, S, K, H]`` share one rope.
+    step without a switch costs nothing. Keys of a stack of layers ``[layers, B, K, S, H]`` share one rope.
     """
     (rope,) = [rope for rope in distinct_ropes(ropes) if rope is not None]
     old_length = jnp.where(cache.context_length == 0, context_length, cache.context_length)
@@ -146,12 +146,13 @@ def rerotate_stored_keys(cache: KVCache, ropes: Ropes, context_length) -> KVCach
     assert isinstance(old, FrequencyChoice) and isinstance(new, FrequencyChoice)  # stored_context_length saw to it
 
     def rerotate(key):
-        return rope.rerotate(
-            key,
+        rerotated = rope.rerotate(
+            jnp.swapaxes(key, 1, 2),
             cache.slots.sequence_index(cache.num_tokens),
             old_context_length=old_length,
             new_context_length=context_length,
         )
+        return jnp.swapaxes(rerotated, 1, 2)
 
     stacked = cache.key.ndim == 5
     switched = jnp.any(old.index != new.index)

@@ -62,6 +62,10 @@ class Slots:
             slot = jnp.where(slot < self.num_sink_tokens, slot, in_ring)
         return jnp.where(real, slot, self.capacity)
 
+    def consecutive(self, mask) -> bool:
+        """Whether the new tokens of a row go to consecutive slots: no gaps by a mask, and no ring."""
+        return mask is None and self.eviction is None
+
     def sequence_index(self, num_tokens) -> jax.Array:
         """The sequence index of the token in each slot, after ``num_tokens [B]``: int32 ``[B or 1, S]``.
 

@@ -266,7 +266,7 @@ def _check_cache(model: Decoder, cache: KVCache, prompt, mask, cache_dtype) -> N
     sizes = dict(
         layers=model.num_layers, B={1, prompt.shape[0]}, K=model.num_kv_heads or model.num_heads, H=model.head_dim
     )
-    check_axes("cache.key", cache.key, "layers B S K H", **sizes)
+    check_axes("cache.key", cache.key, "layers B K S H", **sizes)
     if known_any(cache.overflowed):
         raise ValueError(
             f"cache must not have overflowed, got S={cache.capacity}, rows {cache.num_tokens.tolist()}"

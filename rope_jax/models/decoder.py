@@ -330,11 +330,11 @@ def _check_cache(model: Decoder, cache, batch: int) -> None:
     check_cache(cache)
     if cache.key.ndim != 5:
         raise ValueError(
-            "cache must be one of all layers, from model.init_cache: key [layers, B, S, K, H], "
+            "cache must be one of all layers, from model.init_cache: key [layers, B, K, S, H], "
             f"got {cache.key.shape}"
         )
     heads = dict(K=model.num_kv_heads or model.num_heads, H=model.head_dim)
-    check_axes("cache.key", cache.key, "layers B S K H", layers=model.num_layers, B=batch, **heads)
+    check_axes("cache.key", cache.key, "layers B K S H", layers=model.num_layers, B=batch, **heads)
 
 
 def _check_positions(model: Decoder, positions, length, mask, segment_ids) -> None:

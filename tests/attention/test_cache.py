@@ -35,9 +35,9 @@ def test_rows_hold_their_real_tokens_in_order(masks):
     assert cache.overflowed.tolist() == [len(row) > S for row in rows]
     for b, row in enumerate(rows):
         for s, (key, value) in enumerate(row[:S]):
-            np.testing.assert_array_equal(cache.key[b, s], key)
-            np.testing.assert_array_equal(cache.value[b, s], value)
-        assert not np.any(cache.key[b, len(row) :]) and not np.any(cache.value[b, len(row) :])
+            np.testing.assert_array_equal(cache.key[b, :, s], key)
+            np.testing.assert_array_equal(cache.value[b, :, s], value)
+        assert not np.any(cache.key[b, :, len(row) :]) and not np.any(cache.value[b, :, len(row) :])
 
 
 def test_a_full_cache_is_never_clamped_into():
@@ -64,7 +64,7 @@ def test_keeps_its_own_dtype():
     key, value = tokens(2)
     cache = empty(dtype=jnp.bfloat16).write(key, value)
     assert cache.key.dtype == cache.value.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(cache.key[:, :2], key.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(cache.key[:, :, :2], jnp.swapaxes(key, 1, 2).astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize(

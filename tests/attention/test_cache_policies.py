@@ -442,7 +442,7 @@ def test_a_cache_of_another_model_is_refused():
     for layers, batch in ((1, B), (3, B), (2, B + 1)):
         cache = rope_jax.Decoder(**sizes, num_layers=layers).init_cache(batch=batch, capacity=4)
         with pytest.raises(
-            ValueError, match=r"cache.key must have shape \[layers, B, S, K, H\] with layers=2, B=2"
+            ValueError, match=r"cache.key must have shape \[layers, B, K, S, H\] with layers=2, B=2"
         ):
             model.apply(params, ids, cache=cache)
     with pytest.raises(TypeError, match="cache must be a KVCache, as from init_cache, got int"):

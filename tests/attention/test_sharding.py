@@ -1,6 +1,7 @@
 """The decoder divided among devices by XLA, from logical axis rules: the same loss, gradients and tokens."""
 
 import collections
+import dataclasses
 import functools
 import itertools
 import re
@@ -41,10 +42,10 @@ def test_names_of_a_cache():
     one = rope_jax.attention.cache_partition_spec(
         rope_jax.init_cache(batch=B, capacity=S, num_kv_heads=K, head_dim=H)
     )
-    assert one.key == one.value == P("batch", "kv_length", "kv_heads", "head_dim") and one.num_tokens == P("batch")
+    assert one.key == one.value == P("batch", "kv_heads", "kv_length", "head_dim") and one.num_tokens == P("batch")
     shapes = jax.eval_shape(lambda: MODEL.init_cache(batch=B, capacity=S))
     every = rope_jax.attention.cache_partition_spec(shapes)
-    assert every.key == every.value == P("layers", "batch", "kv_length", "kv_heads", "head_dim")
+    assert every.key == every.value == P("layers", "batch", "kv_heads", "kv_length", "head_dim")
     assert every.num_tokens == every.context_length == P("batch")
 
 
@@ -152,7 +153,7 @@ class EightDevices:
         data_, model, sequence = shape
         kv_heads = K // model if K % model == 0 else K
         cache = got[2].key
-        assert cache.sharding.shard_shape(cache.shape) == (2, B // data_, S // sequence, kv_heads, H)
+        assert cache.sharding.shard_shape(cache.shape) == (2, B // data_, kv_heads, S // sequence, H)
 
     @pytest.mark.parametrize("shape", few(SHAPES), ids=by_name)
     def test_the_rotation_sends_nothing(self, shape):
@@ -174,6 +175,31 @@ class EightDevices:
     @pytest.mark.parametrize("shape", few([(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]), ids=by_name)
     def test_the_decoder_sends_as_much_without_rotation(self, shape):
         assert collectives(compiled(shape)[0]) == collectives(compiled(shape, None)[0]) != {}
+
+    @pytest.mark.parametrize("tokens", [1, 4])
+    @pytest.mark.parametrize("shape", few([(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]), ids=by_name)
+    def test_a_write_to_a_cache_sends_nothing(self, shape, tokens):
+        """Not even if each device holds some slots of all rows."""
+        mesh = eight_devices.mesh(**dict(zip(AXES, shape, strict=True)))
+        heads = 8  # so that each device has its own
+        cache = jax.eval_shape(
+            lambda: rope_jax.init_cache(batch=8, capacity=S, num_kv_heads=heads, head_dim=H, num_layers=2)
+        )
+        rules_ = [("batch", "data"), ("kv_heads", "model"), ("kv_length", "sequence")]
+        places = nn.logical_to_mesh_sharding(rope_jax.attention.cache_partition_spec(cache), mesh, rules_)
+        placed = lambda aval, place: jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=place)
+        kv = jax.ShapeDtypeStruct(
+            (8, tokens, heads, H), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("data", None, "model"))
+        )
+        slots = jax.ShapeDtypeStruct((8, tokens), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec("data")))
+
+        def write(cache, kv, slots, layer):
+            written = dataclasses.replace(cache, layer=layer).store(kv, kv, slots, consecutive=True)
+            return dataclasses.replace(written, layer=None)
+
+        program = jax.jit(write, out_shardings=places, donate_argnums=0)
+        compiled_ = program.lower(jax.tree.map(placed, cache, places), kv, slots, jnp.int32(1)).compile()
+        assert not collectives(compiled_)
 
     def test_fully_sharded(self):
         """Parameters along every axis of the mesh, and still each device computes its own rows and nothing else."""

@@ -232,7 +232,7 @@ class TestPrefix:
             (
                 dict(batch=2),
                 {},
-                r"cache.key must have shape .* with layers=2, B=\{1, 3\}, K=2, H=8, got \(2, 2, 4, 2, 8\)",
+                r"cache.key must have shape .* with layers=2, B=\{1, 3\}, K=2, H=8, got \(2, 2, 2, 4, 8\)",
             ),
             (dict(batch=0), {}, "batch must be at least 1, got 0"),
             (dict(batch=1), dict(cache_dtype=jnp.float32), "cache_dtype must be left out with a cache"),

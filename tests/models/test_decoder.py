@@ -130,7 +130,7 @@ def test_cached_is_full(change):
     full = model.apply(params, ids)
     cache = model.init_cache(batch=2, capacity=9)
     layers = model.num_layers
-    assert cache.key.shape == (layers, 2, 9, 2, 8) and cache.capacity == 9
+    assert cache.key.shape == (layers, 2, 2, 9, 8) and cache.capacity == 9
     assert cache.num_tokens.shape == (2,)  # one counter a row, for all layers
     step = jax.jit(lambda ids, cache: model.apply(params, ids, cache=cache), donate_argnames="cache")
     outs = []

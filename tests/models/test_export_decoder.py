@@ -141,7 +141,7 @@ def test_the_json_says_what_goes_in_and_comes_out(folder):
         assert jax.tree.unflatten(exported.out_tree, [str(aval) for aval in exported.out_avals]) == said["results"]
     arguments = about["functions"]["prefill"]["arguments"]
     assert list(arguments) == ["params", "cache", "tokens", "mask"]
-    assert arguments["cache"]["key"] == "float32[2,b,s,2,8]" and arguments["mask"] == "bool[b,t]"
+    assert arguments["cache"]["key"] == "float32[2,b,2,s,8]" and arguments["mask"] == "bool[b,t]"
 
 
 def test_fixed_sizes_and_bfloat16(exporting, running, tmp_path):

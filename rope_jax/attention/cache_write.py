@@ -1,0 +1,104 @@
+"""Writes new keys and values to the slots of a cache, without a copy of the cache."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+from rope_jax.core.primitive import is_partitioned_by_xla
+
+
+def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False) -> jax.Array:
+    """Writes ``new [B, T, K, ...]`` to slots ``[B, T]`` of ``stored [B, K, S, ...]``. Slot S drops a token.
+
+    A scatter whose batch axes are rows and heads. It needs no transposed cache, and each device of a mesh writes
+    its own rows and heads. A `dynamic_update_slice` for each row is a launch for each row on a GPU, copies the
+    cache on a TPU if rows may overflow, and gathers it on a mesh.
+
+    Args:
+      stored: ``[B, K, S, ...]``, of a stack ``[layers, B, K, S, ...]``.
+      new: cast to the dtype of ``stored``.
+      slots: int32.
+      layer: int32 ``[]``, the layer of a stack; may be traced.
+      consecutive: whether the slots of each row are consecutive. Tokens are then written all at once, if they fit
+        in the row; else the row stays as it is.
+    """
+    new = jnp.swapaxes(new, 1, 2).astype(stored.dtype)
+    stack = stored[None] if layer is None else stored
+    layer = jnp.asarray(0 if layer is None else layer, jnp.int32)
+    tokens, capacity = new.shape[2], stack.shape[3]
+    write = functools.partial(_write_each, layer=layer, slots=slots)
+    if consecutive and isinstance(tokens, int) and isinstance(capacity, int) and tokens > 1:
+        # XLA gathers the whole stack to write many tokens at once, if S is divided among devices.
+        write_at_once = functools.partial(_write_at_once, layer=layer, slots=slots)
+        stack = lax.cond(_partitioned_p.bind(), write, write_at_once, stack, new)
+    else:
+        stack = write(stack, new)
+    return stack if stack.ndim == stored.ndim else stack[0]
+
+
+def _write_each(stack, new, *, layer, slots) -> jax.Array:
+    """Writes each token ``[H]`` of a head by an index of its own."""
+    return _scatter(stack, new, _index(layer, slots[:, None], new.shape[:3]))
+
+
+def _write_at_once(stack, new, *, layer, slots) -> jax.Array:
+    """Writes the tokens ``[T, H]`` of a head by the index of the first: on a TPU, each index takes time."""
+    return _scatter(stack, new, _index(layer, slots[:, :1], new.shape[:2]))
+
+
+def _index(layer, slots, shape) -> jax.Array:
+    return jnp.stack(jnp.broadcast_arrays(layer, jnp.broadcast_to(slots, shape)), axis=-1)
+
+
+def _scatter(stack, new, index) -> jax.Array:
+    if not jnp.issubdtype(stack.dtype, jnp.floating) or stack.dtype.itemsize >= 4:
+        return _scatter_numbers(stack, new, index)
+    return lax.platform_dependent(stack, new, index, cpu=_scatter_bits, default=_scatter_numbers)
+
+
+def _scatter_numbers(stack, new, index) -> jax.Array:
+    """``new [B, K, T, ...]`` in ``stack [layers, B, K, S, ...]``, by layer and slot ``index [B, K, (T,) 2]``."""
+    by_token = index.ndim == 4
+    numbers = lax.ScatterDimensionNumbers(
+        update_window_dims=tuple(range(index.ndim - 1, new.ndim)),
+        inserted_window_dims=(0, 3) if by_token else (0,),
+        scatter_dims_to_operand_dims=(0, 3),
+        operand_batching_dims=(1, 2),
+        scatter_indices_batching_dims=(0, 1),
+    )
+    # Two tokens of one slot are of a row which overflowed, whose attention is NaN.
+    return lax.scatter(stack, index, new, numbers, unique_indices=True, mode="drop")
+
+
+@jax.custom_jvp
+def _scatter_bits(stack, new, index) -> jax.Array:
+    """As unsigned integers: XLA for CPUs scatters narrow floats by a float32 copy of the stack in each layer."""
+    unsigned = f"uint{8 * stack.dtype.itemsize}"
+    stack_bits, new_bits = (lax.bitcast_convert_type(each, unsigned) for each in (stack, new))
+    return lax.bitcast_convert_type(_scatter_numbers(stack_bits, new_bits, index), stack.dtype)
+
+
+@_scatter_bits.defjvp
+def _scatter_bits_jvp(primals, tangents):
+    index, (stack_tangent, new_tangent, _) = primals[2], tangents
+    return _scatter_bits(*primals), _scatter_numbers(stack_tangent, new_tangent, index)
+
+
+# ------------------------------------------------------------------------- whether XLA divides the program
+
+_partitioned_p = Primitive("is_partitioned")  # -> bool [], known when the program is lowered
+_partitioned_p.def_impl(lambda: jnp.bool_(False))
+_partitioned_p.def_abstract_eval(lambda: jax.core.ShapedArray((), jnp.bool_))
+
+
+def _lower(context):
+    return mlir.lower_fun(lambda: jnp.bool_(is_partitioned_by_xla(context.module_context)), multiple_results=False)(
+        context
+    )
+
+
+mlir.register_lowering(_partitioned_p, _lower)
