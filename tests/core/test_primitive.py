@@ -22,8 +22,21 @@ LAYOUTS = ["half", "interleaved"]
 full = pytest.mark.full
 FEW_ROWS = [((), True), ((3,), False)]  # leading axes, and whether they share a rotation
 MORE_ROWS = [((1,), False), ((3,), True), ((2, 2), False), ((2, 2), True)]
-XLA_FORMS = [primitive.rotate_by_pairs, primitive.rotate_by_partners]
-jitted = {form: jax.jit(form, static_argnums=3) for form in XLA_FORMS}
+
+
+def rotate_by_partners(x, cos, sin, layout):
+    assert layout == "interleaved"
+    return primitive.rotate_by_partners(x, cos, sin)
+
+
+XLA_FORMS = [
+    (primitive.rotate_by_parts, "half"),
+    (primitive.rotate_by_parts, "interleaved"),
+    (rotate_by_partners, "interleaved"),
+    (primitive.rotate_in_one_loop, "half"),
+    (primitive.rotate_in_one_loop, "interleaved"),
+]
+jitted = {form: jax.jit(form, static_argnums=3) for form, _ in XLA_FORMS}
 rotate_interpreted = jax.jit(functools.partial(tpu.rotate, interpret=True), static_argnames="layout")
 WIDTHS = [(128, 128), (128, 64), (256, 256), (384, 96), (64, 64), (64, 20), (32, 32), (80, 32), (96, 96), (16, 2)]
 
@@ -48,15 +61,22 @@ def assert_rotated(got, x, cos, sin, layout):
     np.testing.assert_array_equal(got[..., rotary_dim:], x[..., rotary_dim:])
 
 
-@pytest.mark.parametrize("form", XLA_FORMS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
+@pytest.mark.parametrize(("form", "layout"), XLA_FORMS)
+@pytest.mark.parametrize(  # whole heads; heads of several, and of no whole number of rotary_dim
     ("head_dim", "rotary_dim"),
-    [pytest.param(128, 128, marks=full), (64, 20), pytest.param(12, 10, marks=full), (7, 4)],
+    [
+        pytest.param(128, 128, marks=full),
+        (48, 12),
+        (64, 20),
+        pytest.param(12, 10, marks=full),
+        (7, 4),
+        (8, 2),
+        (4, 4),
+    ],
 )
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, pytest.param(jnp.float16, marks=full)])
 def test_each_form_for_xla_is_the_complex_product_rounded_once(form, layout, head_dim, rotary_dim, dtype):
-    """A CPU chooses a form by layout and dtype; other chips take the first."""
+    """A CPU takes the last form; other chips choose by layout and partial heads."""
     if layout == "interleaved" and head_dim % 2:
         head_dim += 1
     xs, cos, sin = inputs(head_dim, rotary_dim, dtype, length=9)
@@ -100,7 +120,7 @@ class TestTheKernelInterpreted:
         for index in (np.s_[:1], np.s_[:, :1]):
             part = cos[index], sin[index]
             got = rotate_interpreted(xs, *part, layout=layout)
-            want = [jitted[primitive.rotate_by_pairs](x, *part, layout) for x in xs]
+            want = [jitted[primitive.rotate_by_parts](x, *part, layout) for x in xs]
             for a, b in zip(got, want, strict=True):
                 np.testing.assert_allclose(a, b, atol=6 * oracles.EPS32)
 
