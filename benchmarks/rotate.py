@@ -13,8 +13,8 @@ Fresh pages of memory cost a CPU several times what the limit does with them, an
 freed pages are kept, and the first rounds are not counted. torch peers have a limit of their own, torch's `x * 2`.
 Each peer is compared with ours before it is timed; who computes something else is not timed.
 
-XLA's loops depend on the processor: shorter sequences are timed again with narrower instruction sets, in processes of
-their own, beside the plain formula. A form must be good on both sides of the 32 MB from which malloc maps pages.
+XLA's loops depend on the processor: shorter sequences are timed again with narrower instruction sets, in processes
+of their own, beside the plain formula. A form must be good on both sides of the 32 MB from which malloc maps pages.
 """
 
 import ctypes

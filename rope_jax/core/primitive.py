@@ -106,7 +106,7 @@ def rotate_in_one_loop(x, cos, sin, layout: Layout) -> jax.Array:
                 return rotated
             sharding = jax.typeof(pairs).sharding
             block = lax.broadcasted_iota(jnp.int32, pairs.shape, x.ndim - 1, out_sharding=sharding)
-            selected = lax.select(block == 0, _narrow_bits(rotated), _narrow_bits(pairs))
+            selected = lax.select(block == 0, _narrow_bits(rotated), _narrow_bits(x).reshape(pairs.shape))
             return lax.bitcast_convert_type(selected, x.dtype)
 
     with set_xla_metadata(inlineable="false"):
@@ -114,8 +114,8 @@ def rotate_in_one_loop(x, cos, sin, layout: Layout) -> jax.Array:
     if not rest:
         return pairs.reshape(x.shape)
     rotated = pairs.reshape(*x.shape[:-1], rotary_dim)
-    unrotated = lax.slice_in_dim(x, rotary_dim, None, axis=x.ndim - 1)
-    joined = lax.concatenate([_narrow_bits(rotated), _narrow_bits(unrotated)], x.ndim - 1)
+    unrotated = lax.slice_in_dim(_narrow_bits(x), rotary_dim, None, axis=x.ndim - 1)
+    joined = lax.concatenate([_narrow_bits(rotated), unrotated], x.ndim - 1)
     return lax.bitcast_convert_type(joined, x.dtype)
 
 

@@ -85,6 +85,20 @@ def test_each_form_for_xla_is_the_complex_product_rounded_once(form, layout, hea
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rotary_dim", [32, 8])
+def test_a_cpu_rotates_in_a_single_loop(layout, rotary_dim):
+    """Inlined or joined, the rotation becomes several loops, or one that is not vectorised."""
+    (x, _), cos, sin = inputs(32, rotary_dim, jnp.bfloat16, length=16)
+    turn = jax.jit(lambda x, cos, sin: rope_jax.rotate(x + 1, rope_jax.Rotation(cos, sin), layout=layout) * 2)
+    hlo = turn.lower(x, cos, sin).compile().as_text()
+    sizes = f"{32 // rotary_dim},2,{rotary_dim // 2}"
+    if layout == "interleaved":
+        sizes = f"{32 // rotary_dim},{rotary_dim // 2},2"
+    body = hlo[hlo.index("\n%rotate_pairs") :].split("\n}")[0]
+    assert body.count(" fusion(") == 1 and f"bf16[2,16,4,{sizes}]" in body.split("ROOT")[1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 class TestTheKernelInterpreted:
     @pytest.mark.parametrize(
         ("head_dim", "rotary_dim"),
@@ -268,12 +282,16 @@ def test_a_second_call_compiles_nothing():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_bit_of_narrow_floats_passes(layout):
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "rotary_dim", [2, 6]
+)  # of a head of five times 2; of a head of 14, no whole number of times 6
+def test_every_bit_of_narrow_floats_passes(layout, dtype, rotary_dim):
     bits = np.arange(2**16, dtype=np.uint16).reshape(-1, 1, 8)
-    x = jnp.asarray(np.concatenate([np.zeros_like(bits[..., :2]), bits], axis=-1).view(jnp.bfloat16))
-    rotation = rope_jax.Rotation(jnp.full((len(bits), 1), 0.6), jnp.full((len(bits), 1), 0.8))
-    got = jax.jit(lambda x: rope_jax.rotate(x, rotation, layout=layout))(x)
-    np.testing.assert_array_equal(np.asarray(got)[..., 2:].view(np.uint16), bits)
+    x = jnp.asarray(np.concatenate([np.zeros_like(bits[..., :rotary_dim]), bits], axis=-1).view(dtype))
+    cos, sin = (jnp.full((len(bits), rotary_dim // 2), number) for number in (0.6, 0.8))
+    got = jax.jit(lambda x: rope_jax.rotate(x, rope_jax.Rotation(cos, sin), layout=layout))(x)
+    np.testing.assert_array_equal(np.asarray(got)[..., rotary_dim:].view(np.uint16), bits)
 
 
 def test_a_tangent_of_both_is_rounded_once():
