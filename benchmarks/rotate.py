@@ -217,7 +217,7 @@ def measure(
 
 def measure_lengths() -> list[dict]:
     """The cases of several lengths beside the plain formula, with the instruction set of this process."""
-    return measure(length_cases(), (OURS, PLAIN), rounds=dict.fromkeys(DOORS, 31))["cases"]
+    return measure(length_cases(), (OURS, PLAIN), rounds=dict.fromkeys(DOORS, 15), warm=4)["cases"]
 
 
 def measure_lengths_with(instructions: str) -> list[dict]:
