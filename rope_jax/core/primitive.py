@@ -47,8 +47,9 @@ def rotate_by_parts(x, cos, sin, layout: Layout) -> jax.Array:
     if layout == "interleaved":
         pairs = lax.concatenate([part[..., None] for part in rotated], x.ndim)
         rotated = [pairs.reshape(*x.shape[:-1], rotary_dim)]
-    unrotated = [lax.slice_in_dim(x, rotary_dim, None, axis=axis)] if rotary_dim < x.shape[-1] else []
-    return lax.concatenate([*rotated, *unrotated], axis)
+    if rotary_dim < x.shape[-1]:
+        rotated.append(_shard_like(lax.slice_in_dim(x, rotary_dim, None, axis=axis), rotated[0]))
+    return lax.concatenate(rotated, axis)
 
 
 def rotate_by_partners(x, cos, sin) -> jax.Array:
@@ -75,7 +76,7 @@ def rotate_by_partners(x, cos, sin) -> jax.Array:
     if 2 * num_pairs == head_dim:
         return rotated
     is_rotary = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1) < 2 * num_pairs
-    return jnp.where(is_rotary, rotated, x)
+    return jnp.where(is_rotary, rotated, _shard_like(x, rotated))
 
 
 def rotate_in_one_loop(x, cos, sin, layout: Layout) -> jax.Array:
@@ -104,9 +105,10 @@ def rotate_in_one_loop(x, cos, sin, layout: Layout) -> jax.Array:
             rotated = (first * times_first + second * times_second).astype(x.dtype)
             if blocks == 1:
                 return rotated
-            sharding = jax.typeof(pairs).sharding
+            sharding = jax.typeof(rotated).sharding
             block = lax.broadcasted_iota(jnp.int32, pairs.shape, x.ndim - 1, out_sharding=sharding)
-            selected = lax.select(block == 0, _narrow_bits(rotated), _narrow_bits(x).reshape(pairs.shape))
+            unrotated = _shard_like(_narrow_bits(x).reshape(pairs.shape), rotated)
+            selected = lax.select(block == 0, _narrow_bits(rotated), unrotated)
             return lax.bitcast_convert_type(selected, x.dtype)
 
     with set_xla_metadata(inlineable="false"):
@@ -115,7 +117,7 @@ def rotate_in_one_loop(x, cos, sin, layout: Layout) -> jax.Array:
         return pairs.reshape(x.shape)
     rotated = pairs.reshape(*x.shape[:-1], rotary_dim)
     unrotated = lax.slice_in_dim(_narrow_bits(x), rotary_dim, None, axis=x.ndim - 1)
-    joined = lax.concatenate([_narrow_bits(rotated), unrotated], x.ndim - 1)
+    joined = lax.concatenate([_narrow_bits(rotated), _shard_like(unrotated, rotated)], x.ndim - 1)
     return lax.bitcast_convert_type(joined, x.dtype)
 
 
@@ -135,6 +137,12 @@ def _bits(x) -> jax.Array:
 def _narrow_bits(x) -> jax.Array:
     """x, as bits if narrow: moving narrow floats, XLA for CPUs rewrites NaN."""
     return _bits(x) if x.dtype.itemsize < 4 and _has_bits(x) else x
+
+
+def _shard_like(x, rotated) -> jax.Array:
+    """x, sharded as a sharded rotation shards its result, even if x is not sharded."""
+    sharding = jax.typeof(rotated).sharding
+    return x if jax.typeof(x).sharding == sharding else jax.reshard(x, sharding)
 
 
 def _match_rank(x, part) -> jax.Array:

@@ -339,6 +339,14 @@ def test_on_four_devices():
                 dx, drotation = jax.jit(jax.grad(lambda x, rotation: jnp.sum(jnp.sin(rope.rotate(x, rotation))), (0, 1)))(x, rotation)
                 np.testing.assert_allclose(dx, plain[0], atol=1e-5)
                 assert jax.typeof(dx) == jax.typeof(x), (jax.typeof(dx), jax.typeof(x))
+            for layout, rotary_dim in (("half", 4), ("interleaved", 4), ("half", 6), ("interleaved", 6)):
+                partial = rope_jax.Rope(8, rope_jax.Standard(), rotary_dim=rotary_dim, layout=layout)
+                rotation = jax.tree.map(jnp.asarray, partial.rotation(jnp.broadcast_to(positions, (4, 8))))
+                want = np.asarray(partial.rotate(q, rotation))
+                rotation = jax.tree.map(lambda part: jax.device_put(part, NamedSharding(mesh, P("a"))), rotation)
+                got = jax.jit(partial.rotate)(jax.device_put(q, NamedSharding(mesh, P())), rotation)
+                assert "a" in jax.typeof(got).sharding.spec, jax.typeof(got)
+                np.testing.assert_allclose(got, want, atol=1e-5)
     """
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
