@@ -101,11 +101,15 @@ def rotate_in_one_loop(x, cos, sin, layout: Layout) -> jax.Array:
             pairs = pairs.reshape(*x.shape[:-1], blocks, *sizes)
             first, second = (part.astype(dtype) for part in lax.split(pairs, (1, 1), axis))
             cos, sin = (lax.expand_dims(part.astype(dtype), (x.ndim - 2, x.ndim - 1)) for part in (cos, sin))
-            times_first, times_second = jnp.stack([cos, sin], axis), jnp.stack([-sin, cos], axis)
-            rotated = (first * times_first + second * times_second).astype(x.dtype)
+            cos, sin = jnp.expand_dims(cos, axis), jnp.expand_dims(sin, axis)
+            # The same sums in both layouts, so that XLA contracts them alike: their results are equal bit for bit.
+            both = [first * cos - second * sin, second * cos + first * sin]
+            sharding, axes = jax.typeof(both[0]).sharding, range(pairs.ndim)
+            both = [lax.broadcast_in_dim(part, pairs.shape, axes, out_sharding=sharding) for part in both]
+            in_pair = lax.broadcasted_iota(jnp.int32, pairs.shape, axis, out_sharding=sharding)
+            rotated = lax.select(in_pair == 0, *both).astype(x.dtype)
             if blocks == 1:
                 return rotated
-            sharding = jax.typeof(rotated).sharding
             block = lax.broadcasted_iota(jnp.int32, pairs.shape, x.ndim - 1, out_sharding=sharding)
             unrotated = _shard_like(_narrow_bits(x).reshape(pairs.shape), rotated)
             selected = lax.select(block == 0, _narrow_bits(rotated), unrotated)
