@@ -1,6 +1,6 @@
 """Times the rotation of q and k on a CPU, over reading and writing them, beside other libraries.
 
-    python -m benchmarks.rotate      # pip install ".[peers]" for those to compare with; six minutes on two cores
+    python -m benchmarks.rotate      # pip install ".[peers]" for those to compare with; eight minutes on two cores
 
 Predicted: the limit is `x * 2` over the same q and k, jitted: it reads 84 MB of float32 and writes as many.
 Rotating also reads cos and sin, as much as one head of forty, and does three operations where the limit does one;
