@@ -2,6 +2,9 @@
 
     python -m benchmarks.gpu        # without a GPU it says "not measured", and why
 
+With the wheels of the CUDA compiler, the results also have XLA's kernels, bytes and widths of accesses for an H100,
+with or without a card (gpu_compiler.py): counts, not times.
+
 The copy is `-x` of the same arrays: it reads and writes each byte once. XLA would drop a plain `x`.
 Predicted, in bytes over those of the copy: rope_jax and plain split and concatenate, where each array is one
 kernel, read cos and sin besides, 1.3 % more; transformers' eager lines take five times the bytes, torch.compile
@@ -10,11 +13,14 @@ result depends on two inputs: it copies the array first, twice the bytes. An att
 takes q and k out and in once more, and in its gradient their cotangents as well.
 """
 
+import datetime
 import functools
+import json
 import math
 import os
 import pkgutil
 import statistics
+from pathlib import Path
 
 # By default jax takes three quarters of the card's memory for itself, and torch would find too little.
 os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
@@ -26,8 +32,9 @@ import matplotlib.figure
 import numpy as np
 
 import rope_jax
+from benchmarks import gpu_compiler
 from benchmarks.clock import in_turns, ratios
-from benchmarks.record import markdown, publish, save
+from benchmarks.record import markdown, publish, save, versions
 from rope_jax.plot import COLOURS
 
 SIZES = {"B": 4, "T": 4096, "N": 32, "K": 8, "H": 128}
@@ -315,6 +322,21 @@ def draw(kept: dict) -> matplotlib.figure.Figure:
     return figure
 
 
+def add_compiled(target: Path, before: dict) -> None:
+    """Adds the compiler's figures to the written results: new if its wheels are installed, else those of before."""
+    compiled = gpu_compiler.measure()
+    if "not compiled" in compiled:
+        print(f"not compiled: {compiled['not compiled']}")
+        section = before.get("compiled")
+    else:
+        print(gpu_compiler.table(compiled))
+        date = datetime.datetime.now(datetime.UTC).date().isoformat()
+        packages = versions(("jax", *gpu_compiler.WHEELS))
+        section = {"chip": "H100, compiled without a GPU", "date": date, "packages": packages, "programs": compiled}
+    if section:
+        target.write_text(json.dumps({**json.loads(target.read_text()), "compiled": section}, indent=1) + "\n")
+
+
 def main(device) -> None:
     if device.platform == "gpu":
         publish(__file__, measure(device), table, draw, packages=PACKAGES.split())
@@ -325,4 +347,7 @@ def main(device) -> None:
 
 
 if __name__ == "__main__":
+    target = Path(__file__).parent / "results" / "gpu.json"
+    before = json.loads(target.read_text()) if target.exists() else {}
     main(jax.devices()[0])
+    add_compiled(target, before)

@@ -1,6 +1,6 @@
 """Times the rotation of q and k on a CPU, over reading and writing them, beside other libraries.
 
-    python -m benchmarks.rotate      # pip install ".[peers]" for those to compare with; five minutes on two cores
+    python -m benchmarks.rotate      # pip install ".[peers]" for those to compare with; eight minutes on two cores
 
 Predicted: the limit is `x * 2` over the same q and k, jitted: it reads 84 MB of float32 and writes as many.
 Rotating also reads cos and sin, as much as one head of forty, and does three operations where the limit does one;
@@ -12,14 +12,20 @@ Nothing is donated, as q and k would be in a training step: every form and the l
 Fresh pages of memory cost a CPU several times what the limit does with them, and who gets fresh ones is luck; so
 freed pages are kept, and the first rounds are not counted. torch peers have a limit of their own, torch's `x * 2`.
 Each peer is compared with ours before it is timed; who computes something else is not timed.
+
+XLA's loops depend on the processor: shorter sequences are timed again with narrower instruction sets, in processes
+of their own, beside the plain formula. A form must be good on both sides of the 32 MB from which malloc maps pages.
 """
 
 import ctypes
 import itertools
 import json
 import math
+import os
 import resource
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -45,6 +51,10 @@ LAYOUTS = ("half", "interleaved")
 HEAD_DIM = 128
 OTHERS = (64, 64), (256, 256), (128, 64), (128, 32)  # head_dim, rotary_dim
 GIVEN = f"{OURS}, rotation given"
+PLAIN = "split and concatenate"
+LENGTHS = 1024, 3500  # q of 8 and 29 MB in bfloat16, 17 and 57 MB in float32
+NARROWER = "AVX2", "AVX"  # than the processor's own
+SETS = {"avx512f": "AVX512", "avx2": "AVX2", "avx": "AVX"}
 LIMITS = {"jax": "x * 2", "torch": "x * 2 in torch"}
 
 
@@ -54,6 +64,23 @@ def all_cases() -> Iterable[dict]:
         yield dict(form=form, layout=layout, head_dim=HEAD_DIM, rotary_dim=HEAD_DIM, dtype=dtype)
     for form, (head_dim, rotary_dim), dtype in itertools.product(("rotate", "backward"), OTHERS, DTYPES):
         yield dict(form=form, layout="half", head_dim=head_dim, rotary_dim=rotary_dim, dtype=dtype)
+
+
+def length_cases() -> Iterable[dict]:
+    """Whole and partial heads at several lengths, in every dtype."""
+    for layout, rotary_dim, dtype, length in itertools.product(LAYOUTS, (128, 64), (*DTYPES, "float16"), LENGTHS):
+        sizes = dict(head_dim=HEAD_DIM, rotary_dim=rotary_dim, length=length)
+        yield dict(form="rotate", layout=layout, dtype=dtype, **sizes)
+
+
+def instruction_set() -> str:
+    """The widest that XLA may use here."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "--xla_cpu_max_isa=" in flags:
+        return flags.split("--xla_cpu_max_isa=")[1].split()[0]
+    cpuinfo = Path("/proc/cpuinfo")
+    found = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    return next((name for flag, name in SETS.items() if flag in found), "unknown")
 
 
 # ------------------------------------------------------------------------------------------- the calls
@@ -110,7 +137,7 @@ def allowed(arithmetic: str, dtype: str, length: int, largest: float) -> float:
     cast u r of its own; ours 4 u r in float32 and its cast. An angle in float32, after an exponent, a power and a
     product, is off by at most 8 u times its position.
     """
-    u = {"bfloat16": 2.0**-8, "float32": 2.0**-24}
+    u = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
     return math.sqrt(2) * largest * (3 * u[arithmetic] + 2 * u[dtype] + (4 + 8 * length) * u["float32"])
 
 
@@ -181,10 +208,24 @@ def measure(
     """Quartiles of every peer in every case, round by round over its limit and over ours."""
     done = []
     for case in all_cases() if cases is None else cases:
-        done.append(time_case(case, peers, (length, features, rows), rounds[case["form"]], warm))
+        sizes_of_case = case.get("length", length), features, rows
+        done.append(time_case(case, peers, sizes_of_case, rounds[case["form"]], warm))
         jax.clear_caches()
     sizes = {"length": length, "features of q and k": list(features), "rows": rows, "rounds": dict(rounds)}
     return {**sizes, "cases": done}
+
+
+def measure_lengths() -> list[dict]:
+    """The cases of several lengths beside the plain formula, with the instruction set of this process."""
+    return measure(length_cases(), (OURS, PLAIN), rounds=dict.fromkeys(DOORS, 15), warm=4)["cases"]
+
+
+def measure_lengths_with(instructions: str) -> list[dict]:
+    """The same in another process, where XLA uses no wider instructions."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa={instructions}"
+    command = [sys.executable, "-m", "benchmarks.rotate", "lengths"]
+    done = subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 # ------------------------------------------------------------------------------------------- the tables
@@ -227,6 +268,11 @@ def tables(kept: dict) -> str:
         f"in each of {result['rows']} rows; {' and '.join(map(str, result['features of q and k']))} features of q "
         "and k in all heads."
     ]
+    lines[0] += f" Instruction set: {result['instruction set']}."
+    lines += [
+        "## Instruction sets: rope_jax over `x * 2`, and the plain formula over rope_jax",
+        lengths_table(result),
+    ]
     titles = ["", "ms", "over its limit", "over rope_jax", "largest difference", "allowed"]
     for case in result["cases"]:
         found = case["found"]
@@ -248,6 +294,18 @@ def tables(kept: dict) -> str:
             "\n".join(f"- {name}: {each['not timed']}" for name, each in found.items() if "not timed" in each),
         ]
     return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def lengths_table(result: dict) -> str:
+    """Medians at each length, a column for each instruction set."""
+    rows: dict[tuple, list[str]] = {}
+    for cases in result["lengths"].values():
+        for case in cases:
+            found = case["found"]
+            key = case["layout"], f"{case['rotary_dim']} of {case['head_dim']}", case["dtype"], str(case["length"])
+            pair = found[OURS]["over its limit"][1], found[PLAIN]["over ours"][1]
+            rows.setdefault(key, list(key)).append(" and ".join(format(value, ".2f") for value in pair))
+    return markdown(["layout", "rotated", "dtype", "tokens", *result["lengths"]], rows.values())
 
 
 def draw(kept: dict) -> matplotlib.figure.Figure:
@@ -283,6 +341,11 @@ def draw(kept: dict) -> matplotlib.figure.Figure:
 
 if __name__ == "__main__":
     keep_pages()
-    publish(__file__, measure(), table, draw, packages=PACKAGES)
+    if sys.argv[1:] == ["lengths"]:
+        print(json.dumps(measure_lengths()))
+        sys.exit()
+    lengths = {instruction_set(): measure_lengths(), **{name: measure_lengths_with(name) for name in NARROWER}}
+    result = {"instruction set": instruction_set(), **measure(), "lengths": lengths}
+    publish(__file__, result, table, draw, packages=PACKAGES)
     results = Path(__file__).parent / "results"
     results.joinpath("rotate.md").write_text(tables(json.loads(results.joinpath("rotate.json").read_text())))

@@ -6,12 +6,12 @@ until it is lowered for a platform: a TPU has a kernel, every other chip takes X
 """
 
 import functools
-import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -32,86 +32,126 @@ def rotate_arrays(xs, cos, sin, *, layout: Layout, implementation: RotateBackend
 # ------------------------------------------------------------------------------------------- forms for XLA
 
 
-def rotate_by_pairs(x, cos, sin, layout: Layout) -> jax.Array:
-    """Splits x into first and second features of pairs; XLA compiles a single loop, without copy or transpose."""
-    *leading, length, _, head_dim = x.shape
-    num_pairs = cos.shape[-1]
-
-    # A pair lies along `axis` of a view of the features, so that no copy and no transpose is needed.
-    # half: [H/g, g], with the first R/2 features in `rows` rows of g and their partners in the next `rows` rows;
-    # interleaved: [H/2, 2], with a pair in each row.
-    cos, sin = _match_rank(x, cos), _match_rank(x, sin)
-    if layout == "half":
-        columns = math.gcd(num_pairs, head_dim)
-        rows, axis = num_pairs // columns, x.ndim - 1
-        cos, sin = (part.reshape(*part.shape[:-1], 1, rows, columns) for part in (cos, sin))
-        rotary_rows = 2 * rows
-    else:
-        columns, rows, axis = 2, 1, x.ndim
-        cos, sin = (part[..., None, :, None] for part in (cos, sin))
-        rotary_rows = num_pairs
-
-    view = x.reshape(*leading, length, x.shape[-2], head_dim // columns, columns)
-    pairs, *unrotated = _split_at(view, rotary_rows, x.ndim - 1)
-    first, second = lax.split(pairs, (rows, rows), axis)
-
-    dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-    first, second, cos, sin = (part.astype(dtype) for part in (first, second, cos, sin))
+def rotate_by_parts(x, cos, sin, layout: Layout) -> jax.Array:
+    """Slices the first and the second features of all pairs out of the heads, and joins their rotations."""
+    num_pairs, axis = cos.shape[-1], x.ndim - 1
+    rotary_dim, dtype = 2 * num_pairs, _wide_dtype(x)
+    cos, sin = (_match_rank(x, part).astype(dtype)[..., None, :] for part in (cos, sin))
+    # Widened before it is sliced: XLA for GPUs then reads more features at once.
+    second_start, stride = (num_pairs, 1) if layout == "half" else (1, 2)
+    first, second = (
+        lax.slice_in_dim(x.astype(dtype), start, start + stride * (num_pairs - 1) + 1, stride, axis)
+        for start in (0, second_start)
+    )
     rotated = [(first * cos - second * sin).astype(x.dtype), (second * cos + first * sin).astype(x.dtype)]
-    if layout == "half":
-        return lax.concatenate([*rotated, *unrotated], axis).reshape(x.shape)
-    return lax.concatenate([lax.concatenate(rotated, axis), *unrotated], axis - 1).reshape(x.shape)
+    if layout == "interleaved":
+        pairs = lax.concatenate([part[..., None] for part in rotated], x.ndim)
+        rotated = [pairs.reshape(*x.shape[:-1], rotary_dim)]
+    if rotary_dim < x.shape[-1]:
+        rotated.append(_shard_like(lax.slice_in_dim(x, rotary_dim, None, axis=axis), rotated[0]))
+    return lax.concatenate(rotated, axis)
 
 
-def rotate_by_partners(x, cos, sin, layout: Layout) -> jax.Array:
-    """Adds to ``x cos`` the partner of each feature times sin: a single loop over contiguous heads.
+def rotate_by_partners(x, cos, sin) -> jax.Array:
+    """Adds to ``x cos`` the partner of each feature times sin: interleaved pairs, without a shorter axis than H.
 
-    The parts for first and for second features are padded to whole heads and added. Halves are long enough to be
-    multiplied before padding. Interleaved features are swapped first, as bits: XLA adds narrow floats in float32.
+    Partners are swapped as bits: XLA adds narrow floats in float32.
     """
-    head_dim, num_pairs = x.shape[-1], cos.shape[-1]
-    step, gap = (num_pairs, 0) if layout == "half" else (1, 1)  # to a pair's second feature; between first features
-
-    def select_pairs(array, start):
-        return lax.slice_in_dim(array, start, start + 1 + (num_pairs - 1) * (gap + 1), gap + 1, axis=-1)
+    head_dim, num_pairs, dtype = x.shape[-1], cos.shape[-1], _wide_dtype(x)
 
     def pad_to_head(part, start):
-        end = head_dim - start - num_pairs - (num_pairs - 1) * gap
         zero = jnp.zeros((), part.dtype)
-        return lax.pad(part, zero, [(0, 0, 0)] * (part.ndim - 1) + [(start, end, gap)])
+        end = head_dim - start - 2 * num_pairs + 1
+        return lax.pad(part, zero, [(0, 0, 0)] * (part.ndim - 1) + [(start, end, 1)])
 
-    dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     cos, sin = (_match_rank(x, part).astype(dtype)[..., None, :] for part in (cos, sin))
-    if layout == "half":
-        first, second = (select_pairs(x, start).astype(dtype) for start in (0, step))
-        partner_times_sin = pad_to_head(-sin * second, 0) + pad_to_head(sin * first, step)
-    else:
-        bits = _bits(x)
-        partner_bits = pad_to_head(select_pairs(bits, step), 0) | pad_to_head(select_pairs(bits, 0), step)
-        partner = lax.bitcast_convert_type(partner_bits, x.dtype)
-        partner_times_sin = (pad_to_head(-sin, 0) + pad_to_head(sin, step)) * partner.astype(dtype)
-    head_cos = pad_to_head(cos, 0) + pad_to_head(cos, step)
-    rotated = (x.astype(dtype) * head_cos + partner_times_sin).astype(x.dtype)
+    bits = _bits(x)
+    first, second = (
+        lax.slice_in_dim(bits, start, start + 2 * num_pairs - 1, 2, axis=x.ndim - 1) for start in (0, 1)
+    )
+    partner = lax.bitcast_convert_type(pad_to_head(second, 0) | pad_to_head(first, 1), x.dtype)
+    head_cos = pad_to_head(cos, 0) + pad_to_head(cos, 1)
+    head_sin = pad_to_head(-sin, 0) + pad_to_head(sin, 1)
+    rotated = (x.astype(dtype) * head_cos + partner.astype(dtype) * head_sin).astype(x.dtype)
     if 2 * num_pairs == head_dim:
         return rotated
-    # As bits: selecting among narrow floats, XLA for CPUs rewrites NaN.
     is_rotary = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1) < 2 * num_pairs
-    return lax.bitcast_convert_type(lax.select(is_rotary, _bits(rotated), _bits(x)), x.dtype)
+    return jnp.where(is_rotary, rotated, _shard_like(x, rotated))
+
+
+def rotate_in_one_loop(x, cos, sin, layout: Layout) -> jax.Array:
+    """Rotates pairs along an axis of their own: XLA for CPUs compiles a single vectorised loop over the result.
+
+    Any form that joins features becomes a loop for each part, over all of x. The call stays whole because XLA would
+    fuse the last reshape into the loop: an index of the head in place of pair and feature is not vectorised.
+    """
+    num_pairs, head_dim = cos.shape[-1], x.shape[-1]
+    rotary_dim, dtype = 2 * num_pairs, _wide_dtype(x)
+    # A head is rotary_dim features several times over, of which the first are rotated. Else x is cut and joined.
+    blocks, rest = divmod(head_dim, rotary_dim)
+    blocks = 1 if rest else blocks
+
+    @jax.jit
+    def rotate_pairs(x, cos, sin):
+        with set_xla_metadata(inlineable=None):  # only this call stays whole
+            # Of x: [..., T, N, blocks, 2, R/2] for half, [..., T, N, blocks, R/2, 2] for interleaved.
+            sizes = (2, num_pairs) if layout == "half" else (num_pairs, 2)
+            axis = x.ndim if layout == "half" else x.ndim + 1
+            pairs = lax.slice_in_dim(x, 0, blocks * rotary_dim, axis=x.ndim - 1)
+            pairs = pairs.reshape(*x.shape[:-1], blocks, *sizes)
+            first, second = (part.astype(dtype) for part in lax.split(pairs, (1, 1), axis))
+            cos, sin = (lax.expand_dims(part.astype(dtype), (x.ndim - 2, x.ndim - 1)) for part in (cos, sin))
+            cos, sin = jnp.expand_dims(cos, axis), jnp.expand_dims(sin, axis)
+            # The same sums in both layouts, so that XLA contracts them alike: their results are equal bit for bit.
+            both = [first * cos - second * sin, second * cos + first * sin]
+            sharding, axes = jax.typeof(both[0]).sharding, range(pairs.ndim)
+            both = [lax.broadcast_in_dim(part, pairs.shape, axes, out_sharding=sharding) for part in both]
+            in_pair = lax.broadcasted_iota(jnp.int32, pairs.shape, axis, out_sharding=sharding)
+            rotated = lax.select(in_pair == 0, *both).astype(x.dtype)
+            if blocks == 1:
+                return rotated
+            block = lax.broadcasted_iota(jnp.int32, pairs.shape, x.ndim - 1, out_sharding=sharding)
+            unrotated = _shard_like(_narrow_bits(x).reshape(pairs.shape), rotated)
+            selected = lax.select(block == 0, _narrow_bits(rotated), unrotated)
+            return lax.bitcast_convert_type(selected, x.dtype)
+
+    with set_xla_metadata(inlineable="false"):
+        pairs = rotate_pairs(x, _match_rank(x, cos), _match_rank(x, sin))
+    if not rest:
+        return pairs.reshape(x.shape)
+    rotated = pairs.reshape(*x.shape[:-1], rotary_dim)
+    unrotated = lax.slice_in_dim(_narrow_bits(x), rotary_dim, None, axis=x.ndim - 1)
+    joined = lax.concatenate([_narrow_bits(rotated), _shard_like(unrotated, rotated)], x.ndim - 1)
+    return lax.bitcast_convert_type(joined, x.dtype)
+
+
+def _wide_dtype(x):
+    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+
+
+def _has_bits(x) -> bool:
+    """True if an unsigned integer holds the bits of x: of dtypes under a byte, it is not known."""
+    return jnp.finfo(x.dtype).bits == 8 * x.dtype.itemsize
 
 
 def _bits(x) -> jax.Array:
     return lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
 
 
+def _narrow_bits(x) -> jax.Array:
+    """x, as bits if narrow: moving narrow floats, XLA for CPUs rewrites NaN."""
+    return _bits(x) if x.dtype.itemsize < 4 and _has_bits(x) else x
+
+
+def _shard_like(x, rotated) -> jax.Array:
+    """x, sharded as a sharded rotation shards its result, even if x is not sharded."""
+    sharding = jax.typeof(rotated).sharding
+    return x if jax.typeof(x).sharding == sharding else jax.reshard(x, sharding)
+
+
 def _match_rank(x, part) -> jax.Array:
     """``part [..., T, R/2]`` with leading axes of size 1, as many as ``x [..., T, N, H]`` has before T."""
     return lax.expand_dims(part, range(x.ndim - 1 - part.ndim))
-
-
-def _split_at(x, size: int, axis: int) -> list[jax.Array]:
-    """The first ``size`` entries along ``axis``, and the rest unless empty."""
-    rest = x.shape[axis] - size
-    return list(lax.split(x, (size, rest), axis)) if rest else [x]
 
 
 # ------------------------------------------------------------------------------------------- transformations
@@ -131,7 +171,7 @@ def _impl(*arguments, **options):
 
 def _abstract_eval(cos, sin, *xs, layout, implementation):
     """The types of XLA's program, so that shardings and varying mesh axes follow from ordinary operations."""
-    rotate_one = functools.partial(rotate_by_pairs, layout=layout)
+    rotate_one = functools.partial(rotate_by_parts, layout=layout)
     return [jax.make_jaxpr(rotate_one)(x, cos, sin).out_avals[0] for x in xs]
 
 
@@ -146,7 +186,7 @@ def _jvp(primals, tangents, **options):
     dcos, dsin = ad.instantiate_zeros(dcos), ad.instantiate_zeros(dsin)
     wide = [jnp.float64 if x.dtype == jnp.float64 else jnp.float32 for x in xs]
     out_tangents = [
-        rotate_by_pairs(_zero_unrotated(x.astype(dtype), cos), dcos, dsin, options["layout"])
+        rotate_by_parts(_zero_unrotated(x.astype(dtype), cos), dcos, dsin, options["layout"])
         for x, dtype in zip(xs, wide, strict=True)
     ]
     wide_dxs = _replace(dxs, active, [dxs[i].astype(wide[i]) for i in active])
@@ -217,20 +257,23 @@ def _batch(arguments, axes, **options):
 # -------------------------------------------------------------------------------------------------- lowering
 
 
-def _rotate_with_xla(cos, sin, *xs, layout, implementation):
-    return [rotate_by_pairs(x, cos, sin, layout) for x in xs]
+def _rotate_with_xla(cos, sin, *xs, layout, implementation, swaps_partial_heads=False):
+    """Swaps the partners of interleaved pairs: a TPU keeps the layout of heads, a GPU moves more of them at once.
+
+    A GPU would read partial heads feature by feature.
+    """
+
+    def rotate_one(x):
+        swaps = layout == "interleaved" and (swaps_partial_heads or 2 * cos.shape[-1] == x.shape[-1])
+        if swaps and _has_bits(x) and x.dtype != jnp.float64:  # XLA for TPUs knows no bits of float64
+            return rotate_by_partners(x, cos, sin)
+        return rotate_by_parts(x, cos, sin, layout)
+
+    return [rotate_one(x) for x in xs]
 
 
 def _rotate_on_cpu(cos, sin, *xs, layout, implementation):
-    """Fully rotated heads of long halves in a narrow dtype are faster by pairs (benchmarks/rotate.py)."""
-
-    def rotate_one(x):
-        has_bits = jnp.finfo(x.dtype).bits == 8 * x.dtype.itemsize  # else no unsigned integer has its bits
-        long_halves = layout == "half" and x.shape[-1] == 2 * cos.shape[-1] >= 128 and x.dtype.itemsize < 4
-        form = rotate_by_partners if has_bits and not long_halves else rotate_by_pairs
-        return form(x, cos, sin, layout)
-
-    return [rotate_one(x) for x in xs]
+    return [rotate_in_one_loop(x, cos, sin, layout) for x in xs]
 
 
 def _rotate_with_kernel(cos, sin, *xs, layout, implementation):
@@ -266,7 +309,8 @@ def _lower_on_tpu(context, *arguments, layout, implementation):
                 "the docstring of rope_jax.rotate lists the shapes and dtypes of the kernel"
             )
         use_kernel = False
-    lower = mlir.lower_fun(_rotate_with_kernel if use_kernel else _rotate_with_xla, multiple_results=True)
+    program = _rotate_with_kernel if use_kernel else functools.partial(_rotate_with_xla, swaps_partial_heads=True)
+    lower = mlir.lower_fun(program, multiple_results=True)
     return lower(context, *arguments, layout=layout, implementation=implementation)
 
 

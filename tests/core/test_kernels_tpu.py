@@ -172,6 +172,24 @@ def test_shapes_and_dtypes_left_to_xla():
     assert kernels(compiled("v5e", rotate_with("half", implementation="pallas"), *shapes(128, 128))) == 1
 
 
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+@pytest.mark.parametrize("rotary_dim", [128, pytest.param(64, marks=full)])
+@pytest.mark.parametrize("generation", [pytest.param("v5e", marks=full), "v5p", pytest.param("v6e", marks=full)])
+def test_a_decode_step_does_not_copy_the_weights(generation, layout, rotary_dim):
+    """An axis for the two features of a pair makes the compiler write the weights out in another order."""
+
+    def project(x, weights, cos, sin):
+        x = jnp.einsum("btd,dnh->btnh", x, weights)
+        return rope_jax.rotate(x, rope_jax.Rotation(cos, sin), layout=layout)
+
+    x, weights = jnp.ones((8, 1, 1024), jnp.bfloat16), jnp.ones((1024, 32, 128), jnp.bfloat16)
+    part = jnp.ones((8, 1, rotary_dim // 2))
+    hlo = compiled(generation, project, x, weights, part, part)
+    assert kernels(hlo) == 0
+    written = re.findall(r" = \w+\[([\d,]*)\]\S* (?:copy|fusion|transpose|reshape)\(", hlo[hlo.index("\nENTRY") :])
+    assert written and max(np.prod([int(n) for n in sizes.split(",") if n]) for sizes in written) < weights.size / 8
+
+
 def test_many_devices():
     """A program that XLA divides takes no kernel; inside shard_map each device does. Nothing is communicated."""
     mesh = jax.sharding.Mesh(

@@ -22,8 +22,21 @@ LAYOUTS = ["half", "interleaved"]
 full = pytest.mark.full
 FEW_ROWS = [((), True), ((3,), False)]  # leading axes, and whether they share a rotation
 MORE_ROWS = [((1,), False), ((3,), True), ((2, 2), False), ((2, 2), True)]
-XLA_FORMS = [primitive.rotate_by_pairs, primitive.rotate_by_partners]
-jitted = {form: jax.jit(form, static_argnums=3) for form in XLA_FORMS}
+
+
+def rotate_by_partners(x, cos, sin, layout):
+    assert layout == "interleaved"
+    return primitive.rotate_by_partners(x, cos, sin)
+
+
+XLA_FORMS = [
+    (primitive.rotate_by_parts, "half"),
+    (primitive.rotate_by_parts, "interleaved"),
+    (rotate_by_partners, "interleaved"),
+    (primitive.rotate_in_one_loop, "half"),
+    (primitive.rotate_in_one_loop, "interleaved"),
+]
+jitted = {form: jax.jit(form, static_argnums=3) for form, _ in XLA_FORMS}
 rotate_interpreted = jax.jit(functools.partial(tpu.rotate, interpret=True), static_argnames="layout")
 WIDTHS = [(128, 128), (128, 64), (256, 256), (384, 96), (64, 64), (64, 20), (32, 32), (80, 32), (96, 96), (16, 2)]
 
@@ -48,20 +61,41 @@ def assert_rotated(got, x, cos, sin, layout):
     np.testing.assert_array_equal(got[..., rotary_dim:], x[..., rotary_dim:])
 
 
-@pytest.mark.parametrize("form", XLA_FORMS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
+@pytest.mark.parametrize(("form", "layout"), XLA_FORMS)
+@pytest.mark.parametrize(  # whole heads; heads of several, and of no whole number of rotary_dim
     ("head_dim", "rotary_dim"),
-    [pytest.param(128, 128, marks=full), (64, 20), pytest.param(12, 10, marks=full), (7, 4)],
+    [
+        pytest.param(128, 128, marks=full),
+        (48, 12),
+        (64, 20),
+        pytest.param(12, 10, marks=full),
+        (7, 4),
+        (8, 2),
+        (4, 4),
+    ],
 )
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, pytest.param(jnp.float16, marks=full)])
 def test_each_form_for_xla_is_the_complex_product_rounded_once(form, layout, head_dim, rotary_dim, dtype):
-    """A CPU chooses a form by layout and dtype; other chips take the first."""
+    """A CPU takes the last form; other chips choose by layout and partial heads."""
     if layout == "interleaved" and head_dim % 2:
         head_dim += 1
     xs, cos, sin = inputs(head_dim, rotary_dim, dtype, length=9)
     for x in xs:
         assert_rotated(jitted[form](x, cos, sin, layout), x, cos, sin, layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rotary_dim", [32, 8])
+def test_a_cpu_rotates_in_a_single_loop(layout, rotary_dim):
+    """Inlined or joined, the rotation becomes several loops, or one that is not vectorised."""
+    (x, _), cos, sin = inputs(32, rotary_dim, jnp.bfloat16, length=16)
+    turn = jax.jit(lambda x, cos, sin: rope_jax.rotate(x + 1, rope_jax.Rotation(cos, sin), layout=layout) * 2)
+    hlo = turn.lower(x, cos, sin).compile().as_text()
+    sizes = f"{32 // rotary_dim},2,{rotary_dim // 2}"
+    if layout == "interleaved":
+        sizes = f"{32 // rotary_dim},{rotary_dim // 2},2"
+    body = hlo[hlo.index("\n%rotate_pairs") :].split("\n}")[0]
+    assert body.count(" fusion(") == 1 and f"bf16[2,16,4,{sizes}]" in body.split("ROOT")[1]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -100,7 +134,7 @@ class TestTheKernelInterpreted:
         for index in (np.s_[:1], np.s_[:, :1]):
             part = cos[index], sin[index]
             got = rotate_interpreted(xs, *part, layout=layout)
-            want = [jitted[primitive.rotate_by_pairs](x, *part, layout) for x in xs]
+            want = [jitted[primitive.rotate_by_parts](x, *part, layout) for x in xs]
             for a, b in zip(got, want, strict=True):
                 np.testing.assert_allclose(a, b, atol=6 * oracles.EPS32)
 
@@ -248,12 +282,16 @@ def test_a_second_call_compiles_nothing():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_bit_of_narrow_floats_passes(layout):
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "rotary_dim", [2, 6]
+)  # of a head of five times 2; of a head of 14, no whole number of times 6
+def test_every_bit_of_narrow_floats_passes(layout, dtype, rotary_dim):
     bits = np.arange(2**16, dtype=np.uint16).reshape(-1, 1, 8)
-    x = jnp.asarray(np.concatenate([np.zeros_like(bits[..., :2]), bits], axis=-1).view(jnp.bfloat16))
-    rotation = rope_jax.Rotation(jnp.full((len(bits), 1), 0.6), jnp.full((len(bits), 1), 0.8))
-    got = jax.jit(lambda x: rope_jax.rotate(x, rotation, layout=layout))(x)
-    np.testing.assert_array_equal(np.asarray(got)[..., 2:].view(np.uint16), bits)
+    x = jnp.asarray(np.concatenate([np.zeros_like(bits[..., :rotary_dim]), bits], axis=-1).view(dtype))
+    cos, sin = (jnp.full((len(bits), rotary_dim // 2), number) for number in (0.6, 0.8))
+    got = jax.jit(lambda x: rope_jax.rotate(x, rope_jax.Rotation(cos, sin), layout=layout))(x)
+    np.testing.assert_array_equal(np.asarray(got)[..., rotary_dim:].view(np.uint16), bits)
 
 
 def test_a_tangent_of_both_is_rounded_once():
@@ -301,6 +339,14 @@ def test_on_four_devices():
                 dx, drotation = jax.jit(jax.grad(lambda x, rotation: jnp.sum(jnp.sin(rope.rotate(x, rotation))), (0, 1)))(x, rotation)
                 np.testing.assert_allclose(dx, plain[0], atol=1e-5)
                 assert jax.typeof(dx) == jax.typeof(x), (jax.typeof(dx), jax.typeof(x))
+            for layout, rotary_dim in (("half", 4), ("interleaved", 4), ("half", 6), ("interleaved", 6)):
+                partial = rope_jax.Rope(8, rope_jax.Standard(), rotary_dim=rotary_dim, layout=layout)
+                rotation = jax.tree.map(jnp.asarray, partial.rotation(jnp.broadcast_to(positions, (4, 8))))
+                want = np.asarray(partial.rotate(q, rotation))
+                rotation = jax.tree.map(lambda part: jax.device_put(part, NamedSharding(mesh, P("a"))), rotation)
+                got = jax.jit(partial.rotate)(jax.device_put(q, NamedSharding(mesh, P())), rotation)
+                assert "a" in jax.typeof(got).sharding.spec, jax.typeof(got)
+                np.testing.assert_allclose(got, want, atol=1e-5)
     """
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

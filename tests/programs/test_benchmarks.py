@@ -37,6 +37,7 @@ def measured(peers=JAX_PEERS, **case):
 def test_rotate_runs_without_the_peers():
     cases = [case for case in rotate.all_cases() if case["dtype"] == "float32" and case["rotary_dim"] in (128, 32)]
     result = rotate.measure(cases, JAX_PEERS, rounds=dict.fromkeys(rotate.DOORS, 2), **TINY)
+    result |= {"instruction set": rotate.instruction_set(), "lengths": {"AVX": []}}
     for case in result["cases"]:
         found = case["found"]
         assert found["equinox"]["not timed"].startswith("not installed"), case
@@ -55,6 +56,26 @@ def test_every_form_and_size_is_asked_for_once():
     assert len({tuple(case.items()) for case in cases}) == len(cases)
     assert {case["form"] for case in cases} == set(rotate.DOORS) == set(rotate.ROUNDS)
     assert {case["head_dim"] for case in cases} == {64, 128, 256}
+
+
+def test_lengths_on_both_sides_of_mapped_pages(monkeypatch):
+    bytes_of_q = [length * 4096 * size for length in rotate.LENGTHS for size in (2, 4)]
+    assert min(bytes_of_q) < 2**25 < max(bytes_of_q)
+    assert {(case["layout"], case["rotary_dim"]) for case in rotate.length_cases()} == {
+        (layout, rotary_dim) for layout in rotate.LAYOUTS for rotary_dim in (64, 128)
+    }
+    monkeypatch.setattr(rotate, "LENGTHS", (6,))
+    cases = [case for case in rotate.length_cases() if case["dtype"] == "float16"]
+    plain = "rope_jax", rotate.PLAIN
+    done = rotate.measure(cases, plain, rounds=dict.fromkeys(rotate.DOORS, 2), features=(512, 256), warm=1)["cases"]
+    rows = rotate.lengths_table({"lengths": {"AVX512": done, "AVX": done}}).splitlines()
+    assert rows[0].endswith("| tokens | AVX512 | AVX |") and len(rows) == 2 + len(cases)
+    assert all(row.count(" and ") == 2 for row in rows[2:])
+
+
+def test_the_instruction_set_is_that_of_the_flags(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX2 --xla_some=1")
+    assert rotate.instruction_set() == "AVX2"
 
 
 def altered(alter):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import rope_jax
-from benchmarks import gpu
+from benchmarks import gpu, gpu_compiler
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -183,7 +183,7 @@ def test_without_a_gpu_it_says_so(tmp_path):
         text=True,
         check=True,
     )
-    assert ran.stdout.splitlines()[-1] == "not measured: no GPU; the backend found is cpu"
+    assert "not measured: no GPU; the backend found is cpu" in ran.stdout.splitlines()[-2:]
     (result,) = (tmp_path / "benchmarks/results").iterdir()  # and no picture
     kept = json.loads(result.read_text())
     assert kept["result"] == {"not measured": "no GPU; the backend found is cpu"}
@@ -285,3 +285,72 @@ def test_an_installation_that_is_broken_is_recorded(monkeypatch):
     assert (
         forms[gpu.LIGER] == "cannot be imported: liger_kernel.transformers.rope:liger_rotary_pos_emb needs a driver"
     )
+
+
+HLO = """HloModule jit_f
+
+%fused (p: bf16[8,64]) -> bf16[8,64] {
+  ROOT %inside = bf16[8,64]{1,0} negate(%p)
+}
+
+ENTRY %main (x: bf16[8,64], cos: f32[8,32]) -> bf16[8,64] {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %cos = f32[8,32]{1,0} parameter(1)
+  %view = bf16[512]{0} bitcast(%x)
+  %first = bf16[8,64]{1,0} fusion(%x, %cos), kind=kLoop, calls=%fused
+  ROOT %second = bf16[8,64]{1,0} fusion(%first, %first), kind=kLoop, calls=%fused
+}
+"""
+PTX = """
+  ld.param.b64 %rd1, [f_param_0];
+  ld.global.nc.v4.b16 {%rs1, %rs2, %rs3, %rs4}, [%rd1];
+  ld.global.nc.L1::evict_last.b32 %r1, [%rd2];
+  ld.global.b16 %rs5, [%rd1+8];
+  ld.global.b16 %rs6, [%rd1+10];
+  st.global.v2.b32 [%rd3], {%r1, %r2};
+"""
+
+
+def test_kernels_bytes_and_widths_are_read_from_the_compiled_program():
+    assert gpu_compiler.kernel_bytes(HLO) == [1024 + 1024 + 1024, 1024 + 1024]
+    assert gpu_compiler.accesses(PTX, "ld") == {"L1::evict_last.b32": 1, "b16": 2, "v4.b16": 1}
+    assert gpu_compiler.accesses(PTX, "st") == {"v2.b32": 1}
+
+
+def test_every_layout_width_and_dtype_is_compiled_in_every_direction():
+    cases = [tuple(case.values()) for case, *_ in gpu_compiler.programs()]
+    assert len(set(cases)) == len(cases) == 5 * 2 * 3 + 2
+    for case, program, shapes, least in gpu_compiler.programs():
+        results = jax.tree.leaves(jax.eval_shape(program, *shapes))
+        assert [x.shape for x in results] == [x.shape for x in shapes[: len(results)]], case
+        assert least == sum(x.size * x.dtype.itemsize for x in (*shapes, *results)), case
+
+
+def test_figures_of_before_are_kept_where_nothing_compiles(monkeypatch, tmp_path, capsys):
+    target = tmp_path / "gpu.json"
+    target.write_text(json.dumps({"result": {}}))
+    monkeypatch.setattr(gpu_compiler, "WHEELS", ("no-such-wheel",))
+    gpu.add_compiled(target, {"compiled": {"date": "then"}})
+    assert capsys.readouterr().out == "not compiled: no-such-wheel not installed\n"
+    assert json.loads(target.read_text()) == {"result": {}, "compiled": {"date": "then"}}
+
+
+def test_new_figures_stand_beside_the_result_and_are_no_times(monkeypatch, tmp_path, capsys):
+    figures = {"kernels": 1, "bytes": 20, "loads": {"b16": 2}, "stores": {}, "over the least": 1.0}
+    program = {"layout": "half", "rotated": "8 of 8", "dtype": "float32", "program": "forward", **figures}
+    monkeypatch.setattr(gpu_compiler, "measure", lambda: [program])
+    target = tmp_path / "gpu.json"
+    target.write_text(json.dumps({"result": {"some": 1}}))
+    gpu.add_compiled(target, {})
+    assert "| half | 8 of 8 | float32 | forward | 1 | 1.000 | 2 b16 |  |" in capsys.readouterr().out
+    kept = json.loads(target.read_text())
+    assert kept["result"] == {"some": 1} and kept["compiled"]["programs"] == [program]
+    assert kept["compiled"]["packages"].keys() == {"jax", *gpu_compiler.WHEELS}
+
+
+def test_the_committed_figures_have_no_narrow_access_of_whole_heads_forward():
+    programs = json.loads((BENCHMARKS / "results/gpu.json").read_text())["compiled"]["programs"]
+    for each in programs:
+        whole = each["rotated"] in ("128 of 128", "64 of 64")
+        if whole and each["program"] in ("forward", "between"):
+            assert all(width.startswith("v") for width in (*each["loads"], *each["stores"])), each
