@@ -342,7 +342,7 @@ def test_refusals_of_the_modules():
             ring.clone(implementation="cudnn"),
             dict(),
             ValueError,
-            "implementation must be None or 'xla' with ring_axis",
+            "implementation must be None, 'blocks' or 'xla' with ring_axis, got 'cudnn'",
         ),
         (
             attention,
