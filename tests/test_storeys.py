@@ -13,7 +13,7 @@ STOREYS = {  # from the ground up; in a storey, the files in import order
     "_checks": [],
     "core": "positions frequencies schedules length_schedules angles kernels primitive rotate rope".split(),
     "attention": (
-        "norm mask bias quantized slots cache_write cache rotations facts plan sharding kernels blocks paths primitive attend "
+        "norm mask bias quantized slots cache_write cache rotations facts plan sharding kernels tiling blocks paths primitive attend "
         "zigzag ring layer_checks layer adapter"
     ).split(),
     "models": "embedding block decoder".split(),
@@ -67,7 +67,7 @@ def test_no_file_and_no_class_outgrows_a_reader():
 
 # Types and values whose functions carry the examples.
 WITHOUT_EXAMPLE = set(
-    "AttentionBackend Beams Checkpoint Eviction FrequencyChoice Generation KVCache Layout LayerRope Plan PositionBias "
+    "AttentionBackend Beams Checkpoint Eviction Explanation Facts FrequencyChoice Generation KVCache Layout LayerRope Plan PositionBias "
     "PositionEmbedding Quantized RMSNorm RotateBackend Rotation Schedule SpeculativeOutput".split()
 )
 

@@ -7,7 +7,8 @@ from rope_jax.attention.slots import Eviction
 from rope_jax.attention.cache import KVCache, init_cache
 from rope_jax.attention.plan import Plan, make_plan
 from rope_jax.attention.sharding import cache_partition_spec
-from rope_jax.attention.paths import AttentionBackend
+from rope_jax.attention.facts import Facts
+from rope_jax.attention.paths import AttentionBackend, Explanation, explain
 from rope_jax.attention.attend import attend, attention_weights
 from rope_jax.attention.zigzag import zigzag_inverse, zigzag_sequence_index
 from rope_jax.attention.ring import ring_attention
@@ -18,6 +19,8 @@ __all__ = [
     "ALiBi",
     "AttentionBackend",
     "Eviction",
+    "Explanation",
+    "Facts",
     "KVCache",
     "Plan",
     "PositionBias",
@@ -28,6 +31,7 @@ __all__ = [
     "attend",
     "attention_weights",
     "cache_partition_spec",
+    "explain",
     "init_cache",
     "make_plan",
     "quantize",

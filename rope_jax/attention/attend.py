@@ -12,6 +12,7 @@ from rope_jax.attention.facts import Facts
 from rope_jax.attention.mask import window_size
 from rope_jax.attention.paths import AttentionBackend
 from rope_jax.attention.primitive import attention, read_layer
+from rope_jax.attention.tiling import wide
 
 
 def attend(
@@ -31,18 +32,17 @@ def attend(
 ) -> jax.Array:
     """``softmax(scale q.k + bias) v`` (Vaswani et al. 2017, section 3.2.1), with grouped heads, masks and caps.
 
-    Calls :func:`jax.nn.dot_product_attention` if possible. Computes the weights itself, in float32
-    (:func:`attention_weights`), for a soft cap or dropout, for float16, and for bfloat16 under strict promotion.
-
-    The backward pass stores q, k, v, bias and mask, but no scores of size N T S: it recomputes the weights (Chen et
-    al. 2016, section 4; Dao et al. 2022, section 3.1).
+    Memory grows with T + S, forward and backward: scores are formed in blocks and discarded, and blocks that no
+    query may read are skipped (Rabe and Staats 2021; Dao et al. 2022, section 3.1). On a TPU, jax's splash kernel
+    serves if it can: see :func:`rope_jax.attention.explain`. Scores and sums are float32. A query without any key
+    gives 0. Every derivative of any order is supported; the kernel has no forward mode, and blocks serve it.
 
     Args:
       q: ``[B, T, N, H]``.
       k: ``[B, S, K, H]``; N is a multiple of K, and query head n reads key head ``n // (N/K)``.
       v: ``[B, S, K, H]``.
       bias: floating ``[B or 1, N or 1, T or 1, S]``, added to the scaled (and capped) scores: see :class:`T5Bias`.
-        cuDNN adds it in q's dtype. A row of -inf gives NaN.
+        cuDNN adds it in q's dtype.
       mask: bool ``[B or 1, N or 1, T, S]``, True if a query may read a key.
       causal: query t reads keys ``s <= t``, in addition to the mask.
       window: query t reads keys with ``|t - s| < window``; an integer, which may be traced.
@@ -50,15 +50,16 @@ def attend(
       logit_cap: soft bound of the scaled scores; see :func:`attention_weights`.
       dropout_rate: share of the attention weights set to 0, in [0, 1).
       dropout_rng: a key; required if ``dropout_rate`` is above 0.
-      implementation: passed to :func:`jax.nn.dot_product_attention`; None lets JAX choose.
+      implementation: None chooses; ``"blocks"`` or ``"splash"`` by name; ``"xla"`` forms all T S scores;
+        ``"cudnn"`` calls :func:`jax.nn.dot_product_attention` on a GPU.
 
     Returns:
       ``[B, T, N, H]`` in q's dtype.
 
     Raises:
       TypeError: if q, k, v or bias is not floating, the mask not bool, or the window not an integer.
-      ValueError: if shapes do not match, an option is out of range, or the requested implementation supports no cap
-        or dropout.
+      ValueError: if shapes do not match, an option is out of range, or the requested implementation cannot
+        serve: then with the reason, when the program is lowered.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -73,7 +74,8 @@ def attend(
     check_options(logit_cap, dropout_rate, implementation)
     q, facts = _facts(q, k, bias, mask, causal, window, scale, logit_cap)
     facts = dataclasses.replace(facts, **dropout_facts(dropout_rate, dropout_rng))
-    return attend_by_facts(*(x.swapaxes(1, 2) for x in (q, k, v)), facts, implementation=implementation).swapaxes(1, 2)
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    return attend_by_facts(q, k, v, facts, implementation=implementation).swapaxes(1, 2)
 
 
 def attention_weights(
@@ -125,7 +127,7 @@ def _facts(q, k, bias, mask, causal, window, scale, logit_cap) -> tuple[jax.Arra
     """The facts of a call whose tokens have the sequence indices 0, 1, 2, ...; q takes a traced scale in."""
     window, scale = window_size(window), check_real("scale", scale)
     if isinstance(scale, jax.core.Tracer):
-        q, scale = (q.astype(blocks.wide(q.dtype)) * scale).astype(q.dtype), 1.0
+        q, scale = (q.astype(wide(q.dtype)) * scale).astype(q.dtype), 1.0
     traced = isinstance(window, jax.Array)
     sizes = q.shape[1], k.shape[1]
     if isinstance(window, int) and all(isinstance(size, int) and size <= window for size in sizes):
@@ -154,21 +156,20 @@ def attend_by_facts(
         if value is not None:
             raise ValueError(f"implementation must not be 'cudnn' with {name}={value}: cuDNN has none")
     k, v = (read_layer(stored, layer, q.dtype) for stored in (k, v))
+    # cuDNN has a causal window of a known size. Without causality its window would read the future (jax #39576).
+    by_flags = facts.causal and facts.query_index is None and facts.traced_window is None
+    masked = dataclasses.replace(facts, causal=False, window=None) if by_flags else facts
     bias = facts.bias_of(q, k)
-    in_order = facts.query_index is None and facts.key_index is None
-    window = facts.window if in_order and isinstance(facts.window, int) else None
-    if not in_order or (facts.window is not None and window is None) or facts.traced_window is not None:
-        mask, causal, window = facts.attention_mask(q, k), False, None
-    else:
-        mask, causal = dataclasses.replace(facts, causal=False, window=None).attention_mask(q, k), facts.causal
+    query, key, value = (x.swapaxes(1, 2) for x in (q, k, v))
     y = jax.nn.dot_product_attention(
-        *(x.swapaxes(1, 2) for x in (q, k, v)),
+        query,
+        key,
+        value,
         bias=None if bias is None else bias.astype(q.dtype),
-        mask=mask,
+        mask=masked.attention_mask(q, k),
         scale=facts.scale,
-        is_causal=causal,
-        # Keys before and after the query. cuDNN requires 0 keys after the query if causal.
-        local_window_size=None if window is None else (window - 1, 0 if causal else window - 1),
+        is_causal=by_flags,
+        local_window_size=(facts.window - 1, 0) if by_flags and facts.window is not None else None,
         implementation="cudnn",
     )
     return y.swapaxes(1, 2)

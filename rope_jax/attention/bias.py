@@ -69,7 +69,7 @@ def bias_function(position_bias: PositionBias, num_heads: int, causal: bool, sha
         position_bias(jnp.zeros((1, 1, 1), jnp.int32), num_heads, causal)  # creates parameters, when initialising
         module, params = position_bias.unbind()
         function = BiasFunction(params, _Apply(module), num_heads, causal)
-    elif jax.tree.structure(position_bias) != jax.tree.structure(0):  # a pytree, such as jax.tree_util.Partial
+    elif not jax.tree_util.treedef_is_leaf(jax.tree.structure(position_bias)):  # as jax.tree_util.Partial
         function = BiasFunction(position_bias, _call, num_heads, causal)
     else:
         function = BiasFunction(None, _Call(position_bias), num_heads, causal)
@@ -99,7 +99,8 @@ class _Apply:
     module: nn.Module
 
     def __call__(self, params, distance, num_heads: int, causal: bool) -> jax.Array:
-        return self.module.apply(params, distance, num_heads, causal)
+        bias: Any = self.module.apply(params, distance, num_heads, causal)
+        return bias
 
 
 def _call(position_bias, distance, num_heads: int, causal: bool) -> jax.Array:

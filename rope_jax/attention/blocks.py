@@ -4,38 +4,22 @@ A running maximum, sum and output in float32 take in one block of keys after ano
 section 3; Rabe and Staats 2021, section 2). The backward pass computes the weights again from the log of the sum
 (Dao et al. 2022, section 3.1). Blocks that no query may read are skipped.
 
-Shapes: queries are ``[B, N, T, H]``, keys and values ``[B, K, S, H]``. Inside a block queries are
-``[B, K, G, t, H]``, where the G = N/K query heads of a key head lie together, and scores ``[B, K, G, t, s]``.
+Queries are ``[B, N, T, H]``, keys and values ``[B, K, S, H]``; the blocks of both are those of :class:`Tiling`.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from rope_jax.attention.facts import Facts
-from rope_jax.attention.mask import attention_mask, distances
+from rope_jax.attention.tiling import BlockSizes, Extras, Tiling, wide
 
 
-class BlockSizes(NamedTuple):
-    """The most queries and keys in a block of scores."""
-
-    queries: int
-    keys: int
-
-
-class Extras(NamedTuple):
-    """Differentiable operands beside q, k and v, or their gradients."""
-
-    bias: Any = None  # [B or 1, N or 1, T or 1, S]
-    params: Any = None  # of the position bias
-
-
-def forward(q, k, v, layer, facts: Facts, sizes: BlockSizes, *, differentiable=False) -> tuple[jax.Array, jax.Array]:
+def forward(
+    q, k, v, layer, facts: Facts, sizes: BlockSizes, *, differentiable=False
+) -> tuple[jax.Array, jax.Array]:
     """The output ``[B, N, T, H]`` in q's dtype, and the log of the sum of exp(scores), float32 ``[B, N, T]``.
 
     A query without any key has output 0, and a log of +inf, so that its weights are 0 in the backward pass.
@@ -46,48 +30,48 @@ def forward(q, k, v, layer, facts: Facts, sizes: BlockSizes, *, differentiable=F
       v: likewise.
       layer: int32 ``[]``, which layer of k and v to read, or None.
       facts: which keys a query reads.
-      sizes: of the blocks.
+      sizes: of the tiles.
       differentiable: whether the result may be differentiated by JAX: blocks are then skipped by a condition in a
         scan, instead of a loop with a traced number of steps.
     """
-    blocks = _Blocks(q, k, v, layer, facts, sizes, differentiable)
+    tiles = Tiling(q, k, v, layer, facts, sizes, differentiable)
 
     def attend_to_all(i, carry):
-        queries = blocks.queries(q, i)
+        queries = tiles.queries(q, i)
 
         def visit(j, softmax):
-            keys, values = blocks.keys(k, j), blocks.keys(v, j)
-            scores = blocks.scores(i, j)(blocks.product("bkgth,bksh->bkgts", queries, keys), blocks.extras(i, j))
+            keys, values = tiles.keys(k, j), tiles.keys(v, j)
+            scores = tiles.scores(i, j)(tiles.product("bkgth,bksh->bkgts", queries, keys), tiles.extras(i, j))
             # The maximum starts finite: with a fully masked block, -inf - maximum must be -inf instead of NaN.
             top = jnp.maximum(scores.max(axis=-1), jnp.finfo(scores.dtype).min)
             maximum = top if softmax is None else jnp.maximum(softmax[0], top)
             weights = jnp.exp(scores - maximum[..., None])
             total = weights.sum(axis=-1)
-            weights = blocks.drop(weights, i, j).astype(values.dtype)
-            out = blocks.product("bkgts,bksh->bkgth", weights, values)
+            weights = tiles.drop(weights, i, j).astype(values.dtype)
+            out = tiles.product("bkgts,bksh->bkgth", weights, values)
             if softmax is not None:
                 rescale = jnp.exp(softmax[0] - maximum)
                 total += rescale * softmax[1]
                 out += rescale[..., None] * softmax[2]
             return maximum, total, out
 
-        zeros = jnp.zeros_like(queries, blocks.dtype)
-        lowest = jnp.full_like(zeros[..., 0], jnp.finfo(blocks.dtype).min)
-        start = None if blocks.num_keys == 1 else (lowest, zeros[..., 0], zeros)
-        maximum, total, out = blocks.over_keys(i, visit, start)
+        zeros = jnp.zeros_like(queries, tiles.dtype)
+        lowest = jnp.full_like(zeros[..., 0], jnp.finfo(tiles.dtype).min)
+        start = None if tiles.num_keys == 1 else (lowest, zeros[..., 0], zeros)
+        maximum, total, out = tiles.over_keys(i, visit, start)
         empty = total == 0
         out = (out / jnp.where(empty, 1, total)[..., None]).astype(q.dtype)
         log_total = jnp.where(empty, jnp.inf, maximum + jnp.log(jnp.where(empty, 1, total)))
-        return blocks.put(carry, i, (out, log_total))
+        return tiles.put(carry, i, (out, log_total))
 
-    return blocks.over_queries(attend_to_all, (jnp.zeros_like(q), jnp.zeros_like(q[..., 0], blocks.dtype)))
+    return tiles.over_queries(attend_to_all, (jnp.zeros_like(q), jnp.zeros_like(q[..., 0], tiles.dtype)))
 
 
 def weights(q, k, facts: Facts) -> jax.Array:
     """The attention weights, float32 ``[B, N, T, S]``; 0 in the row of a query without any key."""
-    blocks = _Blocks(q, k, k, None, facts, BlockSizes(q.shape[2], k.shape[2]), differentiable=True)
-    raw = blocks.product("bkgth,bksh->bkgts", blocks.queries(q, 0), blocks.keys(k, 0))
-    scores = blocks.scores(0, 0)(raw, blocks.extras(0, 0))
+    tiles = Tiling(q, k, k, None, facts, BlockSizes(q.shape[2], k.shape[2]), differentiable=True)
+    raw = tiles.product("bkgth,bksh->bkgts", tiles.queries(q, 0), tiles.keys(k, 0))
+    scores = tiles.scores(0, 0)(raw, tiles.extras(0, 0))
     maximum = jnp.maximum(scores.max(axis=-1, keepdims=True, initial=-jnp.inf), jnp.finfo(scores.dtype).min)
     weights = jnp.exp(scores - lax.stop_gradient(maximum))
     total = weights.sum(axis=-1, keepdims=True)
@@ -96,368 +80,76 @@ def weights(q, k, facts: Facts) -> jax.Array:
 
 def tangent(q, k, v, facts: Facts, out, log_total, dq, dk, dv, dextras: Extras, sizes, *, differentiable=False):
     """The derivative of :func:`forward` along dq, dk, dv and dextras; None is zero."""
-    blocks = _Blocks(q, k, v, None, facts, sizes, differentiable)
+    tiles = Tiling(q, k, v, None, facts, sizes, differentiable)
 
     def along_keys(i, carry):
-        queries = blocks.queries(q, i)
-        dqueries = None if dq is None else blocks.queries(dq, i)
-        log = blocks.queries(log_total, i)[..., None]
+        queries = tiles.queries(q, i)
+        dqueries = None if dq is None else tiles.queries(dq, i)
+        log = tiles.queries(log_total, i)[..., None]
 
         def visit(j, state):
-            keys, values = blocks.keys(k, j), blocks.keys(v, j)
-            raw = blocks.product("bkgth,bksh->bkgts", queries, keys)
+            keys, values = tiles.keys(k, j), tiles.keys(v, j)
+            raw = tiles.product("bkgth,bksh->bkgts", queries, keys)
             draw = jnp.zeros_like(raw)
             if dqueries is not None:
-                draw += blocks.product("bkgth,bksh->bkgts", dqueries, keys)
+                draw += tiles.product("bkgth,bksh->bkgts", dqueries, keys)
             if dk is not None:
-                draw += blocks.product("bkgth,bksh->bkgts", queries, blocks.keys(dk, j))
-            extras = blocks.extras(i, j)
-            dextra = _zeros_where_none(blocks.extras(i, j, dextras), extras)
-            scores, dscores = jax.jvp(blocks.scores(i, j), (raw, extras), (draw, dextra))
+                draw += tiles.product("bkgth,bksh->bkgts", queries, tiles.keys(dk, j))
+            extras = tiles.extras(i, j)
+            dextra = _zeros_where_none(tiles.extras(i, j, dextras), extras)
+            scores, dscores = jax.jvp(tiles.scores(i, j), (raw, extras), (draw, dextra))
             weights = jnp.exp(scores - log)
             dweights = weights * dscores
             dmean, dout = state
-            dout += blocks.product("bkgts,bksh->bkgth", blocks.drop(dweights, i, j).astype(values.dtype), values)
+            dout += tiles.product("bkgts,bksh->bkgth", tiles.drop(dweights, i, j).astype(values.dtype), values)
             if dv is not None:
-                dropped = blocks.drop(weights, i, j).astype(values.dtype)
-                dout += blocks.product("bkgts,bksh->bkgth", dropped, blocks.keys(dv, j))
+                dropped = tiles.drop(weights, i, j).astype(values.dtype)
+                dout += tiles.product("bkgts,bksh->bkgth", dropped, tiles.keys(dv, j))
             return dmean + dweights.sum(axis=-1), dout
 
-        zeros = jnp.zeros_like(queries, blocks.dtype)
-        dmean, dout = blocks.over_keys(i, visit, (zeros[..., 0], zeros))
-        dout -= dmean[..., None] * blocks.queries(out, i).astype(blocks.dtype)
-        return blocks.put(carry, i, (dout.astype(q.dtype), dmean))
+        zeros = jnp.zeros_like(queries, tiles.dtype)
+        dmean, dout = tiles.over_keys(i, visit, (zeros[..., 0], zeros))
+        dout -= dmean[..., None] * tiles.queries(out, i).astype(tiles.dtype)
+        return tiles.put(carry, i, (dout.astype(q.dtype), dmean))
 
-    return blocks.over_queries(along_keys, (jnp.zeros_like(q), jnp.zeros_like(q[..., 0], blocks.dtype)))
+    return tiles.over_queries(along_keys, (jnp.zeros_like(q), jnp.zeros_like(q[..., 0], tiles.dtype)))
 
 
 def backward(q, k, v, facts: Facts, out, log_total, dout, dlog_total, sizes, *, differentiable=False):
     """The gradients of q, k, v and :class:`Extras`, from those of the output and of the log of the sum."""
-    blocks = _Blocks(q, k, v, None, facts, sizes, differentiable)
-    delta = jnp.sum(dout.astype(blocks.dtype) * out.astype(blocks.dtype), axis=-1)
+    tiles = Tiling(q, k, v, None, facts, sizes, differentiable)
+    delta = jnp.sum(dout.astype(tiles.dtype) * out.astype(tiles.dtype), axis=-1)
     if dlog_total is not None:
-        delta -= dlog_total.astype(blocks.dtype)
+        delta -= dlog_total.astype(tiles.dtype)
 
     def along_keys(i, carry):
         dq, rest = carry
-        queries, douts = blocks.queries(q, i), blocks.queries(dout, i)
-        log, deltas = (blocks.queries(x, i)[..., None] for x in (log_total, delta))
+        queries, douts = tiles.queries(q, i), tiles.queries(dout, i)
+        log, deltas = (tiles.queries(x, i)[..., None] for x in (log_total, delta))
 
         def visit(j, state):
             dqueries, (dk, dv, dextras) = state
-            keys, values = blocks.keys(k, j), blocks.keys(v, j)
-            raw = blocks.product("bkgth,bksh->bkgts", queries, keys)
-            scores, pull_back = jax.vjp(blocks.scores(i, j), raw, blocks.extras(i, j))
+            keys, values = tiles.keys(k, j), tiles.keys(v, j)
+            raw = tiles.product("bkgth,bksh->bkgts", queries, keys)
+            scores, pull_back = jax.vjp(tiles.scores(i, j), raw, tiles.extras(i, j))
             weights = jnp.exp(scores - log)
-            dropped = blocks.drop(weights, i, j).astype(douts.dtype)
-            dvalues = blocks.product("bkgts,bkgth->bksh", dropped, douts)
-            dweights = blocks.drop(blocks.product("bkgth,bksh->bkgts", douts, values), i, j)
+            dropped = tiles.drop(weights, i, j).astype(douts.dtype)
+            dvalues = tiles.product("bkgts,bkgth->bksh", dropped, douts)
+            dweights = tiles.drop(tiles.product("bkgth,bksh->bkgts", douts, values), i, j)
             draw, dextra = pull_back(weights * (dweights - deltas))
-            dqueries += blocks.product("bkgts,bksh->bkgth", draw.astype(keys.dtype), keys)
-            dkeys = blocks.product("bkgts,bkgth->bksh", draw.astype(queries.dtype), queries)
-            dk, dv = blocks.add_keys(dk, j, dkeys), blocks.add_keys(dv, j, dvalues)
-            return dqueries, (dk, dv, blocks.add_extras(dextras, i, j, dextra))
+            dqueries += tiles.product("bkgts,bksh->bkgth", draw.astype(keys.dtype), keys)
+            dkeys = tiles.product("bkgts,bkgth->bksh", draw.astype(queries.dtype), queries)
+            dk, dv = tiles.add_keys(dk, j, dkeys), tiles.add_keys(dv, j, dvalues)
+            return dqueries, (dk, dv, tiles.add_extras(dextras, i, j, dextra))
 
-        dqueries, rest = blocks.over_keys(i, visit, (jnp.zeros_like(queries, blocks.dtype), rest))
-        return blocks.put(dq, i, dqueries.astype(q.dtype)), rest
+        dqueries, rest = tiles.over_keys(i, visit, (jnp.zeros_like(queries, tiles.dtype), rest))
+        return tiles.put(dq, i, dqueries.astype(q.dtype)), rest
 
     zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros_like(x, wide(x.dtype)))
     extras = Extras(facts.bias, None if facts.position_bias is None else facts.position_bias.params)
-    dq, (dk, dv, dextras) = blocks.over_queries(along_keys, (jnp.zeros_like(q), zeros((k, v, extras))))
+    dq, (dk, dv, dextras) = tiles.over_queries(along_keys, (jnp.zeros_like(q), zeros((k, v, extras))))
     narrow = functools.partial(jax.tree.map, lambda dx, x: dx.astype(x.dtype))
     return dq, *narrow((dk, dv, dextras), (k, v, extras))
-
-
-# ------------------------------------------------------------------------------------------------------- blocks
-
-
-@dataclasses.dataclass(frozen=True)
-class _Blocks:
-    """Cuts operands into blocks, by the number i of a block of queries and j of a block of keys.
-
-    The last block begins early enough to be whole. It repeats tokens of the block before, which are masked.
-    """
-
-    q: jax.Array
-    k: Any
-    v: Any
-    layer: jax.Array | None
-    facts: Facts
-    sizes: BlockSizes
-    differentiable: bool
-
-    @property
-    def dtype(self):
-        """Of scores and sums."""
-        return wide(self.q.dtype)
-
-    def product(self, subscripts: str, a, b) -> jax.Array:
-        """An einsum, summed in the dtype of scores.
-
-        The axes G and t are one axis of the product: XLA for CPUs is slow at products of a single token otherwise.
-        """
-        operands, result = subscripts.split("->")
-        sizes = dict(zip(operands.split(",")[0], a.shape, strict=True))
-
-        def merge(x, letters):
-            return x.reshape(*x.shape[:2], -1, x.shape[4]) if "gt" in letters else x
-
-        merged = (merge(x, letters) for x, letters in zip((a, b), operands.split(","), strict=True))
-        out = jnp.einsum(subscripts.replace("gt", "r"), *merged, preferred_element_type=self.dtype)
-        return out.reshape(*out.shape[:2], sizes["g"], sizes["t"], out.shape[-1]) if "gt" in result else out
-
-    @property
-    def length(self):
-        return self.q.shape[2]
-
-    @property
-    def kv_length(self):
-        return self.k.shape[-2]
-
-    @property
-    def kv_heads(self) -> int:
-        return self.k.shape[-3]
-
-    @property
-    def num_queries(self):
-        """Blocks of queries."""
-        return -(-self.length // self.sizes.queries)
-
-    @property
-    def num_keys(self):
-        """Blocks of keys."""
-        return -(-self.kv_length // self.sizes.keys)
-
-    def over_queries(self, body: Callable, zeros):
-        """``body(i, carry)`` for each block of queries, from a carry of zeros."""
-        if _is(self.num_queries, 1):
-            return body(0, zeros)
-        if self.differentiable:
-            step = jax.checkpoint(lambda carry, i: (body(i, carry), None), prevent_cse=False)
-            return lax.scan(step, zeros, jnp.arange(self.num_queries, dtype=jnp.int32))[0]
-        return lax.fori_loop(jnp.int32(0), jnp.int32(self.num_queries), body, zeros)
-
-    def over_keys(self, i, visit: Callable, state):
-        """``visit(j, state)`` for each block of keys that block i of queries may read."""
-        if _is(self.num_keys, 1):
-            return visit(0, state)
-        first, end = self._key_range(i)
-        if not self.differentiable:
-            return lax.fori_loop(first, end, visit, state)
-
-        @functools.partial(jax.checkpoint, prevent_cse=False)
-        def step(state, j):
-            seen = (j >= first) & (j < end)
-            return lax.cond(seen, lambda state: visit(j, state), lambda state: state, state), None
-
-        return lax.scan(step, state, jnp.arange(self.num_keys, dtype=jnp.int32))[0]
-
-    def _key_range(self, i):
-        """The first block of keys that block i of queries may read, and the end of the last: int32 ``[]``."""
-        facts = self.facts
-        starts = jnp.minimum(
-            jnp.arange(self.num_keys, dtype=jnp.int32) * self.sizes.keys, self.kv_length - self.sizes.keys
-        )
-        slots = starts[:, None] + jnp.arange(self.sizes.keys, dtype=jnp.int32)
-
-        def extremes(of_queries, of_keys):
-            """Lowest and highest of the block of queries ``[B or 1, 1]``, of each block of keys ``[B or 1, blocks]``."""
-            of_keys = of_keys[:, slots]
-            lows = of_queries.min(axis=-1, keepdims=True), of_keys.min(axis=-1)
-            return *lows, of_queries.max(axis=-1, keepdims=True), of_keys.max(axis=-1)
-
-        visible = jnp.ones((1, self.num_keys), bool)
-        if facts.causal or self._window is not None:
-            indices = jnp.arange(self.kv_length, dtype=jnp.int32)[None] if facts.key_index is None else facts.key_index
-            low, key_low, high, key_high = extremes(self.query_index(i), indices)
-            if facts.causal:
-                visible &= high >= key_low
-            if self._window is not None:
-                near = (low - key_high < self._window) & (high - key_low > -self._window)
-                visible &= near | (key_low < facts.num_sink_tokens)
-        if facts.segments is not None:
-            segments = self._cut(facts.segments, i, self.sizes.queries, 1)
-            low, key_low, high, key_high = extremes(segments, facts.segments)
-            visible &= (low <= key_high) & (high >= key_low)
-        visible = visible.any(axis=0)
-        first = jnp.argmax(visible).astype(jnp.int32)
-        end = self.num_keys - jnp.argmax(visible[::-1]).astype(jnp.int32)
-        return first, jnp.where(visible.any(), end, first)
-
-    @property
-    def _window(self):
-        return self.facts.window if self.facts.traced_window is None else self.facts.traced_window
-
-    # ------------------------------------------------------------------------------------------ cutting operands
-
-    def _start(self, number, size, length):
-        """The first token of a block."""
-        return 0 if _is(size, length) else jnp.minimum(number * size, length - size)
-
-    def _cut(self, x, number, size, axis):
-        """Block ``number`` of x along an axis."""
-        length = x.shape[axis]
-        return x if _is(size, length) else lax.dynamic_slice_in_dim(x, self._start(number, size, length), size, axis)
-
-    def queries(self, x, i):
-        """Block i of ``[B, N, T, ...]``, as ``[B, K, G, t, ...]``."""
-        block = self._cut(x, i, self.sizes.queries, 2)
-        return block.reshape(block.shape[0], self.kv_heads, -1, *block.shape[2:])
-
-    def keys(self, x, j):
-        """Block j of keys or values, ``[B, K, s, H]`` in q's dtype."""
-        axis = 2 if self.layer is None else 3
-
-        def cut(leaf):
-            if self.layer is None:
-                return self._cut(leaf, j, self.sizes.keys, axis)
-            start = jnp.asarray(self._start(j, self.sizes.keys, leaf.shape[axis]), jnp.int32)
-            starts = [self.layer] + [start if a == axis else jnp.int32(0) for a in range(1, leaf.ndim)]
-            shape = [1] + [self.sizes.keys if a == axis else leaf.shape[a] for a in range(1, leaf.ndim)]
-            return lax.dynamic_slice(leaf, starts, shape)[0]
-
-        return jax.tree.map(cut, x).astype(self.q.dtype)
-
-    def query_index(self, i):
-        """Sequence indices of block i of queries, int32 ``[B or 1, t]``."""
-        return self._index(self.facts.query_index, i, self.sizes.queries, self.length)
-
-    def key_index(self, j):
-        """Sequence indices of block j of keys, int32 ``[B or 1, s]``."""
-        return self._index(self.facts.key_index, j, self.sizes.keys, self.kv_length)
-
-    def _bias_key_index(self, j):
-        index = self.facts.bias_key_index
-        return self.key_index(j) if index is None else self._cut(index, j, self.sizes.keys, 1)
-
-    def _index(self, index, number, size, length):
-        if index is None:
-            return (self._start(number, size, length) + jnp.arange(size, dtype=jnp.int32))[None]
-        return self._cut(index, number, size, 1)
-
-    def _pair(self, x, i, j):
-        """Block i, j of ``[B or 1, N or 1, T or 1, S]``."""
-        x = self._cut(x, i, self.sizes.queries, 2) if x.shape[2] != 1 else x
-        return self._cut(x, j, self.sizes.keys, 3)
-
-    def _grouped(self, x):
-        """``[B or 1, N or 1, t or 1, s]`` as ``[B or 1, K or 1, G or 1, t or 1, s]``."""
-        kv_heads = 1 if x.shape[1] == 1 else self.kv_heads
-        return x.reshape(x.shape[0], kv_heads, -1, *x.shape[2:])
-
-    # ----------------------------------------------------------------------------------------------------- scores
-
-    def extras(self, i, j, extras: Extras | None = None) -> Extras:
-        """Block i, j of the bias, and the parameters of the position bias, by default those of the facts."""
-        if extras is None:
-            position_bias = self.facts.position_bias
-            extras = Extras(self.facts.bias, None if position_bias is None else position_bias.params)
-        return extras._replace(bias=None if extras.bias is None else self._pair(extras.bias, i, j))
-
-    def scores(self, i, j) -> Callable[[jax.Array, Extras], jax.Array]:
-        """A function of q.k and extras: the scores, -inf at masked entries."""
-        facts = self.facts
-        scale = self.q.shape[-1] ** -0.5 if facts.scale is None else facts.scale
-        allowed = self._allowed(i, j)
-
-        def finish(raw, extras: Extras):
-            scores = raw * jnp.asarray(scale, raw.dtype)
-            if facts.logit_cap is not None:
-                cap = jnp.asarray(facts.logit_cap, raw.dtype)
-                scores = cap * jnp.tanh(scores / cap)
-            if extras.bias is not None:
-                scores += self._grouped(extras.bias).astype(raw.dtype)
-            if facts.position_bias is not None:
-                bias = dataclasses.replace(facts.position_bias, params=extras.params)
-                distance = distances(self.query_index(i), self._bias_key_index(j))
-                scores += self._grouped(bias(distance)).astype(raw.dtype)
-            return scores if allowed is None else jnp.where(allowed, scores, -jnp.inf)
-
-        return finish
-
-    def _allowed(self, i, j):
-        """The attention mask of a pair of blocks, bool ``[B or 1, K or 1, G or 1, t, s]``; None if all is visible."""
-        facts, conditions = self.facts, []
-        if facts.causal or self._window is not None:
-            conditions.append(
-                attention_mask(
-                    self.query_index(i),
-                    self.key_index(j),
-                    causal=facts.causal,
-                    window=self._window,
-                    num_sink_tokens=facts.num_sink_tokens,
-                )
-            )
-        if facts.segments is not None:
-            queries = self._cut(facts.segments, i, self.sizes.queries, 1)
-            keys = self._cut(facts.segments, j, self.sizes.keys, 1)
-            conditions.append((queries[:, :, None] == keys[:, None, :])[:, None])
-        if facts.mask is not None:
-            conditions.append(self._pair(facts.mask, i, j))
-        for number, size, length, axis in (
-            (i, self.sizes.queries, self.length, 2),
-            (j, self.sizes.keys, self.kv_length, 3),
-        ):
-            if (new := self._new(number, size, length)) is not None:
-                conditions.append(lax.expand_dims(new, [a for a in range(4) if a != axis]))
-        return functools.reduce(jnp.logical_and, map(self._grouped, conditions)) if conditions else None
-
-    def _new(self, number, size, length):
-        """Which tokens of a block are not in the block before, bool ``[size]``; None if all are new."""
-        if _is(length % size, 0):
-            return None
-        return self._start(number, size, length) + jnp.arange(size, dtype=jnp.int32) >= number * size
-
-    def drop(self, weights, i, j):
-        """Dropout of weights ``[B, K, G, t, s]``: the same entries at each call."""
-        facts = self.facts
-        if facts.dropout_rate == 0.0:
-            return weights
-        keep = 1.0 - facts.dropout_rate
-        key = jax.random.wrap_key_data(facts.dropout_key, impl=facts.dropout_impl)
-        kept = jax.random.bernoulli(jax.random.fold_in(key, i * self.num_keys + j), keep, weights.shape)
-        return jnp.where(kept, weights / jnp.asarray(keep, weights.dtype), 0)
-
-    # ---------------------------------------------------------------------------------------------------- results
-
-    def put(self, totals, i, blocks):
-        """Adds blocks ``[B, K, G, t, ...]`` to totals of zeros ``[B, N, T, ...]``; repeated queries add nothing."""
-        new = self._new(i, self.sizes.queries, self.length)
-
-        def put(total, block):
-            block = block.reshape(*total.shape[:2], *block.shape[3:])
-            if _is(self.num_queries, 1):
-                return block
-            start = self._start(i, self.sizes.queries, self.length)
-            if new is not None:
-                new_rows = lax.expand_dims(new, [0, 1, *range(3, block.ndim)])
-                block = jnp.where(new_rows, block, lax.dynamic_slice_in_dim(total, start, block.shape[2], 2))
-            return lax.dynamic_update_slice_in_dim(total, block, start, 2)
-
-        return jax.tree.map(put, totals, blocks)
-
-    def add_keys(self, total, j, block):
-        """Adds a block of keys, whose repeated keys are 0."""
-        return self._add(total, block, {2: self._start(j, self.sizes.keys, self.kv_length)})
-
-    def add_extras(self, total: Extras, i, j, block: Extras) -> Extras:
-        """Adds the gradients of extras from one pair of blocks."""
-        params = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total.params, block.params)
-        if total.bias is None:
-            return Extras(None, params)
-        starts = {3: self._start(j, self.sizes.keys, self.kv_length)}
-        if total.bias.shape[2] != 1:
-            starts[2] = self._start(i, self.sizes.queries, self.length)
-        return Extras(self._add(total.bias, block.bias, starts), params)
-
-    @staticmethod
-    def _add(total, block, starts: dict):
-        block = block.astype(total.dtype)
-        if total.shape == block.shape:
-            return total + block
-        index = [jnp.asarray(starts.get(axis, 0), jnp.int32) for axis in range(total.ndim)]
-        old = lax.dynamic_slice(total, index, block.shape)
-        return lax.dynamic_update_slice(total, old + block, index)
 
 
 def _zeros_where_none(tangents: Extras, primals: Extras) -> Extras:
@@ -468,17 +160,3 @@ def _zeros_where_none(tangents: Extras, primals: Extras) -> Extras:
             for tangent, primal in zip(tangents, primals, strict=True)
         )
     )
-
-
-def wide(dtype):
-    """The dtype of scores and of sums over blocks."""
-    return jnp.float64 if dtype == jnp.float64 else jnp.float32
-
-
-def _is(size, number) -> bool:
-    """Whether two sizes are known to be equal: a comparison of symbolic sizes may be undecided."""
-    try:
-        return bool(size == number)
-    except jax.errors.InconclusiveDimensionOperation:
-        return False
-

@@ -57,7 +57,7 @@ def _index(layer, slots, shape) -> jax.Array:
 def _scatter(stack, new, index) -> jax.Array:
     if not jnp.issubdtype(stack.dtype, jnp.floating) or stack.dtype.itemsize >= 4:
         return _scatter_numbers(stack, new, index)
-    return lax.platform_dependent(stack, new, index, cpu=_scatter_bits, default=_scatter_numbers)
+    return lax.platform_dependent(stack, new, index, cpu=_write_rows, default=_scatter_numbers)
 
 
 def _scatter_numbers(stack, new, index) -> jax.Array:
@@ -74,18 +74,27 @@ def _scatter_numbers(stack, new, index) -> jax.Array:
     return lax.scatter(stack, index, new, numbers, unique_indices=True, mode="drop")
 
 
-@jax.custom_jvp
-def _scatter_bits(stack, new, index) -> jax.Array:
-    """As unsigned integers: XLA for CPUs scatters narrow floats by a float32 copy of the stack in each layer."""
-    unsigned = f"uint{8 * stack.dtype.itemsize}"
-    stack_bits, new_bits = (lax.bitcast_convert_type(each, unsigned) for each in (stack, new))
-    return lax.bitcast_convert_type(_scatter_numbers(stack_bits, new_bits, index), stack.dtype)
+def _write_rows(stack, new, index) -> jax.Array:
+    """Row by row: XLA for CPUs scatters narrow floats in a float32 copy of the stack."""
+    batch, heads, tokens = new.shape[:3]
+    size = 1 if index.ndim == 4 else tokens  # tokens of an index
+    index = index[:, 0].reshape(-1, 2)
+    blocks = jnp.swapaxes(new.reshape(batch, heads, -1, size, *new.shape[3:]), 1, 2)
+    blocks = blocks.reshape(-1, 1, 1, heads, size, *new.shape[3:])
 
+    def write(number, stack):
+        layer, slot = index[number, 0], index[number, 1]
+        zero = jnp.int32(0)
+        start = (layer, jnp.int32(number // (index.shape[0] // batch)), zero, slot, *[zero] * (stack.ndim - 4))
+        # dynamic_update_slice would clamp a slot past the end.
+        return lax.cond(
+            slot + size <= stack.shape[3],
+            lambda stack: lax.dynamic_update_slice(stack, blocks[number], start),
+            lambda stack: stack,
+            stack,
+        )
 
-@_scatter_bits.defjvp
-def _scatter_bits_jvp(primals, tangents):
-    index, (stack_tangent, new_tangent, _) = primals[2], tangents
-    return _scatter_bits(*primals), _scatter_numbers(stack_tangent, new_tangent, index)
+    return lax.fori_loop(0, index.shape[0], write, stack)
 
 
 # ------------------------------------------------------------------------- whether XLA divides the program

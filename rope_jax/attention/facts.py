@@ -25,7 +25,7 @@ class Facts:
       query_index: int32 ``[B or 1, T]``, the sequence index of each query; None is ``0 .. T-1``.
       key_index: int32 ``[B or 1, S]``, of each key; None is ``0 .. S-1``.
       num_sink_tokens: keys with a lower sequence index are in every window.
-      segments: int32 ``[B, T]`` of self-attention: a query reads only keys of its own segment; padding is a segment.
+      segments: int32 ``[B, T]`` of self-attention: a query reads only its own segment. Padding is a segment.
       mask: bool ``[B or 1, N or 1, T, S]``, an attention mask of the caller.
       scale: multiplies q.k; None is ``1/sqrt(H)``.
       logit_cap: soft bound of the scaled scores.
@@ -55,7 +55,7 @@ class Facts:
     dropout_impl: str | None = dataclasses.field(default=None, metadata=_STATIC)
 
     def attention_mask(self, q, k) -> jax.Array | None:
-        """All conditions as one mask, bool ``[B or 1, N or 1, T, S]``, for q and k with heads first; None if there are none."""
+        """All conditions as one mask, bool ``[B or 1, N or 1, T, S]``; None without any. q and k have heads first."""
         length, kv_length = q.shape[2], k.shape[2]
         window = self.window if self.traced_window is None else self.traced_window
         conditions = [] if self.mask is None else [self.mask]

@@ -15,7 +15,7 @@ from rope_jax.attention.blocks import weights
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.layer_checks import check_call, check_plan, check_ring
 from rope_jax.attention.norm import RMSNorm
-from rope_jax.attention.paths import AttentionBackend
+from rope_jax.attention.paths import AttentionBackend, is_long_prompt
 from rope_jax.attention.plan import Plan, make_plan
 from rope_jax.attention.primitive import read_layer
 from rope_jax.attention.ring import ring_attention
@@ -82,8 +82,10 @@ class RotaryAttention(nn.Module, kw_only=True):
       param_dtype: of the parameters.
       kernel_init: of the four kernels.
       bias_init: of the biases.
-      implementation: ``"xla"`` for XLA's own programs throughout, ``"cudnn"`` for cuDNN's attention on a GPU; None
-        lets :func:`jax.nn.dot_product_attention` and :func:`rope_jax.rotate` choose.
+      implementation: of attention, see :func:`rope_jax.attend`; ``"xla"`` is for the rotation too.
+      attention_fn: ``attention_fn(q, k, v, facts)``, called in place of :func:`rope_jax.attend`, for a kernel of
+        your own: q and the result ``[B, T, N, H]``, k and v ``[B, S, K, H]``, rotated, with the
+        :class:`rope_jax.attention.Facts` of the call. With a cache, k and v are all of its slots.
 
     Attributes, sharding:
       ring_axis: the mesh axis along which T is divided, if no device is to hold all keys: attention is then
@@ -115,6 +117,7 @@ class RotaryAttention(nn.Module, kw_only=True):
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
     implementation: AttentionBackend | None = None
+    attention_fn: Callable[..., jax.Array] | None = None
     ring_axis: str | None = None
 
     @nn.compact
@@ -265,7 +268,7 @@ def _project(layer: RotaryAttention, x) -> tuple[jax.Array, jax.Array, jax.Array
 
 
 def _attend(layer: RotaryAttention, q, k, v, plan: Plan, deterministic: bool, stored: KVCache | None) -> jax.Array:
-    """Attention ``[B, T, N, H]`` by the facts of the plan, to k and v, or to the keys and values stored in a cache."""
+    """Attention ``[B, T, N, H]`` by the facts of the plan, to k and v, or to those stored in a cache."""
     if layer.ring_axis is not None:
         return ring_attention(
             q,
@@ -278,17 +281,45 @@ def _attend(layer: RotaryAttention, q, k, v, plan: Plan, deterministic: bool, st
             scale=layer.logit_scale,
             logit_cap=layer.logit_cap,
         )
-    dropping = layer.dropout_rate > 0 and not deterministic
-    facts = dataclasses.replace(plan.facts(), scale=layer.logit_scale, logit_cap=layer.logit_cap)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    number = None
-    if stored is not None:
-        k, v, number = stored.key, stored.value, stored.layer
+    options: dict = dict(scale=layer.logit_scale, logit_cap=layer.logit_cap)
+    if layer.dropout_rate > 0 and not deterministic:
+        options |= dropout_facts(layer.dropout_rate, layer.make_rng("dropout"))
+    # A cache of unrotated keys was read and rotated: k and v are then all of its slots.
+    facts = dataclasses.replace(plan.facts(), **options)
+    keys: tuple = (k, v, None) if stored is None else (stored.key, stored.value, stored.layer)
     if layer.is_mutable_collection("intermediates"):
-        layer.sow("intermediates", "weights", weights(q, read_layer(k, number, q.dtype), facts))
-    if dropping:
-        facts = dataclasses.replace(facts, **dropout_facts(layer.dropout_rate, layer.make_rng("dropout")))
-    y = attend_by_facts(q, k, v, facts, layer=number, implementation=layer.implementation)
+        layer.sow("intermediates", "weights", weights(q, read_layer(keys[0], keys[2], q.dtype), facts))
+    if layer.attention_fn is not None:
+        k, v = (read_layer(each, keys[2], q.dtype) for each in keys[:2])
+        return layer.attention_fn(*(x.swapaxes(1, 2) for x in (q, k, v)), facts)
+
+    def attend(q, keys, facts) -> jax.Array:
+        k, v, number = keys
+        return attend_by_facts(q, k, v, facts, layer=number, implementation=layer.implementation)
+
+    if stored is None or not is_long_prompt(q, stored.key) or layer.implementation not in (None, "splash"):
+        return attend(q, keys, facts).swapaxes(1, 2)
+    # On a TPU, the kernel serves a prompt before which the cache is empty.
+    fresh = dataclasses.replace(plan.facts(fresh=True), **options)
+
+    def prefill(q, k, v, keys, facts, fresh):
+        return jax.lax.cond(
+            plan.starts_empty,
+            lambda: attend(q, (k, v, None), fresh),
+            lambda: attend(q, keys, facts),
+        )
+
+    y = jax.lax.platform_dependent(
+        q,
+        k,
+        v,
+        keys,
+        facts,
+        fresh,
+        tpu=prefill,
+        default=lambda q, k, v, keys, facts, fresh: attend(q, keys, facts),
+    )
     return y.swapaxes(1, 2)
 
 

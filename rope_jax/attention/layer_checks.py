@@ -98,8 +98,14 @@ def check_fields(layer) -> None:
     if layer.learn_frequencies and layer.rope is None:
         raise ValueError("rope must be given with learn_frequencies, got None")
     check_callable("position_bias", layer.position_bias, "distance", "num_heads", "causal")
+    check_callable("attention_fn", layer.attention_fn, "q", "k", "v", "facts")
+    if layer.attention_fn is not None and (layer.implementation is not None or layer.ring_axis is not None):
+        name = "implementation" if layer.implementation is not None else "ring_axis"
+        raise ValueError(f"{name} must be left out with an attention_fn, got {getattr(layer, name)!r}")
     check_options(layer.logit_cap, layer.dropout_rate, layer.implementation)
     check_real("logit_scale", layer.logit_scale)
     window_size(layer.window)  # a tuple is for a stack of layers
     if layer.ring_axis is not None and layer.implementation not in (None, "xla", "blocks"):
-        raise ValueError(f"implementation must be None, 'blocks' or 'xla' with ring_axis, got {layer.implementation!r}")
+        raise ValueError(
+            f"implementation must be None, 'blocks' or 'xla' with ring_axis, got {layer.implementation!r}"
+        )

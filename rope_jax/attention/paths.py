@@ -1,19 +1,20 @@
 """Chooses the program of an attention: blocks of plain JAX, or a kernel."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 
-from rope_jax.attention.blocks import BlockSizes
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.kernels import splash
 from rope_jax.attention.quantized import Quantized
+from rope_jax.attention.tiling import BlockSizes
 
 AttentionBackend = Literal["xla", "blocks", "splash", "cudnn"]
 """The programs of attention; see :func:`rope_jax.attention.explain`."""
 
 # Queries and keys of a block, by measurement on CPUs (benchmarks/attention.py); elsewhere large matrix products.
 BLOCKS = {"cpu": BlockSizes(256, 256), "gpu": BlockSizes(512, 1024), "tpu": BlockSizes(512, 1024)}
+MOST_KEYS = {"cpu": 1024, "gpu": 4096, "tpu": 4096}  # of a block with few queries
 SYMBOLIC_BLOCK = 128  # of lengths that are not known when a program is exported
 
 
@@ -23,7 +24,14 @@ def block_sizes(q, k, implementation: AttentionBackend | None, platform: str) ->
     if implementation == "xla":
         return BlockSizes(length, kv_length)
     most = BLOCKS[platform]
-    return BlockSizes(_block(length, most.queries), _block(kv_length, most.keys))
+    queries = _block(length, most.queries)
+    # Few queries, as in a decode step, take more keys at a time.
+    most_keys = (
+        most.keys
+        if not isinstance(queries, int)
+        else max(most.keys, min(MOST_KEYS[platform], most.keys * most.queries // max(queries, 1)))
+    )
+    return BlockSizes(queries, _block(kv_length, most_keys), guard_cache=platform == "cpu")
 
 
 def _block(length, most: int):
@@ -32,6 +40,12 @@ def _block(length, most: int):
         return jax.core.min_dim(length, SYMBOLIC_BLOCK)
     count = -(-length // most)
     return -(-length // count)
+
+
+def is_long_prompt(q, k) -> bool:
+    """Whether q ``[B, N, T, H]`` is long enough for a kernel, and the keys are not in eight bits."""
+    length = q.shape[2]
+    return isinstance(length, int) and length > BLOCKS["tpu"].queries and not isinstance(k, Quantized)
 
 
 def choose_path(
@@ -46,7 +60,7 @@ def choose_path(
         return implementation
     reason = why_not_splash(q, k, layer, facts, platform=platform, divided=divided)
     if reason is None:
-        return "splash" if implementation == "splash" or q.shape[2] > BLOCKS["tpu"].queries else "blocks"
+        return "splash" if implementation == "splash" or is_long_prompt(q, k) else "blocks"
     if implementation == "splash":
         raise ValueError(f"implementation must be None, 'blocks' or 'xla', got 'splash': {reason}")
     return "blocks"
@@ -70,3 +84,75 @@ def why_not_splash(q, k, layer, facts: Facts, *, platform: str, divided: bool) -
     if used := [name for name, value in given.items() if value is not None]:
         return f"the kernel has no {used[0].removeprefix('an ').removeprefix('a ')}"
     return splash.unsupported(q, k, window=facts.window)
+
+
+class Explanation(NamedTuple):
+    """The program of an attention, and why it is no faster one; printed as a sentence."""
+
+    path: AttentionBackend
+    blocks: BlockSizes | None
+    reason: str
+
+    def __str__(self) -> str:
+        sizes = "" if self.blocks is None else f" of {self.blocks.queries} queries and {self.blocks.keys} keys"
+        return f"{self.path}{sizes}: {self.reason}"
+
+
+def explain(
+    q,
+    k,
+    facts: Facts,
+    *,
+    platform: Literal["cpu", "gpu", "tpu"],
+    implementation: AttentionBackend | None = None,
+    divided: bool = False,
+) -> Explanation:
+    """Says which program attention takes, and why not a faster one.
+
+    ==========  =====================================================================================
+    path        serves
+    ==========  =====================================================================================
+    ``splash``  a TPU, T over 512, bfloat16 and float32: causal, a fixed window, soft cap, segments,
+                padding, training and prompts before an empty cache; inside ``shard_map`` on a mesh
+    ``blocks``  everything on every platform; skips blocks that no query may read
+    ``xla``     everything, by name: forms all T S scores
+    ``cudnn``   a GPU, by name: float16 and bfloat16, without soft cap, dropout and second derivatives
+    ==========  =====================================================================================
+
+    Args:
+      q: ``[B, T, N, H]``, an array or its shape (:class:`jax.ShapeDtypeStruct`).
+      k: ``[B, S, K, H]``, likewise.
+      facts: of the call, as of ``plan.facts()``: :class:`Facts`.
+      platform: the platform that the program is lowered for.
+      implementation: as in the call.
+      divided: whether XLA divides the program among devices, outside ``shard_map``.
+
+    Returns:
+      :class:`Explanation`.
+
+    Raises:
+      ValueError: if the implementation was asked for by name and cannot serve, with the reason.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from rope_jax.attention import Facts, explain
+      >>> q = jax.ShapeDtypeStruct((1, 8192, 32, 128), jnp.bfloat16)
+      >>> k = jax.ShapeDtypeStruct((1, 8192, 8, 128), jnp.bfloat16)
+      >>> print(explain(q, k, Facts(causal=True), platform="tpu"))
+      splash: jax's kernel for a TPU
+      >>> print(explain(q, k, Facts(causal=True), platform="cpu"))
+      blocks of 256 queries and 256 keys: the kernel is for a TPU, not for a CPU
+    """
+    if platform not in BLOCKS:
+        raise ValueError(f"platform must be one of {tuple(BLOCKS)}, got {platform!r}")
+    if implementation == "cudnn":
+        reason = "asked for by name; jax raises an error where cuDNN cannot serve"
+        return Explanation("cudnn", None, reason)
+    q, k = (jax.ShapeDtypeStruct((x.shape[0], x.shape[2], x.shape[1], x.shape[3]), x.dtype) for x in (q, k))
+    path = choose_path(q, k, None, facts, implementation, platform=platform, divided=divided)
+    if path == "splash":
+        return Explanation(path, None, "jax's kernel for a TPU")
+    reason = f"implementation={implementation!r}"
+    if implementation is None:
+        reason = why_not_splash(q, k, None, facts, platform=platform, divided=divided) or "T is at most 512"
+    return Explanation(path, block_sizes(q, k, implementation, platform), reason)

@@ -52,6 +52,7 @@ class Plan:
         the C distinct ropes.
       key_rotation: cos and sin at ``key_positions``, likewise.
       position_bias: added to the scores, as a function of distances; None without a position bias.
+      starts_empty: bool ``[]``, whether the cache had no tokens; None without a cache.
       slots: int32 ``[B, T]``, where the cache stores the new tokens; None without a cache.
       num_tokens: int32 ``[B]``, the cache's counter after this step.
       context_length: int32 ``[B]``, the cache's context length after this step; None if the stored keys do not
@@ -77,6 +78,7 @@ class Plan:
     rotation: Rotation | None = None
     key_rotation: Rotation | None = None
     position_bias: BiasFunction | None = None
+    starts_empty: jax.Array | None = None
     slots: jax.Array | None = None
     num_tokens: jax.Array | None = None
     context_length: jax.Array | None = None
@@ -121,22 +123,23 @@ class Plan:
             ropes=ropes,
         )
 
-    def facts(self) -> Facts:
-        """What attention must know: causality, window, sequence indices, segments and padding, position bias."""
+    def facts(self, *, fresh: bool = False) -> Facts:
+        """What attention must know. If ``fresh``, the new tokens read only themselves: the cache has none."""
+        cached = self.slots is not None and not fresh
         segments = self.segments
-        if self.mask is not None and self.slots is None:  # padding is not stored in a cache
+        if self.mask is not None and not cached:  # a cache stores no padding
             segments = jnp.where(self.mask, jnp.int32(0) if segments is None else segments, jnp.int32(-1))
-        # Ranks of real tokens have the order of the tokens, which is all that causality needs.
-        by_order = self.slots is None and not self.reordered
-        by_order &= self.mask is None or (self.window is None and self.position_bias is None)
-        keys = self.sequence_index if self.key_sequence_index is None else self.key_sequence_index
-        sinks = 0 if self.cache_policy is None else self.cache_policy.num_sink_tokens
+        # Without gaps, tokens have the order of their indices; with gaps, that is all that causality needs.
+        in_order = not cached and not self.reordered
+        in_order &= self.mask is None or (self.window is None and self.position_bias is None)
+        keys = self.key_sequence_index if cached else self.sequence_index
+        sinks = 0 if self.cache_policy is None or not cached else self.cache_policy.num_sink_tokens
         return Facts(
             causal=self.causal,
             window=self.known_window,
             traced_window=self.traced_window,
-            query_index=None if by_order else self.sequence_index,
-            key_index=None if by_order else keys,
+            query_index=None if in_order else self.sequence_index,
+            key_index=None if in_order else keys,
             num_sink_tokens=sinks,
             segments=segments,
             position_bias=self.position_bias,
@@ -159,9 +162,8 @@ class Plan:
         """Raises unless the plan was made for a cache like this one."""
         if not isinstance(cache, KVCache):
             raise TypeError(f"cache must be a KVCache, as from init_cache, got {type(cache).__name__}")
-        policy = cache.policy
-        if self.cache_policy != policy:
-            raise ValueError(f"plan must be made with cache= of {policy}, got a plan for {self.cache_policy}")
+        if self.cache_policy != cache.policy:
+            raise ValueError(f"plan must be made with cache= of {cache.policy}, got a plan for {self.cache_policy}")
         assert self.num_tokens is not None
         if cache.num_tokens.shape != self.num_tokens.shape:
             raise ValueError(f"cache must have B={self.num_tokens.shape[0]} rows, got {cache.num_tokens.shape[0]}")
@@ -235,7 +237,9 @@ def make_plan(
       ValueError: if the arguments do not go together, or tokens are known at trace time not to fit in the cache.
       TypeError: if an array has a dtype of another kind.
     """
-    batch, length = _checked_shape(shape)
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        raise ValueError(f"shape must be (B, T), got {shape!r}: pass x.shape[:2]")
+    batch, length = shape
     _check_layers(ropes, window)
     if not isinstance(causal, bool | np.bool):
         raise TypeError(f"causal must be True or False, got {causal!r}")
@@ -257,11 +261,10 @@ def make_plan(
         starts = segment_starts(segment_ids)
     if cache is not None:
         _check_with_cache(cache, ropes, batch, causal, segment_ids)
-    reordered = sequence_index is not None
 
     # The counter is read before it advances: the new tokens come after those in the cache.
     seen = None if cache is None else cache.num_tokens
-    by_count = positions is None
+    by_count, reordered = positions is None, sequence_index is not None
     if sequence_index is not None:
         for name, value in (("cache", cache), ("segment_ids", segment_ids)):  # these count tokens by their index
             if value is not None:
@@ -272,12 +275,12 @@ def make_plan(
         if starts is not None and positions is None:
             # Segments restart the positions, but not the index that causality and windows go by.
             counted = _count(shape, mask, starts, seen)
-    if positions is not None:
-        positions = _checked_positions(positions, shape, first, cache)
-    elif first is not None and first.axes is not None:
-        raise ValueError(f"positions [..., T, A] must be given to a rope with axes {first.axes}, got None")
-    else:
+    if positions is None:
+        if first is not None and first.axes is not None:
+            raise ValueError(f"positions [..., T, A] must be given to a rope with axes {first.axes}, got None")
         positions = counted
+    else:
+        positions = _checked_positions(positions, shape, first, cache)
 
     known_window, traced_window, window_of_layer, max_window = _windows(window)
     facts: dict = dict(
@@ -308,6 +311,7 @@ def make_plan(
         facts |= dict(
             key_sequence_index=cache.slots.sequence_index(after),
             key_positions=None if cache.rotated else keys,
+            starts_empty=jnp.all(seen == 0),
             slots=cache.slots.of_new_tokens(seen, jnp.ones(shape, bool) if mask is None else mask),
             num_tokens=num_tokens,
             context_length=stored,
@@ -336,17 +340,6 @@ def _count(shape: tuple[int, int], real, starts, seen) -> jax.Array:
     else:
         count = count_positions(jnp.ones_like(starts) if real is None else real, starts)
     return count if seen is None else count + seen[:, None]
-
-
-def _checked_shape(shape) -> tuple[int, int]:
-    """B and T.
-
-    Raises:
-      ValueError: if the shape has another number of sizes.
-    """
-    if not isinstance(shape, tuple) or len(shape) != 2:
-        raise ValueError(f"shape must be (B, T), got {shape!r}: pass x.shape[:2]")
-    return shape
 
 
 def _check_layers(ropes: Ropes, window: Windows) -> None:

@@ -1,8 +1,8 @@
 """Attention as JAX primitives: its derivative, transpose, batching and lowering.
 
-``attention_p`` gives the output and the log of the sum of exp(scores). Its derivative is ``tangent_p``, linear in the
-tangents; the transpose of that is ``backward_p``, which computes the weights again. All three are lowered for a
-platform as :func:`choose_path` says. Higher derivatives differentiate the blocks of plain JAX.
+``attention_p`` gives the output and the log of the sum of exp(scores). Its derivative is ``tangent_p``, linear in
+the tangents. The transpose of ``tangent_p`` is ``backward_p``, which computes the weights again. All three are
+lowered for a platform by :func:`choose_path`. Higher derivatives differentiate the blocks of plain JAX.
 """
 
 import functools
@@ -14,17 +14,15 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from rope_jax.attention import blocks
-from rope_jax.attention.blocks import Extras
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.kernels import splash
 from rope_jax.attention.paths import AttentionBackend, block_sizes, choose_path
 from rope_jax.attention.quantized import Quantized
+from rope_jax.attention.tiling import Extras, wide
 from rope_jax.core.primitive import is_partitioned_by_xla
 
 
-def attention(
-    q, k, v, facts: Facts, *, layer=None, implementation: AttentionBackend | None = None
-) -> jax.Array:
+def attention(q, k, v, facts: Facts, *, layer=None, implementation: AttentionBackend | None = None) -> jax.Array:
     """The output ``[B, N, T, H]``, without checks.
 
     Args:
@@ -83,14 +81,14 @@ def _tangent(*operands, tree, implementation, active, path="blocks", platform="c
     dparams = None
     if facts.position_bias is not None and jax.tree.leaves(dfacts.position_bias):
         dparams = jax.tree.map(
-            lambda x, dx: jnp.zeros_like(x) if dx is None else dx, facts.position_bias.params, dfacts.position_bias.params
+            lambda x, dx: jnp.zeros_like(x) if dx is None else dx,
+            facts.position_bias.params,
+            dfacts.position_bias.params,
         )
     sizes = block_sizes(q, k, implementation, platform)
     dextras = Extras(dfacts.bias, dparams)
     return list(
-        blocks.tangent(
-            q, k, v, facts, out, log_total, dq, dk, dv, dextras, sizes, differentiable=differentiable
-        )
+        blocks.tangent(q, k, v, facts, out, log_total, dq, dk, dv, dextras, sizes, differentiable=differentiable)
     )
 
 
@@ -151,9 +149,7 @@ def _jvp(primals, tangents, *, tree, implementation, logged):
         return jax.jvp(of_one_layer, [primals[i] for i in active], [tangents[i] for i in active])
     results = attention_p.bind(*primals, tree=tree, implementation=implementation, logged=True)
     some = (tangents[i] for i in active)
-    dresults = tangent_p.bind(
-        *primals, *results, *some, tree=tree, implementation=implementation, active=active
-    )
+    dresults = tangent_p.bind(*primals, *results, *some, tree=tree, implementation=implementation, active=active)
     return results[: 1 + logged], dresults[: 1 + logged]
 
 
@@ -191,7 +187,7 @@ def _batch(primitive, program, operands, axes, *, tree, **options):
     """Merges the new axis with the rows B, where each operand has rows; else blocks under :func:`jax.vmap`."""
     size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
     batch = operands[0].shape[0 if axes[0] != 0 else 1]
-    _, k, _, layer, facts = tree.unflatten(operands[: tree.num_leaves])
+    _, _, _, layer, facts = tree.unflatten(operands[: tree.num_leaves])
     first_fact = tree.num_leaves - len(jax.tree.leaves(facts))
     with_rows = layer is facts.traced_window is facts.position_bias is None and not facts.dropout_rate
     if not with_rows or any(i >= first_fact for i in options.get("active", ())):
@@ -219,7 +215,7 @@ def _results_like(leaves):
     q = leaves[0]
 
     def log_like(q):
-        return q[..., 0].astype(blocks.wide(q.dtype))
+        return q[..., 0].astype(wide(q.dtype))
 
     return [q, jax.make_jaxpr(log_like)(q).out_avals[0]]
 

@@ -99,6 +99,7 @@ def stack(model) -> nn.Module:
         dtype=model.dtype,
         kernel_init=model.kernel_init,
         implementation=model.implementation,
+        attention_fn=model.attention_fn,
         ring_axis=model.ring_axis,
         **params,
     )

@@ -94,6 +94,7 @@ class Decoder(nn.Module, kw_only=True):
       kernel_init: of the kernels.
       embedding_init: of the embedding.
       implementation: see :class:`RotaryAttention`.
+      attention_fn: see :class:`RotaryAttention`.
 
     Attributes, sharding:
       ring_axis: see :class:`RotaryAttention`.
@@ -132,6 +133,7 @@ class Decoder(nn.Module, kw_only=True):
     kernel_init: Initializer = nn.initializers.lecun_normal()
     embedding_init: Initializer = nn.initializers.normal(0.02)
     implementation: AttentionBackend | None = None
+    attention_fn: Callable[..., jax.Array] | None = None
     ring_axis: str | None = None
     activation_sharding: jax.sharding.Sharding | None = None
 

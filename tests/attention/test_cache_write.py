@@ -175,10 +175,7 @@ def test_a_donated_stack_is_written_in_place(tokens, dtype):
 @pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_decoder_steps_without_temporaries_of_cache_size(dtype, tokens):
-    """Layers are carried: a step holds the slices of one layer, and no copy of the cache of all layers.
-
-    In bfloat16, XLA for CPUs copies keys and values once a step, to integers and back: not once a layer.
-    """
+    """Layers are carried: a step holds a block of one layer, and no copy of the cache of all layers."""
     model = build(num_layers=24, dtype=dtype)
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
     cache = jax.eval_shape(lambda: model.init_cache(batch=2, capacity=4096))
@@ -186,7 +183,6 @@ def test_a_decoder_steps_without_temporaries_of_cache_size(dtype, tokens):
     compiled = step.lower(params, jax.ShapeDtypeStruct((2, tokens), jnp.int32), cache).compile()
     memory, stored = compiled.memory_analysis(), cache.key.size * cache.key.dtype.itemsize
     assert memory.alias_size_in_bytes >= 2 * stored
-    copies = 2 * stored if dtype == jnp.bfloat16 else 0
-    assert memory.temp_size_in_bytes < copies + stored // 4
+    assert memory.temp_size_in_bytes < stored // 8
     stack = ",".join(map(str, cache.key.shape))
     assert not re.findall(rf"= \w+\[{stack}\]\S* (?:copy|transpose)\(", compiled.as_text())
