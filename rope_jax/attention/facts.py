@@ -55,7 +55,7 @@ class Facts:
     dropout_impl: str | None = dataclasses.field(default=None, metadata=_STATIC)
 
     def attention_mask(self, q, k) -> jax.Array | None:
-        """All conditions as one mask, bool ``[B or 1, N or 1, T, S]``; None without any. q and k have heads first."""
+        """All conditions as one mask, bool ``[B or 1, N or 1, T, S]``, None if there are none, for heads first."""
         length, kv_length = q.shape[2], k.shape[2]
         window = self.window if self.traced_window is None else self.traced_window
         conditions = [] if self.mask is None else [self.mask]

@@ -312,7 +312,7 @@ class Tiling:
 
     def add_keys(self, total, j, block):
         """Adds a block of keys, whose repeated keys are 0."""
-        return self._add(total, block, {2: self._start(j, self.sizes.keys, self.kv_length)})
+        return _add(total, block, {2: self._start(j, self.sizes.keys, self.kv_length)})
 
     def add_extras(self, total: Extras, i, j, block: Extras) -> Extras:
         """Adds the gradients of extras from one pair of blocks."""
@@ -322,16 +322,17 @@ class Tiling:
         starts = {3: self._start(j, self.sizes.keys, self.kv_length)}
         if total.bias.shape[2] != 1:
             starts[2] = self._start(i, self.sizes.queries, self.length)
-        return Extras(self._add(total.bias, block.bias, starts), params)
+        return Extras(_add(total.bias, block.bias, starts), params)
 
-    @staticmethod
-    def _add(total, block, starts: dict):
-        block = block.astype(total.dtype)
-        if total.shape == block.shape:
-            return total + block
-        index = [jnp.asarray(starts.get(axis, 0), jnp.int32) for axis in range(total.ndim)]
-        old = lax.dynamic_slice(total, index, block.shape)
-        return lax.dynamic_update_slice(total, old + block, index)
+
+def _add(total, block, starts: dict) -> jax.Array:
+    """Adds a block to a larger array; ``starts`` by axis, 0 if left out."""
+    block = block.astype(total.dtype)
+    if total.shape == block.shape:
+        return total + block
+    index = [jnp.asarray(starts.get(axis, 0), jnp.int32) for axis in range(total.ndim)]
+    old = lax.dynamic_slice(total, index, block.shape)
+    return lax.dynamic_update_slice(total, old + block, index)
 
 
 def wide(dtype):
