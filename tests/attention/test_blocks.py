@@ -151,7 +151,7 @@ def stacked(p: Problem, layers=3, layer=1):
     return dataclasses.replace(p, k=stack(p.k), v=stack(p.v))
 
 
-@pytest.mark.parametrize("features", first(2, ["ragged", "ring window alibi", "causal bias_111 cap"]))
+@pytest.mark.parametrize("features", first(2, ["ragged", "ring window alibi", "window reordered bias_111 cap"]))
 @pytest.mark.parametrize("tokens", [1, pytest.param(11, marks=pytest.mark.full)])
 def test_a_layer_of_a_stack(monkeypatch, features, tokens):
     in_blocks(monkeypatch, 4, 16)
