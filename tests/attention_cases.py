@@ -262,6 +262,17 @@ def assert_solved(p: Problem, out, log_total, gradients):
         assert error <= at_gradient * size, f"gradient of {name}: {error / size:.1e} of the largest"
 
 
+def assert_same(got, want, terms=64):
+    """Equal but for the order of sums."""
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        finite = np.isfinite(np.asarray(b))
+        np.testing.assert_array_equal(np.isfinite(np.asarray(a)), finite)
+        size = np.abs(np.asarray(b)[finite]).max(initial=0)
+        error = np.abs(np.asarray(a)[finite] - np.asarray(b)[finite]).max(initial=0)
+        assert error <= terms * 2.0**-24 * size, f"{error / size:.1e} of the largest"
+
+
 def in_blocks(monkeypatch, queries: int, keys: int, most_keys: int | None = None):
     """Has attention on the CPU take blocks of at most this size."""
     monkeypatch.setitem(paths.BLOCKS, "cpu", BlockSizes(queries, keys))

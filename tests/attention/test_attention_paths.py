@@ -69,8 +69,10 @@ def test_the_kernel_beside_float64(calls, features, sizes, dtype):
         p = problem(features, dtype=dtype, **sizes)
         out, log_total, gradients = solved_by_library(p)
         want_out, want_log, want = solved_by_library(p, implementation="blocks")
-        # Keys are multiplied by the scale, and rounded once more than in blocks: half an ulp of scores of size 4.
-        assert np.abs(log_total - want_log).max() <= 4 * 2.0**-8
+        # Keys are multiplied by the scale and rounded once more than in blocks: half an ulp of each term of a score.
+        scale = p.q.shape[-1] ** -0.5 if p.facts.scale is None else p.facts.scale
+        q, k = (np.abs(np.asarray(x, np.float32)) for x in (p.q, np.repeat(p.k, p.q.shape[1] // p.k.shape[1], 1)))
+        assert np.abs(log_total - want_log).max() <= 2.0**-8 * scale * np.einsum("bnth,bnsh->bnts", q, k).max()
         assert np.abs(np.asarray(out - want_out, np.float32)).max() <= 4 * 2.0**-8 * 4
         for name, gradient in gradients.items():
             error = np.abs(np.asarray(gradient - want[name], np.float32)).max()
