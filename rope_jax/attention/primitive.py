@@ -191,7 +191,9 @@ def _batch(primitive, program, operands, axes, *, tree, **options):
     first_fact = tree.num_leaves - len(jax.tree.leaves(facts))
     with_rows = layer is facts.traced_window is facts.position_bias is None and not facts.dropout_rate
     if not with_rows or any(i >= first_fact for i in options.get("active", ())):
-        mapped = jax.vmap(functools.partial(program, tree=tree, **options), in_axes=tuple(axes))
+        # The result may be differentiated: the primitive is gone by then.
+        blocks_of_one = functools.partial(program, tree=tree, differentiable=True, **options)
+        mapped = jax.vmap(blocks_of_one, in_axes=tuple(axes))
         results = mapped(*operands)
         return results, [0] * len(results)
 
