@@ -5,9 +5,9 @@
 The figures are counts and a cost model's, not times. What cannot be compiled here keeps the figures of before.
 
 Predicted: a layer keeps x, q, k, v and the output of attention, 2 bytes for each of 10 to 18 thousand numbers a
-token: 200 MB at 8k tokens, which the compiler overlays by half. The scores of 32 heads are 32 T^2 numbers of 4 bytes:
-8.6 GB at 8k and 137 GB at 32k, more than a chip has. A decode step of 8 rows reads its weights, and the keys and
-values of all rows, once. The product of one query fuses with the reading, so little else should move.
+token: 200 MB at 8k tokens, which the compiler overlays by half. The scores of 32 heads are 32 T^2 numbers, 4 bytes
+each: 8.6 GB at 8k and 137 GB at 32k, more than a chip has. A decode step of 8 rows reads its weights, and the keys
+and values of all rows, once. The product of one query fuses with the reading, so little else should move.
 """
 
 import contextlib
