@@ -42,9 +42,9 @@ FEATURES = ("causal", "window of 512", "not causal", "T5 bias", "padding")
 MEMORY_LENGTH = 16384
 CAPACITIES, SHARES = (1024, 8192, 32768), (0.1, 0.5, 1.0)
 LAYERS = 2  # in the cache of the decode step
-SECONDS, LEAST_ROUNDS, MOST_ROUNDS = 3.0, 5, 101  # of a cell
-# Of the largest number of the result: sums in another order, and in bfloat16 weights that are rounded.
-TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2}
+SECONDS, LEAST_ROUNDS, MOST_ROUNDS = 1.5, 5, 101  # of a cell
+# Of the largest number of the result: sums in another order, and in bfloat16 two results that are each rounded.
+TOLERANCE = {"float32": 2e-5, "bfloat16": 4e-2}
 OURS, PLAIN, TORCH, READ = "rope_jax", "plain", "torch", "sum"
 TIME, OVER = "milliseconds (quartiles)", "rope_jax over {} (quartiles)"
 
@@ -207,9 +207,7 @@ def largest_difference(found: Mapping[str, Callable]) -> dict[str, float]:
 
 
 def timed(found: Mapping[str, Callable], seconds: float) -> dict:
-    """Quartiles of each call, and of ours over the others; as many rounds as fit in the seconds."""
-    for call in found.values():  # compiles
-        jax.block_until_ready(call())
+    """Quartiles of each compiled call, and of ours over the others; as many rounds as fit in the seconds."""
     start = time.perf_counter()
     for call in found.values():
         jax.block_until_ready(call())
@@ -245,6 +243,8 @@ def measure(
             for share in SHARES:
                 found = decode_calls(capacity, share, dtype)
                 case = {"direction": "forward", "dtype": dtype, "T": 1, "S": capacity, "filled": share}
+                for call in found.values():
+                    jax.block_until_ready(call())
                 cases.append({**case, **timed(found, seconds / 3)})
     return {
         "heads": {"N": HEADS, "K": KV_HEADS, "H": HEAD_DIM, "B": 1},
