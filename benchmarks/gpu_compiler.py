@@ -80,13 +80,21 @@ def accesses(ptx: str, kind: str) -> dict[str, int]:
     return dict(sorted(collections.Counter(width.replace(".nc", "").lstrip(".") for width in found).items()))
 
 
+def executable(program: Callable, *args, donate: tuple[int, ...] = ()):
+    """The program compiled for an H100."""
+    device = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1").devices[0]
+
+    def place(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device))
+
+    return jax.jit(program, donate_argnums=donate).lower(*jax.tree.map(place, args)).compile()
+
+
 def cost(program: Callable, dump: Path, *shapes) -> dict:
     """Kernels, bytes and accesses of a program; XLA writes its PTX to ``dump``."""
-    device = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1").devices[0]
-    placed = [jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=SingleDeviceSharding(device)) for s in shapes]
     shutil.rmtree(dump, ignore_errors=True)
     dump.mkdir()
-    kernels = kernel_bytes(jax.jit(program).lower(*placed).compile().as_text())
+    kernels = kernel_bytes(executable(program, *shapes).as_text())
     ptx = "".join(path.read_text() for path in dump.glob("*.ptx"))
     return {
         "kernels": len(kernels),
@@ -130,7 +138,7 @@ def programs() -> Iterable[tuple[dict, Callable, list, int]]:
         yield case, rope, [*xs, positions], least
 
 
-def measure() -> dict:
+def measure(module: str = "benchmarks.gpu_compiler") -> dict:
     """The compiler's figures from a process of its own, or why there are none."""
     missing = [name for name, version in versions(WHEELS).items() if version == "not installed"]
     if missing:
@@ -138,7 +146,7 @@ def measure() -> dict:
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--xla_gpu_autotune_level=0 --xla_dump_to={folder}/dump --xla_gpu_dump_llvmir=true"
         quiet = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1", "XLA_FLAGS": flags}
-        command = [sys.executable, "-m", "benchmarks.gpu_compiler", f"{folder}/dump"]
+        command = [sys.executable, "-m", module, f"{folder}/dump"]
         done = subprocess.run(command, env={**os.environ, **quiet}, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -48,7 +48,13 @@ NO_TPU_HERE = {
 def compiled(
     chip: Chip, program: Callable, *args, free_layouts: bool, donate: tuple[int, ...] = ()
 ) -> tuple[str, int]:
-    """The optimised program for one chip, as text, and the compiler's bytes accessed.
+    """The optimised program for one chip, as text, and the compiler's bytes accessed."""
+    ready = executable(chip, program, *args, free_layouts=free_layouts, donate=donate)
+    return ready.as_text(), int(ready.cost_analysis().get("bytes accessed", 0))  # which a kernel alone has not
+
+
+def executable(chip: Chip, program: Callable, *args, free_layouts: bool, donate: tuple[int, ...] = ()):
+    """The program compiled for one chip.
 
     With free layouts, the compiler chooses how arguments and results lie in memory, so that the program begins and
     ends without copies; else they lie in JAX's default order.
@@ -58,8 +64,7 @@ def compiled(
     device = topologies.get_topology_desc(chip.topology, "tpu").devices[0]
     placed = Format(Layout.AUTO if free_layouts else None, SingleDeviceSharding(device))
     jitted = jax.jit(program, donate_argnums=donate, in_shardings=placed, out_shardings=placed)
-    ready = jitted.lower(*args).compile()
-    return ready.as_text(), int(ready.cost_analysis().get("bytes accessed", 0))  # which a kernel alone has not
+    return jitted.lower(*args).compile()
 
 
 # ------------------------------------------------------------------------------------- reading the program

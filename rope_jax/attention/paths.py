@@ -15,6 +15,7 @@ AttentionBackend = Literal["xla", "blocks", "splash", "cudnn"]
 # Queries and keys of a block, by measurement on CPUs (benchmarks/attention.py); elsewhere large matrix products.
 BLOCKS = {"cpu": BlockSizes(256, 256), "gpu": BlockSizes(512, 1024), "tpu": BlockSizes(512, 1024)}
 MOST_KEYS = {"cpu": 1024, "gpu": 4096, "tpu": 4096}  # of a block with few queries
+MOST_REDUCED = 8  # rows of a product with few queries that a GPU computes without its matrix units
 SYMBOLIC_BLOCK = 128  # of lengths that are not known when a program is exported
 
 
@@ -31,7 +32,9 @@ def block_sizes(q, k, implementation: AttentionBackend | None, platform: str) ->
         if not isinstance(queries, int)
         else max(most.keys, min(MOST_KEYS[platform], most.keys * most.queries // max(queries, 1)))
     )
-    return BlockSizes(queries, _block(kv_length, most_keys), guard_cache=platform == "cpu")
+    rows = queries * (q.shape[1] // k.shape[-3])  # of a product with the keys of a head
+    by_reduction = platform == "gpu" and isinstance(rows, int) and rows <= MOST_REDUCED
+    return BlockSizes(queries, _block(kv_length, most_keys), platform == "cpu", by_reduction)
 
 
 def _block(length, most: int):

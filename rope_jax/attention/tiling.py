@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.mask import attention_mask, distances
@@ -25,11 +26,25 @@ class BlockSizes(NamedTuple):
       keys: tokens of a block.
       guard_cache: whether to keep XLA from reading the whole cache before the loop over blocks. XLA for CPUs
         otherwise copies a cache of narrow floats to float32.
+      by_reduction: whether to multiply and add instead of taking a matrix product. XLA for GPUs then reads a block
+        of the cache in place, which it copies for a matrix product.
     """
 
     queries: int
     keys: int
     guard_cache: bool = False
+    by_reduction: bool = False
+
+
+# The axis that a product sums over, of [b, k, gt, s, h].
+_REDUCTIONS = {("bkgth,bksh", "bkgts"): 4, ("bkgts,bksh", "bkgth"): 3}
+
+
+def _reduced(a, b, axis: int, dtype) -> jax.Array:
+    """The product of ``a [b, k, gt, h or s]`` and ``b [b, k, s, h]``, summed over h (axis 4) or s (axis 3)."""
+    product = jnp.expand_dims(a.astype(dtype), 7 - axis) * b[:, :, None].astype(dtype)
+    # Sums over s would otherwise be given the transposed cache.
+    return with_layout_constraint(product, Layout(tuple(range(product.ndim)))).sum(axis)
 
 
 class Extras(NamedTuple):
@@ -70,7 +85,10 @@ class Tiling:
         def merge(x, letters):
             return x.reshape(*x.shape[:2], -1, x.shape[4]) if "gt" in letters else x
 
-        merged = (merge(x, letters) for x, letters in zip((a, b), operands.split(","), strict=True))
+        merged = [merge(x, letters) for x, letters in zip((a, b), operands.split(","), strict=True)]
+        if self.sizes.by_reduction and (operands, result) in _REDUCTIONS:
+            out = _reduced(*merged, _REDUCTIONS[operands, result], self.dtype)
+            return out.reshape(*out.shape[:2], sizes["g"], sizes["t"], out.shape[-1])
         out = jnp.einsum(subscripts.replace("gt", "r"), *merged, preferred_element_type=self.dtype)
         return out.reshape(*out.shape[:2], sizes["g"], sizes["t"], out.shape[-1]) if "gt" in result else out
 
