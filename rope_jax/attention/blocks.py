@@ -17,9 +17,7 @@ from rope_jax.attention.facts import Facts
 from rope_jax.attention.tiling import BlockSizes, Extras, Tiling, wide
 
 
-def forward(
-    q, k, v, layer, facts: Facts, sizes: BlockSizes, *, differentiable=False
-) -> tuple[jax.Array, jax.Array]:
+def forward(q, k, v, layer, facts: Facts, sizes: BlockSizes) -> tuple[jax.Array, jax.Array]:
     """The output ``[B, N, T, H]`` in q's dtype, and the log of the sum of exp(scores), float32 ``[B, N, T]``.
 
     A query without any key has output 0, and a log of +inf, so that its weights are 0 in the backward pass.
@@ -31,10 +29,8 @@ def forward(
       layer: int32 ``[]``, which layer of k and v to read, or None.
       facts: which keys a query reads.
       sizes: of the tiles.
-      differentiable: whether the result may be differentiated by JAX: blocks are then skipped by a condition in a
-        scan, instead of a loop with a traced number of steps.
     """
-    tiles = Tiling(q, k, v, layer, facts, sizes, differentiable)
+    tiles = Tiling(q, k, v, layer, facts, sizes)
 
     def attend_to_all(i, carry):
         queries = tiles.queries(q, i)
@@ -69,7 +65,7 @@ def forward(
 
 def weights(q, k, facts: Facts) -> jax.Array:
     """The attention weights, float32 ``[B, N, T, S]``; 0 in the row of a query without any key."""
-    tiles = Tiling(q, k, k, None, facts, BlockSizes(q.shape[2], k.shape[2]), differentiable=True)
+    tiles = Tiling(q, k, k, None, facts, BlockSizes(q.shape[2], k.shape[2]))
     raw = tiles.product("bkgth,bksh->bkgts", tiles.queries(q, 0), tiles.keys(k, 0))
     scores = tiles.scores(0, 0)(raw, tiles.extras(0, 0))
     maximum = jnp.maximum(scores.max(axis=-1, keepdims=True, initial=-jnp.inf), jnp.finfo(scores.dtype).min)
@@ -79,7 +75,11 @@ def weights(q, k, facts: Facts) -> jax.Array:
 
 
 def tangent(q, k, v, facts: Facts, out, log_total, dq, dk, dv, dextras: Extras, sizes, *, differentiable=False):
-    """The derivative of :func:`forward` along dq, dk, dv and dextras; None is zero."""
+    """The derivative of :func:`forward` along dq, dk, dv and dextras; None is zero.
+
+    If ``differentiable``, JAX may differentiate the result: a condition in a scan then skips blocks, instead of a
+    loop with a traced number of steps.
+    """
     tiles = Tiling(q, k, v, None, facts, sizes, differentiable)
 
     def along_keys(i, carry):

@@ -63,13 +63,13 @@ def read_layer(stored, layer, dtype) -> jax.Array:
 # ---------------------------------------------------------------------------------------------- programs in blocks
 
 
-def _forward(*leaves, tree, implementation, logged, path="blocks", platform="cpu", differentiable=False):
+def _forward(*leaves, tree, implementation, logged, path="blocks", platform="cpu"):
     q, k, v, layer, facts = tree.unflatten(leaves)
     if path == "splash":
         results = splash.forward(q, k, v, facts.segments, **_splash_options(q, facts), save_log_total=logged)
         return list(results[: 1 + logged])
     sizes = block_sizes(q, k, implementation, platform)
-    return list(blocks.forward(q, k, v, layer, facts, sizes, differentiable=differentiable))[: 1 + logged]
+    return list(blocks.forward(q, k, v, layer, facts, sizes))[: 1 + logged]
 
 
 def _tangent(*operands, tree, implementation, active, path="blocks", platform="cpu", differentiable=False):
@@ -183,18 +183,19 @@ def _jvp_of_blocks(program, primals, tangents, **options):
     return jax.jvp(of_active, [primals[i] for i in active], [tangents[i] for i in active])
 
 
-def _batch(primitive, program, operands, axes, *, tree, **options):
-    """Merges the new axis with the rows B, where each operand has rows; else blocks under :func:`jax.vmap`."""
+def _batch(primitive, operands, axes, *, tree, **options):
+    """Merges the new axis with the rows B if each operand has rows; else one call after another."""
     size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
     batch = operands[0].shape[0 if axes[0] != 0 else 1]
     _, _, _, layer, facts = tree.unflatten(operands[: tree.num_leaves])
     first_fact = tree.num_leaves - len(jax.tree.leaves(facts))
     with_rows = layer is facts.traced_window is facts.position_bias is None and not facts.dropout_rate
     if not with_rows or any(i >= first_fact for i in options.get("active", ())):
-        # The result may be differentiated: the primitive is gone by then.
-        blocks_of_one = functools.partial(program, tree=tree, differentiable=True, **options)
-        mapped = jax.vmap(blocks_of_one, in_axes=tuple(axes))
-        results = mapped(*operands)
+        mapped = [i for i, axis in enumerate(axes) if axis is not None]
+        results = lax.map(
+            lambda some: primitive.bind(*_replaced(operands, mapped, some), tree=tree, **options),
+            [jnp.moveaxis(operands[i], axes[i], 0) for i in mapped],
+        )
         return results, [0] * len(results)
 
     def merge(i, x, axis):
@@ -258,7 +259,7 @@ def _register(primitive, program, types) -> None:
     primitive.multiple_results = True
     primitive.def_impl(functools.partial(_impl, primitive, program))
     primitive.def_abstract_eval(types)
-    batching.primitive_batchers[primitive] = functools.partial(_batch, primitive, program)
+    batching.primitive_batchers[primitive] = functools.partial(_batch, primitive)
     for platform in ("cpu", "tpu", None):
         lower = functools.partial(_lower, primitive, program, platform or "gpu")
         mlir.register_lowering(primitive, lower, platform=platform)

@@ -36,17 +36,6 @@ class BlockSizes(NamedTuple):
     by_reduction: bool = False
 
 
-# The axis that a product sums over, of [b, k, gt, s, h].
-_REDUCTIONS = {("bkgth,bksh", "bkgts"): 4, ("bkgts,bksh", "bkgth"): 3}
-
-
-def _reduced(a, b, axis: int, dtype) -> jax.Array:
-    """The product of ``a [b, k, gt, h or s]`` and ``b [b, k, s, h]``, summed over h (axis 4) or s (axis 3)."""
-    product = jnp.expand_dims(a.astype(dtype), 7 - axis) * b[:, :, None].astype(dtype)
-    # Sums over s would otherwise be given the transposed cache.
-    return with_layout_constraint(product, Layout(tuple(range(product.ndim)))).sum(axis)
-
-
 class Extras(NamedTuple):
     """Differentiable operands beside q, k and v, or their gradients."""
 
@@ -67,11 +56,10 @@ class Tiling:
     layer: jax.Array | None
     facts: Facts
     sizes: BlockSizes
-    differentiable: bool
+    differentiable: bool = False
 
     @property
     def dtype(self):
-        """Of scores and sums."""
         return wide(self.q.dtype)
 
     def product(self, subscripts: str, a, b) -> jax.Array:
@@ -87,7 +75,7 @@ class Tiling:
 
         merged = [merge(x, letters) for x, letters in zip((a, b), operands.split(","), strict=True)]
         if self.sizes.by_reduction and (operands, result) in _REDUCTIONS:
-            out = _reduced(*merged, _REDUCTIONS[operands, result], self.dtype)
+            out = _reduced(merged[0], merged[1], _REDUCTIONS[operands, result], self.dtype)
             return out.reshape(*out.shape[:2], sizes["g"], sizes["t"], out.shape[-1])
         out = jnp.einsum(subscripts.replace("gt", "r"), *merged, preferred_element_type=self.dtype)
         return out.reshape(*out.shape[:2], sizes["g"], sizes["t"], out.shape[-1]) if "gt" in result else out
@@ -341,6 +329,17 @@ class Tiling:
         if total.bias.shape[2] != 1:
             starts[2] = self._start(i, self.sizes.queries, self.length)
         return Extras(_add(total.bias, block.bias, starts), params)
+
+
+# The axis that a product sums over, of [b, k, gt, s, h].
+_REDUCTIONS = {("bkgth,bksh", "bkgts"): 4, ("bkgts,bksh", "bkgth"): 3}
+
+
+def _reduced(a, b, axis: int, dtype) -> jax.Array:
+    """The product of ``a [b, k, gt, h or s]`` and ``b [b, k, s, h]``, summed over h (axis 4) or s (axis 3)."""
+    product = jnp.expand_dims(a.astype(dtype), 7 - axis) * b[:, :, None].astype(dtype)
+    # Sums over s would otherwise be given the transposed cache.
+    return with_layout_constraint(product, Layout(tuple(range(product.ndim)))).sum(axis)
 
 
 def _add(total, block, starts: dict) -> jax.Array:

@@ -138,6 +138,19 @@ def test_nested_vmap_and_second_derivatives(monkeypatch, features):
     assert_same(jax.vmap(twice)(q), loop(twice, (0,), q), terms=512)
 
 
+@pytest.mark.parametrize("features", first(2, ["t5 causal", "dropout causal", "traced_window", "alibi", "causal"]))
+def test_gradient_of_vmap(monkeypatch, features):
+    """A loss over mapped calls, each of which depends on arrays of its own and on shared facts."""
+    in_blocks(monkeypatch, 4, 3)
+    p = problem(features, T=11)
+    loss = lambda q, operands: jnp.vdot(attention(*p.replaced(operands | {"q": q})), p.dout)
+    operands = {name: x for name, x in p.differentiable.items() if name != "q"}
+    q = stacked(p.q)
+    got = jax.jit(jax.grad(lambda q, o: jnp.sum(jax.vmap(loss, (0, None))(q, o)), (0, 1)))(q, operands)
+    by_hand = jax.jit(jax.grad(lambda q, o: sum(loss(q[i], o) for i in range(MAPPED)), (0, 1)))(q, operands)
+    assert_same(got, by_hand, terms=512)
+
+
 def test_vmap_of_a_stack_and_of_eight_bits(monkeypatch):
     in_blocks(monkeypatch, 4, 16)
     p = problem("ragged", T=2, S=37)
