@@ -94,21 +94,27 @@ def _write_rows(stack, new, index, fixed_layout: bool = False) -> jax.Array:
     blocks = jnp.swapaxes(new.reshape(batch, heads, -1, size, *new.shape[3:]), 1, 2)
     blocks = blocks.reshape(-1, 1, 1, heads, size, *new.shape[3:])
 
-    def fix(stack):
-        return with_layout_constraint(stack, Layout(tuple(range(stack.ndim)))) if fixed_layout else stack
-
     def write(number, stack):
         layer, slot = index[number, 0], index[number, 1]
         zero = jnp.int32(0)
         start = (layer, jnp.int32(number // (index.shape[0] // batch)), zero, slot, *[zero] * (stack.ndim - 4))
-        # A slot past the end is clamped: what is there stays.
-        stack = fix(stack)
-        old = lax.dynamic_slice(stack, start, blocks.shape[1:])
-        fits = slot + size <= stack.shape[3]
-        stack = lax.dynamic_update_slice(stack, jnp.where(fits, blocks[number], old), start)
-        return fix(stack)
+        fits = slot + size <= stack.shape[3]  # dynamic_update_slice would clamp a slot past the end
+        if fixed_layout:
+            stack = _as_it_lies(stack)
+            old = lax.dynamic_slice(stack, start, blocks.shape[1:])
+            return _as_it_lies(lax.dynamic_update_slice(stack, jnp.where(fits, blocks[number], old), start))
+        return lax.cond(
+            fits,
+            lambda stack: lax.dynamic_update_slice(stack, blocks[number], start),
+            lambda stack: stack,
+            stack,
+        )
 
     return lax.fori_loop(0, index.shape[0], write, stack)
+
+
+def _as_it_lies(stack) -> jax.Array:
+    return with_layout_constraint(stack, Layout(tuple(range(stack.ndim))))
 
 
 # ------------------------------------------------------------------------- whether XLA divides the program
