@@ -1,6 +1,7 @@
 """Reads memory and traffic of attention from the compilers for TPUs and for an H100, on a machine without either.
 
     python -m benchmarks.attention_compiled    # libtpu for the TPUs; for the H100 the wheels of gpu_compiler.py
+    python -m benchmarks.attention_compiled v5p h100    # some chips
 
 The figures are counts and a cost model's, not times. What cannot be compiled here keeps the figures of before.
 
@@ -34,6 +35,7 @@ WIDTH, HEADS, KV_HEADS, HEAD_DIM, MLP = 4096, 32, 8, 128, 14336
 ROPE = rope_jax.Rope(HEAD_DIM, rope_jax.Standard(base=500_000.0))
 BATCH, LAYERS, VOCAB = 8, 4, 256  # of a decode step
 CAPACITIES = 8192, 32768
+H100 = "h100"
 FORMS = {"chosen": None, "blocks": "blocks", "all scores": "xla"}
 COMPARED = "v5p"  # the other chips compile the chosen form alone
 LENGTHS = {"forward": (2048, 8192, 32768), "gradient": (8192, 32768)}
@@ -143,6 +145,7 @@ def gpu_cases() -> Iterator[Case]:
 
 def figures(case: Case, executable: Callable) -> dict:
     """What the compiler says of one program, or why it refuses."""
+    print(case.what, file=sys.stderr, flush=True)
     try:
         ready = executable(case.program, *case.args, donate=case.donate)
     except jax.errors.JaxRuntimeError as error:
@@ -161,15 +164,12 @@ def figures(case: Case, executable: Callable) -> dict:
     return found
 
 
-def measure_tpu(chips=tuple(tpu_compiler.CHIPS)) -> dict:
-    """By chip, the figures of each program; or why there are none."""
+def measure_tpu(chip: str) -> dict | list[dict]:
+    """The figures of each program; or why there are none."""
     if versions(["libtpu"])["libtpu"] == "not installed":
         return {"not compiled": "libtpu not installed"}
-    found = {}
-    for name in chips:
-        compile_for = functools.partial(tpu_compiler.executable, tpu_compiler.CHIPS[name], free_layouts=False)
-        found[name] = [figures(case, compile_for) for case in tpu_cases(name)]
-    return found
+    compile_for = functools.partial(tpu_compiler.executable, tpu_compiler.CHIPS[chip], free_layouts=False)
+    return [figures(case, compile_for) for case in tpu_cases(chip)]
 
 
 def measure_gpu() -> list[dict]:
@@ -215,9 +215,7 @@ def decoding_table(rows_by_chip: dict[str, list[dict]]) -> str:
 def table(kept: dict) -> str:
     """What the README shows."""
     result = kept["result"]
-    by_chip = {**result["tpu"].get("programs", {})}
-    if "programs" in result["gpu"]:
-        by_chip["H100"] = result["gpu"]["programs"]
+    by_chip = {chip: found["programs"] for chip, found in result.items() if "programs" in found}
     return f"{layers_table(by_chip)}\n\n{decoding_table(by_chip)}"
 
 
@@ -230,17 +228,26 @@ def section(found, packages, before: dict) -> dict:
     return {"date": date, "packages": versions(("jax", *packages)), "programs": found}
 
 
-if __name__ == "__main__":
-    if sys.argv[1:]:  # in the process that gpu_compiler.measure starts
-        print(json.dumps(measure_gpu()))
-        sys.exit()
+def main(chips) -> None:
+    measured = {chip: measure_tpu(chip) for chip in chips if chip != H100}
+    if H100 in chips:
+        measured[H100] = gpu_compiler.measure("benchmarks.attention_compiled")
     target = Path(__file__).parent / "results" / "attention_compiled.json"
     before = json.loads(target.read_text())["result"] if target.exists() else {}
-    gpu = gpu_compiler.measure("benchmarks.attention_compiled")
-    result = {
-        "tpu": section(measure_tpu(), ["libtpu"], before.get("tpu", {})),
-        "gpu": section(gpu, gpu_compiler.WHEELS, before.get("gpu", {})),
-    }
+    result = {}
+    for chip in (*tpu_compiler.CHIPS, H100):
+        if chip in measured:
+            packages = gpu_compiler.WHEELS if chip == H100 else ["libtpu"]
+            result[chip] = section(measured[chip], packages, before.get(chip, {}))
+        elif chip in before:
+            result[chip] = before[chip]
     with contextlib.redirect_stdout(None):
         save(__file__, result)
     print(table({"result": result}))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] and "/" in sys.argv[1]:  # in the process that gpu_compiler.measure starts
+        print(json.dumps(measure_gpu()))
+    else:
+        main(sys.argv[1:] or (*tpu_compiler.CHIPS, H100))

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
@@ -55,9 +56,17 @@ def _index(layer, slots, shape) -> jax.Array:
 
 
 def _scatter(stack, new, index) -> jax.Array:
-    if not jnp.issubdtype(stack.dtype, jnp.floating) or stack.dtype.itemsize >= 4:
-        return _scatter_numbers(stack, new, index)
-    return lax.platform_dependent(stack, new, index, cpu=_write_rows, default=_scatter_numbers)
+    is_narrow = jnp.issubdtype(stack.dtype, jnp.floating) and stack.dtype.itemsize < 4
+    by_row = dict(cpu=_write_rows) if is_narrow else {}
+    if isinstance(new.shape[2], int) and (new.shape[2] == 1 or index.ndim == 3):
+        by_row |= dict(tpu=_write_rows_unless_divided)
+    return lax.platform_dependent(stack, new, index, **by_row, default=_scatter_numbers)
+
+
+def _write_rows_unless_divided(stack, new, index) -> jax.Array:
+    """Row by row on a TPU, which scatters each head by a dozen operations; a mesh would gather the stack."""
+    write = functools.partial(_write_rows, fixed_layout=True)
+    return lax.cond(_partitioned_p.bind(), _scatter_numbers, write, stack, new, index)
 
 
 def _scatter_numbers(stack, new, index) -> jax.Array:
@@ -74,8 +83,11 @@ def _scatter_numbers(stack, new, index) -> jax.Array:
     return lax.scatter(stack, index, new, numbers, unique_indices=True, mode="drop")
 
 
-def _write_rows(stack, new, index) -> jax.Array:
-    """Row by row: XLA for CPUs scatters narrow floats in a float32 copy of the stack."""
+def _write_rows(stack, new, index, fixed_layout: bool = False) -> jax.Array:
+    """Row by row: XLA for CPUs scatters narrow floats in a float32 copy of the stack.
+
+    The fixed layout keeps a TPU from transposing the whole stack to suit the row.
+    """
     batch, heads, tokens = new.shape[:3]
     size = 1 if index.ndim == 4 else tokens  # tokens of an index
     index = index[:, 0].reshape(-1, 2)
@@ -86,15 +98,23 @@ def _write_rows(stack, new, index) -> jax.Array:
         layer, slot = index[number, 0], index[number, 1]
         zero = jnp.int32(0)
         start = (layer, jnp.int32(number // (index.shape[0] // batch)), zero, slot, *[zero] * (stack.ndim - 4))
-        # dynamic_update_slice would clamp a slot past the end.
+        fits = slot + size <= stack.shape[3]  # dynamic_update_slice would clamp a slot past the end
+        if fixed_layout:
+            stack = _as_it_lies(stack)
+            old = lax.dynamic_slice(stack, start, blocks.shape[1:])
+            return _as_it_lies(lax.dynamic_update_slice(stack, jnp.where(fits, blocks[number], old), start))
         return lax.cond(
-            slot + size <= stack.shape[3],
+            fits,
             lambda stack: lax.dynamic_update_slice(stack, blocks[number], start),
             lambda stack: stack,
             stack,
         )
 
     return lax.fori_loop(0, index.shape[0], write, stack)
+
+
+def _as_it_lies(stack) -> jax.Array:
+    return with_layout_constraint(stack, Layout(tuple(range(stack.ndim))))
 
 
 # ------------------------------------------------------------------------- whether XLA divides the program
