@@ -87,7 +87,7 @@ class Tiling:
 
         merged = [merge(x, letters) for x, letters in zip((a, b), operands.split(","), strict=True)]
         if self.sizes.by_reduction and (operands, result) in _REDUCTIONS:
-            out = _reduced(*merged, _REDUCTIONS[operands, result], self.dtype)
+            out = _reduced(merged[0], merged[1], _REDUCTIONS[operands, result], self.dtype)
             return out.reshape(*out.shape[:2], sizes["g"], sizes["t"], out.shape[-1])
         out = jnp.einsum(subscripts.replace("gt", "r"), *merged, preferred_element_type=self.dtype)
         return out.reshape(*out.shape[:2], sizes["g"], sizes["t"], out.shape[-1]) if "gt" in result else out
