@@ -1,6 +1,7 @@
 """Writes new keys and values to the slots of a cache, without a copy of the cache."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def _index(layer, slots, shape) -> jax.Array:
 
 def _scatter(stack, new, index) -> jax.Array:
     is_narrow = jnp.issubdtype(stack.dtype, jnp.floating) and stack.dtype.itemsize < 4
-    by_row: dict = dict(cpu=_write_rows) if is_narrow else {}
+    by_row: dict[str, Callable] = dict(cpu=_write_rows) if is_narrow else {}
     if isinstance(new.shape[2], int) and (new.shape[2] == 1 or index.ndim == 3):
         by_row |= dict(tpu=_write_rows_unless_divided)
     return lax.platform_dependent(stack, new, index, **by_row, default=_scatter_numbers)
