@@ -180,9 +180,10 @@ def measure_gpu() -> list[dict]:
 
 
 def memory(row: dict) -> str:
-    return (
-        f"does not fit ({row['does not fit']})" if "does not fit" in row else f"{row['temporaries'] / 1e6:,.0f} MB"
-    )
+    if "does not fit" not in row:
+        return f"{row['temporaries'] / 1e6:,.0f} MB"
+    needed = re.search(r"\(([\d.]+G)\) exceeds available HBM \(([\d.]+G)\)", row["does not fit"])
+    return f"does not fit: {needed[1]} of {needed[2]}" if needed else f"does not fit: {row['does not fit']}"
 
 
 def layers_table(rows_by_chip: dict[str, list[dict]]) -> str:
