@@ -149,8 +149,7 @@ def figures(case: Case, executable: Callable) -> dict:
     try:
         ready = executable(case.program, *case.args, donate=case.donate)
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"[Uu]sed ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
-        return {**case.what, "does not fit": used[0] if used else str(error).splitlines()[0][:200]}
+        return {**case.what, "does not fit": str(error).splitlines()[0][:200]}
     program = Program(ready.as_text(), case.blocks)
     found = {**case.what, "temporaries": ready.memory_analysis().temp_size_in_bytes}
     if case.least:
@@ -181,9 +180,10 @@ def measure_gpu() -> list[dict]:
 
 
 def memory(row: dict) -> str:
-    return (
-        f"does not fit ({row['does not fit']})" if "does not fit" in row else f"{row['temporaries'] / 1e6:,.0f} MB"
-    )
+    if "does not fit" not in row:
+        return f"{row['temporaries'] / 1e6:,.0f} MB"
+    needed = re.search(r"\(([\d.]+G)\) exceeds available HBM \(([\d.]+G)\)", row["does not fit"])
+    return f"does not fit: {needed[1]} of {needed[2]}" if needed else f"does not fit: {row['does not fit']}"
 
 
 def layers_table(rows_by_chip: dict[str, list[dict]]) -> str:
