@@ -1,7 +1,7 @@
 """Reads kernels, bytes and widths of accesses from XLA's compiler for an H100, on a machine without a GPU.
 
     pip install jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12  # in jax's version, 1.3 GB
-    python -m benchmarks.gpu        # runs this module in a process of its own
+    python -m benchmarks.gpu_compiler FOLDER   # as benchmarks.gpu runs it, in a process of its own
 
 The figures are counts, not times. An access is a load or a store of global memory in the PTX of a program: `v4.b16`
 moves four numbers of two bytes, a bare `b16` a single one, a fraction of what a thread can move at once.

@@ -276,7 +276,7 @@ def assert_same(got, want, terms=64):
 def in_blocks(monkeypatch, queries: int, keys: int, most_keys: int | None = None):
     """Has attention on the CPU take blocks of at most this size."""
     monkeypatch.setitem(paths.BLOCKS, "cpu", BlockSizes(queries, keys))
-    monkeypatch.setitem(paths.MOST_KEYS, "cpu", keys if most_keys is None else most_keys)
+    monkeypatch.setitem(paths.MAX_KEYS, "cpu", keys if most_keys is None else most_keys)
 
 
 def read_factors(p: Problem, **options) -> np.ndarray:

@@ -13,7 +13,7 @@ STOREYS = {  # from the ground up; in a storey, the files in import order
     "_checks": [],
     "core": "positions frequencies schedules length_schedules angles kernels primitive rotate rope".split(),
     "attention": (
-        "norm mask bias quantized slots cache_write cache rotations facts plan sharding kernels tiling blocks paths primitive attend "
+        "norm mask bias quantized slots memory_order cache_write cache rotations facts plan sharding kernels tiling blocks paths primitive attend "
         "zigzag ring layer_checks layer adapter"
     ).split(),
     "models": "embedding block decoder".split(),

@@ -1,7 +1,6 @@
 """Masked, grouped-query dot-product attention."""
 
 import dataclasses
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from rope_jax._checks import check_axes, check_dtype, check_real, device_array
 from rope_jax.attention import blocks
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.mask import window_size
-from rope_jax.attention.paths import AttentionBackend
+from rope_jax.attention.paths import AttentionBackend, check_backend, why_not_cudnn
 from rope_jax.attention.primitive import attention, read_layer
 from rope_jax.attention.tiling import wide
 
@@ -152,9 +151,8 @@ def attend_by_facts(
         return jnp.zeros_like(q)
     if implementation != "cudnn":
         return attention(q, k, v, facts, layer=layer, implementation=implementation)
-    for name, value in (("logit_cap", facts.logit_cap), ("dropout_rate", facts.dropout_rate or None)):
-        if value is not None:
-            raise ValueError(f"implementation must not be 'cudnn' with {name}={value}: cuDNN has none")
+    if reason := why_not_cudnn(q, facts):
+        raise ValueError(f"implementation must not be 'cudnn': {reason}")
     k, v = (read_layer(stored, layer, q.dtype) for stored in (k, v))
     # cuDNN has a causal window of a known size. Without causality its window would read the future (jax #39576).
     by_flags = facts.causal and facts.query_index is None and facts.traced_window is None
@@ -229,7 +227,4 @@ def check_options(
     rate = check_real("dropout_rate", dropout_rate)
     if isinstance(rate, float) and not 0 <= rate < 1:
         raise ValueError(f"dropout_rate must be in [0, 1), got {dropout_rate}")
-    if implementation not in (None, *get_args(AttentionBackend)):
-        raise ValueError(
-            f"implementation must be None or one of {get_args(AttentionBackend)}, got {implementation!r}"
-        )
+    check_backend(implementation)

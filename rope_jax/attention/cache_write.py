@@ -6,10 +6,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
+from rope_jax.attention.memory_order import in_order
 from rope_jax.core.primitive import is_partitioned_by_xla
 
 
@@ -36,7 +36,7 @@ def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False) ->
     if consecutive and isinstance(tokens, int) and isinstance(capacity, int) and tokens > 1:
         # XLA gathers the whole stack to write many tokens at once, if S is divided among devices.
         write_at_once = functools.partial(_write_at_once, layer=layer, slots=slots)
-        stack = lax.cond(_partitioned_p.bind(), write, write_at_once, stack, new)
+        stack = lax.cond(_divided_p.bind(or_exported=False), write, write_at_once, stack, new)
     else:
         stack = write(stack, new)
     return stack if stack.ndim == stored.ndim else stack[0]
@@ -67,7 +67,7 @@ def _scatter(stack, new, index) -> jax.Array:
 def _write_rows_unless_divided(stack, new, index) -> jax.Array:
     """Row by row on a TPU, which scatters each head by a dozen operations; a mesh would gather the stack."""
     write = functools.partial(_write_rows, fixed_layout=True)
-    return lax.cond(_partitioned_p.bind(), _scatter_numbers, write, stack, new, index)
+    return lax.cond(_divided_p.bind(or_exported=True), _scatter_numbers, write, stack, new, index)
 
 
 def _scatter_numbers(stack, new, index) -> jax.Array:
@@ -101,9 +101,9 @@ def _write_rows(stack, new, index, fixed_layout: bool = False) -> jax.Array:
         start = (layer, jnp.int32(number // (index.shape[0] // batch)), zero, slot, *[zero] * (stack.ndim - 4))
         fits = slot + size <= stack.shape[3]  # dynamic_update_slice would clamp a slot past the end
         if fixed_layout:
-            stack = _as_it_lies(stack)
+            stack = in_order(stack)
             old = lax.dynamic_slice(stack, start, blocks.shape[1:])
-            return _as_it_lies(lax.dynamic_update_slice(stack, jnp.where(fits, blocks[number], old), start))
+            return in_order(lax.dynamic_update_slice(stack, jnp.where(fits, blocks[number], old), start))
         return lax.cond(
             fits,
             lambda stack: lax.dynamic_update_slice(stack, blocks[number], start),
@@ -114,21 +114,17 @@ def _write_rows(stack, new, index, fixed_layout: bool = False) -> jax.Array:
     return lax.fori_loop(0, index.shape[0], write, stack)
 
 
-def _as_it_lies(stack) -> jax.Array:
-    return with_layout_constraint(stack, Layout(tuple(range(stack.ndim))))
+# ----------------------------------------------- whether XLA divides the program, or the program is exported
+
+_divided_p = Primitive("is_divided")  # -> bool [], known when the program is lowered
+_divided_p.def_impl(lambda or_exported: jnp.bool_(False))
+_divided_p.def_abstract_eval(lambda or_exported: jax.core.ShapedArray((), jnp.bool_))
 
 
-# ------------------------------------------------------------------------- whether XLA divides the program
-
-_partitioned_p = Primitive("is_partitioned")  # -> bool [], known when the program is lowered
-_partitioned_p.def_impl(lambda: jnp.bool_(False))
-_partitioned_p.def_abstract_eval(lambda: jax.core.ShapedArray((), jnp.bool_))
-
-
-def _lower(context):
-    return mlir.lower_fun(lambda: jnp.bool_(is_partitioned_by_xla(context.module_context)), multiple_results=False)(
-        context
-    )
+def _lower(context, or_exported: bool):
+    module = context.module_context
+    answer = is_partitioned_by_xla(module) or (or_exported and module.lowering_parameters.for_export)
+    return mlir.lower_fun(lambda: jnp.bool_(answer), multiple_results=False)(context)
 
 
-mlir.register_lowering(_partitioned_p, _lower)
+mlir.register_lowering(_divided_p, _lower)

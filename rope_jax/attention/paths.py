@@ -1,9 +1,11 @@
 """Chooses the program of an attention: blocks of plain JAX, or a kernel."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
+import jax.numpy as jnp
 
+from rope_jax._checks import check_axes
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.kernels import splash
 from rope_jax.attention.quantized import Quantized
@@ -14,9 +16,17 @@ AttentionBackend = Literal["xla", "blocks", "splash", "cudnn"]
 
 # Queries and keys of a block, by measurement on CPUs (benchmarks/attention.py); elsewhere large matrix products.
 BLOCKS = {"cpu": BlockSizes(256, 256), "gpu": BlockSizes(512, 1024), "tpu": BlockSizes(512, 1024)}
-MOST_KEYS = {"cpu": 1024, "gpu": 4096, "tpu": 4096}  # of a block with few queries
-MOST_REDUCED = 8  # rows of a product with few queries that a GPU computes without its matrix units
+MAX_KEYS = {"cpu": 1024, "gpu": 4096, "tpu": 4096}  # of a block with few queries
+MAX_REDUCED_ROWS = 8  # rows of a product with few queries that a GPU computes without its matrix units
 SYMBOLIC_BLOCK = 128  # of lengths that are not known when a program is exported
+
+
+def check_backend(implementation) -> None:
+    """Raises ValueError if there is no such implementation."""
+    if implementation not in (None, *get_args(AttentionBackend)):
+        raise ValueError(
+            f"implementation must be None or one of {get_args(AttentionBackend)}, got {implementation!r}"
+        )
 
 
 def block_sizes(q, k, implementation: AttentionBackend | None, platform: str) -> BlockSizes:
@@ -30,15 +40,15 @@ def block_sizes(q, k, implementation: AttentionBackend | None, platform: str) ->
     most_keys = (
         most.keys
         if not isinstance(queries, int)
-        else max(most.keys, min(MOST_KEYS[platform], most.keys * most.queries // max(queries, 1)))
+        else max(most.keys, min(MAX_KEYS[platform], most.keys * most.queries // max(queries, 1)))
     )
     rows = queries * (q.shape[1] // k.shape[-3])  # of a product with the keys of a head
-    by_reduction = platform == "gpu" and isinstance(rows, int) and rows <= MOST_REDUCED
+    by_reduction = platform == "gpu" and isinstance(rows, int) and rows <= MAX_REDUCED_ROWS
     return BlockSizes(queries, _block(kv_length, most_keys), platform == "cpu", by_reduction)
 
 
 def _block(length, most: int):
-    """A block of at most so many tokens, such that all blocks are about as long."""
+    """The size of blocks of at most ``most`` tokens that divide the length nearly evenly."""
     if not isinstance(length, int):
         return jax.core.min_dim(length, SYMBOLIC_BLOCK)
     count = -(-length // most)
@@ -78,19 +88,31 @@ def why_not_splash(q, k, layer, facts: Facts, *, platform: str, divided: bool) -
     if layer is not None or isinstance(k, Quantized) or facts.query_index is not None:
         return "queries and keys must lie in the order of their sequence indices 0, 1, 2, ..., outside a cache"
     given = {
-        "a traced window": facts.traced_window,
-        "an attention mask": facts.mask,
-        "a bias": facts.bias,
-        "a position bias": facts.position_bias,
+        "traced window": facts.traced_window,
+        "attention mask": facts.mask,
+        "bias": facts.bias,
+        "position bias": facts.position_bias,
         "dropout": facts.dropout_key,
     }
     if used := [name for name, value in given.items() if value is not None]:
-        return f"the kernel has no {used[0].removeprefix('an ').removeprefix('a ')}"
+        return f"the kernel has no {used[0]}"
     return splash.unsupported(q, k, window=facts.window)
 
 
+def why_not_cudnn(q, facts: Facts, *, platform: str | None = None) -> str | None:
+    """The reason why cuDNN cannot serve; None if it can, as far as is known before the program is lowered."""
+    if platform not in (None, "gpu"):
+        return f"cuDNN is for a GPU, not for a {platform.upper()}"
+    for name, value in (("logit_cap", facts.logit_cap), ("dropout_rate", facts.dropout_rate or None)):
+        if value is not None:
+            return f"cuDNN has no {name}"
+    if platform == "gpu" and q.dtype not in (jnp.float16, jnp.bfloat16):
+        return f"cuDNN takes float16 and bfloat16, got {q.dtype}"
+    return None
+
+
 class Explanation(NamedTuple):
-    """The program of an attention, and why it is no faster one; printed as a sentence."""
+    """The path of an attention call, and the reason why a faster path does not serve; printed as a sentence."""
 
     path: AttentionBackend
     blocks: BlockSizes | None
@@ -148,9 +170,15 @@ def explain(
     """
     if platform not in BLOCKS:
         raise ValueError(f"platform must be one of {tuple(BLOCKS)}, got {platform!r}")
+    check_backend(implementation)
+    check_axes("q", q, "B T N H")
+    check_axes("k", k, "B S K H", B=q.shape[0], H=q.shape[3])
+    if 0 in q.shape or 0 in k.shape:
+        raise ValueError(f"q and k must not be empty, got shapes {q.shape} and {k.shape}")
     if implementation == "cudnn":
-        reason = "asked for by name; jax raises an error where cuDNN cannot serve"
-        return Explanation("cudnn", None, reason)
+        if reason := why_not_cudnn(q, facts, platform=platform):
+            raise ValueError(f"implementation must not be 'cudnn': {reason}")
+        return Explanation("cudnn", None, "asked for by name")
     q, k = (jax.ShapeDtypeStruct((x.shape[0], x.shape[2], x.shape[1], x.shape[3]), x.dtype) for x in (q, k))
     path = choose_path(q, k, None, facts, implementation, platform=platform, divided=divided)
     if path == "splash":

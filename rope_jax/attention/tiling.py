@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.mask import attention_mask, distances
+from rope_jax.attention.memory_order import in_order
 
 
 class BlockSizes(NamedTuple):
@@ -339,7 +339,7 @@ def _reduced(a, b, axis: int, dtype) -> jax.Array:
     """The product of ``a [b, k, gt, h or s]`` and ``b [b, k, s, h]``, summed over h (axis 4) or s (axis 3)."""
     product = jnp.expand_dims(a.astype(dtype), 7 - axis) * b[:, :, None].astype(dtype)
     # Sums over s would otherwise be given the transposed cache.
-    return with_layout_constraint(product, Layout(tuple(range(product.ndim)))).sum(axis)
+    return in_order(product).sum(axis)
 
 
 def _add(total, block, starts: dict) -> jax.Array:

@@ -127,6 +127,14 @@ def test_a_name_that_cannot_serve_is_an_error_with_the_reason():
         explain(Q, KEYS, Facts(causal=True), platform="cpu", implementation="splash")
     with pytest.raises(ValueError, match="platform must be one of"):
         explain(Q, KEYS, Facts(causal=True), platform="npu")
+    with pytest.raises(ValueError, match="implementation must be None or one of"):
+        explain(Q, KEYS, Facts(), platform="cpu", implementation="flash")
+    with pytest.raises(ValueError, match="'cudnn': cuDNN is for a GPU, not for a CPU"):
+        explain(Q, KEYS, Facts(), platform="cpu", implementation="cudnn")
+    with pytest.raises(ValueError, match="'cudnn': cuDNN has no logit_cap"):
+        explain(Q, KEYS, Facts(logit_cap=3.0), platform="gpu", implementation="cudnn")
+    with pytest.raises(ValueError, match="must not be empty"):
+        explain(Q.update(shape=(1, 0, 32, 128)), KEYS, Facts(), platform="cpu")
     q = jnp.ones((1, 600, 4, 16))
     with pytest.raises(ValueError, match="got 'splash': the kernel is for a TPU, not for a CPU"):
         rope_jax.attend(q, q, q, causal=True, implementation="splash")
