@@ -18,7 +18,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 
 LANES = 128
 MIN_BLOCK, MAX_BLOCK = 512, 1024  # tokens, in sequences that are as long
-MAX_HEAD_BYTES = 1152  # of a head: wider ones do not fit on every chip, or are untested
+MAX_HEAD_DIM = 256  # wider heads do not fit on every chip
 WIDE_BYTES = 512  # of a head; wider ones take blocks of MIN_BLOCK
 LOW_PRECISION = None, "default", "fastest", "bfloat16"  # settings of jax_default_matmul_precision
 PADDING = np.iinfo(np.int32).min  # the segment number of the tokens that pad the sequence
@@ -44,8 +44,8 @@ def unsupported(q, k, *, window=None) -> str | None:
         return f"queries and keys must be the same tokens, got {q.shape[2]} queries and {k.shape[2]} keys"
     if q.shape[1] % k.shape[1]:
         return f"N must be a multiple of K, got {q.shape[1]} and {k.shape[1]}"
-    if q.shape[3] * q.dtype.itemsize > MAX_HEAD_BYTES:
-        return f"head_dim must be at most {MAX_HEAD_BYTES // q.dtype.itemsize} in {q.dtype}, got {q.shape[3]}"
+    if q.shape[3] > MAX_HEAD_DIM:
+        return f"head_dim must be at most {MAX_HEAD_DIM}, got {q.shape[3]}"
     if not (window is None or isinstance(window, int)):
         return "the window must be an int, got an array"
     return _moved()
