@@ -37,7 +37,10 @@ def attention_mask(
     if causal:
         mask &= distance >= 0
     if window is not None:
-        mask &= (abs(distance) < window) | (key_index < num_sink_tokens)[:, None, None, :]
+        near = abs(distance) < window
+        if num_sink_tokens:  # sequence indices may be negative without a cache
+            near |= (key_index < num_sink_tokens)[:, None, None, :]
+        mask &= near
     return mask
 
 

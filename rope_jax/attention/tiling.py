@@ -150,7 +150,7 @@ class Tiling:
                 visible &= high >= key_low
             if self._window is not None:
                 near = (low - key_high < self._window) & (high - key_low > -self._window)
-                visible &= near | (key_low < facts.num_sink_tokens)
+                visible &= near | (key_low < facts.num_sink_tokens) if facts.num_sink_tokens else near
         if facts.segments is not None:
             segments = self._cut(facts.segments, i, self.sizes.queries, 1)
             low, key_low, high, key_high = extremes(segments, facts.segments)

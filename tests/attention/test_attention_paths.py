@@ -219,7 +219,7 @@ REASONS = [
     (problem("dropout").facts, {}, "the kernel has no dropout"),
     (Facts(), dict(S=2048), "queries and keys must be the same tokens"),
     (Facts(), dict(dtype=jnp.float16), "bfloat16 or both float32"),
-    (Facts(), dict(H=1024), "head_dim must be at most 576"),
+    (Facts(), dict(H=1024), "head_dim must be at most 256"),
 ]
 
 
@@ -231,7 +231,7 @@ def test_says_why_the_kernel_cannot_serve(facts, change, reason):
 def test_the_kernel_serves_the_rest():
     for features in ("", "causal", "causal window", "window cap", "segments padding causal", "scale"):
         assert why_not(problem(features).facts) is None
-    assert why_not(Facts(), H=576) is None and why_not(Facts(), H=288, dtype=jnp.float32) is None
+    assert why_not(Facts(), H=256) is None and why_not(Facts(), H=288, dtype=jnp.float32) is None
 
 
 def choose(facts=Facts(), implementation=None, platform="tpu", **sizes):  # noqa: B008
