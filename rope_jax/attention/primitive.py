@@ -19,7 +19,7 @@ from rope_jax.attention.kernels import splash
 from rope_jax.attention.paths import AttentionBackend, block_sizes, choose_path
 from rope_jax.attention.quantized import Quantized
 from rope_jax.attention.tiling import Extras, wide
-from rope_jax.core.primitive import is_partitioned_by_xla
+from rope_jax.core.primitive import is_partitioned_by_xla, unify_varying_axes
 
 
 def attention(q, k, v, facts: Facts, *, layer=None, implementation: AttentionBackend | None = None) -> jax.Array:
@@ -43,14 +43,7 @@ def attention_with_log(q, k, v, facts: Facts, *, implementation: AttentionBacken
 
 def _bind(arguments, **options) -> list[jax.Array]:
     leaves, tree = jax.tree.flatten(arguments)
-    # Inside shard_map, all operands must vary over the same mesh axes.
-    varying = [jax.typeof(leaf).manual_axis_type.varying for leaf in leaves]
-    union = frozenset().union(*varying)
-    leaves = [
-        lax.pcast(leaf, tuple(union - axes), to="varying") if union - axes else leaf
-        for leaf, axes in zip(leaves, varying, strict=True)
-    ]
-    return attention_p.bind(*leaves, tree=tree, **options)
+    return attention_p.bind(*unify_varying_axes(*leaves), tree=tree, **options)
 
 
 def read_layer(stored, layer, dtype) -> jax.Array:

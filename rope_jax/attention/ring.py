@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from rope_jax._checks import check_axes, check_dtype, check_integer, check_real, device_array
 from rope_jax.attention.attend import check_options, checked_scores
 from rope_jax.attention.mask import attention_mask, checked_sequence_index, window_size
+from rope_jax.core.primitive import unify_varying_axes
 
 
 def ring_attention(
@@ -123,7 +124,7 @@ def ring_attention(
     chunk = length // 2 if length % 2 == 0 else length  # a block must not straddle the two chunks of zigzag
     block = next(size for size in range(min(block_size, chunk), 0, -1) if chunk % size == 0)
     options = _Options(axis_name, causal, head_dim**-0.5 if scale is None else scale, logit_cap, block)
-    q, k, v, sequence_index = _unify_varying_axes(q, k, v, sequence_index)
+    q, k, v, sequence_index = unify_varying_axes(q, k, v, sequence_index)
     return _ring_attention(q, k, v, sequence_index, window, options)
 
 
@@ -306,16 +307,6 @@ def _accumulate_gradients(dq, dkv, queries: _Queries, keys: _Keys, window, optio
 
 
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-
-
-def _unify_varying_axes(*arrays) -> list[jax.Array]:
-    """Casts all arrays to vary along the same manual mesh axes of shard_map: the union of their axes."""
-    varying_axes = [jax.typeof(array).manual_axis_type.varying for array in arrays]
-    union = frozenset().union(*varying_axes)
-    return [
-        lax.pcast(array, tuple(union - axes), to="varying") if union - axes else array
-        for array, axes in zip(arrays, varying_axes, strict=True)
-    ]
 
 
 # ------------------------------------------------------------------------------------------------ blocks of tokens

@@ -29,6 +29,16 @@ def rotate_arrays(xs, cos, sin, *, layout: Layout, implementation: RotateBackend
     return rotate_p.bind(cos, sin, *xs, layout=layout, implementation=implementation)
 
 
+def unify_varying_axes(*arrays) -> list[jax.Array]:
+    """Casts all arrays to vary along the same manual mesh axes of shard_map: the union of their axes."""
+    varying_axes = [jax.typeof(array).manual_axis_type.varying for array in arrays]
+    union = frozenset().union(*varying_axes)
+    return [
+        lax.pcast(array, tuple(union - axes), to="varying") if union - axes else array
+        for array, axes in zip(arrays, varying_axes, strict=True)
+    ]
+
+
 # ------------------------------------------------------------------------------------------- forms for XLA
 
 
@@ -280,12 +290,7 @@ def _rotate_with_kernel(cos, sin, *xs, layout, implementation):
     from rope_jax.core.kernels import tpu
 
     # Inside shard_map, all arrays of a kernel must vary over the same mesh axes.
-    varying = [jax.typeof(array).manual_axis_type.varying for array in (cos, sin, *xs)]
-    union = frozenset().union(*varying)
-    cos, sin, *aligned_xs = (
-        lax.pcast(array, tuple(union - axes), to="varying") if union - axes else array
-        for array, axes in zip((cos, sin, *xs), varying, strict=True)
-    )
+    cos, sin, *aligned_xs = unify_varying_axes(cos, sin, *xs)
     return tpu.rotate(aligned_xs, cos, sin, layout=layout)
 
 
