@@ -13,6 +13,7 @@ import hypothesis
 import jax
 import jaxlib
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Compilation makes the first example slow, and CI machines are noisy: no deadline, the same examples each time.
@@ -36,6 +37,29 @@ def stay_small():
     yield
     if resident_bytes() > 1.6e9:
         release_memory()
+
+
+@pytest.fixture(scope="module")
+def no_tpu_here():
+    """Settings for libtpu on a machine without TPU.
+
+    By default libtpu asks the network for the machine type and refuses a second process. Programs for a TPU cannot be
+    read back from the cache without a TPU, so the cache is off; jax reads this setting once, hence the reset.
+    """
+    names = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in names.items():
+            patch.setenv(name, value)
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()
+        yield
+        jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
 
 
 def release_memory():

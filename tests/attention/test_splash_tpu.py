@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
 import rope_jax
@@ -22,23 +21,7 @@ GENERATIONS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 BF16 = jnp.bfloat16
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_tpu_here():
-    """As in tests/core/test_kernels_tpu.py."""
-    names = {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in names.items():
-            patch.setenv(name, value)
-        jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()
-        yield
-        jax.config.update("jax_enable_compilation_cache", True)
-        compilation_cache.reset_cache()
+pytestmark = pytest.mark.usefixtures("no_tpu_here")
 
 
 def compiled(generation, fn, *args):

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import rope_jax
@@ -20,27 +19,7 @@ full = pytest.mark.full
 GENERATIONS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_tpu_here():
-    """Settings for libtpu on a machine without TPU.
-
-    By default libtpu asks the network for the machine type and refuses a second process. Programs for a TPU cannot be
-    read back from the cache without a TPU, so the cache is off; jax reads this setting once, hence the reset.
-    """
-    names = {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in names.items():
-            patch.setenv(name, value)
-        jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()
-        yield
-        jax.config.update("jax_enable_compilation_cache", True)
-        compilation_cache.reset_cache()
+pytestmark = pytest.mark.usefixtures("no_tpu_here")
 
 
 def devices(generation):
