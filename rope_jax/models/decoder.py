@@ -318,7 +318,6 @@ def _check_fields(model: Decoder) -> None:
     check_ropes(model.ropes)
     first = first_rope(model.ropes)
     check_callable("position_embedding", model.position_embedding, "positions", "width")
-    check_callable("position_bias", model.position_bias, "distance", "num_heads", "causal")
     if model.position_embedding is not None and first is not None and first.axes is not None:
         raise ValueError(
             f"position_embedding must be left out with a rope that has axes {first.axes}: it reads one position"
