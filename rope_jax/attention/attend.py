@@ -10,8 +10,9 @@ from rope_jax.attention import blocks
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.mask import window_size
 from rope_jax.attention.paths import AttentionBackend, check_backend, why_not_cudnn
-from rope_jax.attention.primitive import attention, read_layer
-from rope_jax.attention.tiling import wide
+from rope_jax.attention.primitive import attention
+from rope_jax.attention.quantized import read_layer
+from rope_jax.core.primitive import wide_dtype
 
 
 def attend(
@@ -34,7 +35,8 @@ def attend(
     Memory grows with T + S, forward and backward: scores are formed in blocks and discarded, and blocks that no
     query may read are skipped (Rabe and Staats 2021; Dao et al. 2022, section 3.1). On a TPU, jax's splash kernel
     serves if it can: see :func:`rope_jax.attention.explain`. Scores and sums are float32. A query without any key
-    gives 0. Every derivative of any order is supported; the kernel has no forward mode, and blocks serve it.
+    gives 0, and so does a call without keys, whatever the implementation. Every derivative of any order is
+    supported; the kernel has no forward mode, and blocks serve it.
 
     Args:
       q: ``[B, T, N, H]``.
@@ -45,7 +47,7 @@ def attend(
       mask: bool ``[B or 1, N or 1, T, S]``, True if a query may read a key.
       causal: query t reads keys ``s <= t``, in addition to the mask.
       window: query t reads keys with ``|t - s| < window``; an integer, which may be traced.
-      scale: multiplies q.k; None is ``1/sqrt(H)``.
+      scale: multiplies q.k; None is ``1/sqrt(H)``. A traced scale multiplies q, which is rounded to its dtype.
       logit_cap: soft bound of the scaled scores; see :func:`attention_weights`.
       dropout_rate: share of the attention weights set to 0, in [0, 1).
       dropout_rng: a key; required if ``dropout_rate`` is above 0.
@@ -126,7 +128,7 @@ def _facts(q, k, bias, mask, causal, window, scale, logit_cap) -> tuple[jax.Arra
     """The facts of a call whose tokens have the sequence indices 0, 1, 2, ...; q takes a traced scale in."""
     window, scale = window_size(window), check_real("scale", scale)
     if isinstance(scale, jax.core.Tracer):
-        q, scale = (q.astype(wide(q.dtype)) * scale).astype(q.dtype), 1.0
+        q, scale = (q.astype(wide_dtype(q)) * scale).astype(q.dtype), 1.0
     traced = isinstance(window, jax.Array)
     sizes = q.shape[1], k.shape[1]
     if isinstance(window, int) and all(isinstance(size, int) and size <= window for size in sizes):
@@ -157,19 +159,22 @@ def attend_by_facts(
     # cuDNN has a causal window of a known size. Without causality its window would read the future (jax #39576).
     by_flags = facts.causal and facts.query_index is None and facts.traced_window is None
     masked = dataclasses.replace(facts, causal=False, window=None) if by_flags else facts
-    bias = facts.bias_of(q, k)
+    bias = facts.score_bias(q.shape[2], k.shape[2])
     query, key, value = (x.swapaxes(1, 2) for x in (q, k, v))
-    y = jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        bias=None if bias is None else bias.astype(q.dtype),
-        mask=masked.attention_mask(q, k),
-        scale=facts.scale,
-        is_causal=by_flags,
-        local_window_size=(facts.window - 1, 0) if by_flags and facts.window is not None else None,
-        implementation="cudnn",
-    )
+    try:
+        y = jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            bias=None if bias is None else bias.astype(q.dtype),
+            mask=masked.attention_mask(q.shape[2], k.shape[2]),
+            scale=facts.scale,
+            is_causal=by_flags,
+            local_window_size=(facts.window - 1, 0) if by_flags and facts.window is not None else None,
+            implementation="cudnn",
+        )
+    except RuntimeError as error:  # without cuDNN, or with one that is too old
+        raise ValueError(f"implementation must not be 'cudnn': {error}") from error
     return y.swapaxes(1, 2)
 
 

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from rope_jax.attention.facts import Facts
-from rope_jax.attention.tiling import BlockSizes, Extras, Tiling, wide
+from rope_jax.attention.tiling import BlockSizes, Extras, Tiling
+from rope_jax.core.primitive import wide_dtype
 
 
-def forward(q, k, v, layer, facts: Facts, sizes: BlockSizes) -> tuple[jax.Array, jax.Array]:
-    """The output ``[B, N, T, H]`` in q's dtype, and the log of the sum of exp(scores), float32 ``[B, N, T]``.
+def forward(q, k, v, layer, facts: Facts, sizes: BlockSizes, *, dtype=None) -> tuple[jax.Array, jax.Array]:
+    """The output ``[B, N, T, H]``, and the log of the sum of exp(scores), float32 ``[B, N, T]``.
 
     A query without any key has output 0, and a log of +inf, so that its weights are 0 in the backward pass.
 
@@ -29,8 +30,9 @@ def forward(q, k, v, layer, facts: Facts, sizes: BlockSizes) -> tuple[jax.Array,
       layer: int32 ``[]``, which layer of k and v to read, or None.
       facts: which keys a query reads.
       sizes: of the tiles.
+      dtype: of the output; q's if None.
     """
-    tiles = Tiling(q, k, v, layer, facts, sizes)
+    tiles, dtype = Tiling(q, k, v, layer, facts, sizes), dtype or q.dtype
 
     def attend_to_all(i, carry):
         queries = tiles.queries(q, i)
@@ -56,11 +58,11 @@ def forward(q, k, v, layer, facts: Facts, sizes: BlockSizes) -> tuple[jax.Array,
         start = None if tiles.num_keys == 1 else (lowest, zeros[..., 0], zeros)
         maximum, total, out = tiles.over_keys(i, visit, start)
         empty = total == 0
-        out = (out / jnp.where(empty, 1, total)[..., None]).astype(q.dtype)
+        out = (out / jnp.where(empty, 1, total)[..., None]).astype(dtype)
         log_total = jnp.where(empty, jnp.inf, maximum + jnp.log(jnp.where(empty, 1, total)))
         return tiles.put(carry, i, (out, log_total))
 
-    return tiles.over_queries(attend_to_all, (jnp.zeros_like(q), jnp.zeros_like(q[..., 0], tiles.dtype)))
+    return tiles.over_queries(attend_to_all, (jnp.zeros_like(q, dtype), jnp.zeros_like(q[..., 0], tiles.dtype)))
 
 
 def weights(q, k, facts: Facts) -> jax.Array:
@@ -115,8 +117,11 @@ def tangent(q, k, v, facts: Facts, out, log_total, dq, dk, dv, dextras: Extras, 
     return tiles.over_queries(along_keys, (jnp.zeros_like(q), jnp.zeros_like(q[..., 0], tiles.dtype)))
 
 
-def backward(q, k, v, facts: Facts, out, log_total, dout, dlog_total, sizes, *, differentiable=False):
-    """The gradients of q, k, v and :class:`Extras`, from those of the output and of the log of the sum."""
+def backward(q, k, v, facts: Facts, out, log_total, dout, dlog_total, sizes, *, differentiable=False, dtype=None):
+    """The gradients of q, k, v and :class:`Extras`, from those of the output and of the log of the sum.
+
+    They have the dtypes of their operands, or ``dtype``.
+    """
     tiles = Tiling(q, k, v, None, facts, sizes, differentiable)
     delta = jnp.sum(dout.astype(tiles.dtype) * out.astype(tiles.dtype), axis=-1)
     if dlog_total is not None:
@@ -143,12 +148,12 @@ def backward(q, k, v, facts: Facts, out, log_total, dout, dlog_total, sizes, *, 
             return dqueries, (dk, dv, tiles.add_extras(dextras, i, j, dextra))
 
         dqueries, rest = tiles.over_keys(i, visit, (jnp.zeros_like(queries, tiles.dtype), rest))
-        return tiles.put(dq, i, dqueries.astype(q.dtype)), rest
+        return tiles.put(dq, i, dqueries.astype(dtype or q.dtype)), rest
 
-    zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros_like(x, wide(x.dtype)))
+    zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros_like(x, wide_dtype(x)))
     extras = Extras(facts.bias, None if facts.position_bias is None else facts.position_bias.params)
-    dq, (dk, dv, dextras) = tiles.over_queries(along_keys, (jnp.zeros_like(q), zeros((k, v, extras))))
-    narrow = functools.partial(jax.tree.map, lambda dx, x: dx.astype(x.dtype))
+    dq, (dk, dv, dextras) = tiles.over_queries(along_keys, (jnp.zeros_like(q, dtype), zeros((k, v, extras))))
+    narrow = functools.partial(jax.tree.map, lambda dx, x: dx.astype(dtype or x.dtype))
     return dq, *narrow((dk, dv, dextras), (k, v, extras))
 
 

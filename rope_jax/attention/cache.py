@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, check_mask, device_array, known_any
 from rope_jax.attention.cache_write import write_slots
-from rope_jax.attention.quantized import Quantized, is_narrow, quantize
+from rope_jax.attention.quantized import Quantized, is_narrow, quantize, read_layer
 from rope_jax.attention.slots import Eviction, Slots, checked_slots
 
 
@@ -141,12 +141,7 @@ class KVCache:
 
     def read(self, dtype) -> tuple[jax.Array, jax.Array]:
         """Keys and values of all slots, free ones included: ``[B, S, K, H]`` in this dtype."""
-        stored = self.key, self.value
-        if self.layer is not None:
-            stored = jax.tree.map(
-                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, self.layer, keepdims=False), stored
-            )
-        key, value = (jnp.swapaxes(each.astype(dtype), 1, 2) for each in stored)
+        key, value = (read_layer(stored, self.layer, dtype).swapaxes(1, 2) for stored in (self.key, self.value))
         return key, value
 
     def truncate(self, num_tokens) -> "KVCache":

@@ -17,7 +17,9 @@ _STATIC = {"static": True}
 class Facts:
     """What an attention kernel must know beside queries, keys and values.
 
-    A query reads a key if all conditions allow it: causality, window, equal segments, mask.
+    A query reads a key if all conditions allow it: causality, window, equal segments, mask. Padding arrives as
+    segments or in the mask. With a cache, keys and values are all S slots, and ``key_index`` sorts free slots after
+    every query.
 
     Attributes:
       causal: whether a query reads only keys with its own sequence index or a lower one.
@@ -54,31 +56,45 @@ class Facts:
     dropout_key: jax.Array | None = None
     dropout_impl: str | None = dataclasses.field(default=None, metadata=_STATIC)
 
-    def attention_mask(self, q, k) -> jax.Array | None:
-        """All conditions as one mask, bool ``[B or 1, N or 1, T, S]``, None if there are none, for heads first."""
-        length, kv_length = q.shape[2], k.shape[2]
-        window = self.window if self.traced_window is None else self.traced_window
+    @property
+    def any_window(self) -> int | jax.Array | None:
+        """The window, known or traced."""
+        return self.window if self.traced_window is None else self.traced_window
+
+    def query_indices(self, length) -> jax.Array:
+        """The sequence indices of T queries, int32 ``[B or 1, T]``."""
+        return jnp.arange(length, dtype=jnp.int32)[None] if self.query_index is None else self.query_index
+
+    def key_indices(self, kv_length) -> jax.Array:
+        """The sequence indices of S keys, int32 ``[B or 1, S]``."""
+        return jnp.arange(kv_length, dtype=jnp.int32)[None] if self.key_index is None else self.key_index
+
+    def attention_mask(self, length, kv_length) -> jax.Array | None:
+        """All conditions on T queries and S keys as one mask, bool ``[B or 1, N or 1, T, S]``; None without any.
+
+        Example:
+          >>> Facts(causal=True).attention_mask(2, 3).astype(int).tolist()
+          [[[[1, 0, 0], [1, 1, 0]]]]
+        """
         conditions = [] if self.mask is None else [self.mask]
-        if self.causal or window is not None:
-            queries, keys = self._indices(length, kv_length)
+        if self.causal or self.any_window is not None:
             conditions.append(
                 attention_mask(
-                    queries, keys, causal=self.causal, window=window, num_sink_tokens=self.num_sink_tokens
+                    self.query_indices(length),
+                    self.key_indices(kv_length),
+                    causal=self.causal,
+                    window=self.any_window,
+                    num_sink_tokens=self.num_sink_tokens,
                 )
             )
         if self.segments is not None:
             conditions.append((self.segments[:, :, None] == self.segments[:, None, :])[:, None])
         return functools.reduce(jnp.logical_and, conditions) if conditions else None
 
-    def bias_of(self, q, k) -> jax.Array | None:
-        """The bias of all scores, floating ``[B or 1, N or 1, T or 1, S]``."""
+    def score_bias(self, length, kv_length) -> jax.Array | None:
+        """Bias and position bias of T queries and S keys, floating ``[B or 1, N or 1, T or 1, S]``."""
         if self.position_bias is None:
             return self.bias
-        queries, keys = self._indices(q.shape[2], k.shape[2])
-        bias = self.position_bias(distances(queries, keys if self.bias_key_index is None else self.bias_key_index))
+        keys = self.key_indices(kv_length) if self.bias_key_index is None else self.bias_key_index
+        bias = self.position_bias(distances(self.query_indices(length), keys))
         return bias if self.bias is None else self.bias + bias
-
-    def _indices(self, length, kv_length) -> tuple[jax.Array, jax.Array]:
-        """The sequence indices of queries and keys."""
-        queries = jnp.arange(length, dtype=jnp.int32)[None] if self.query_index is None else self.query_index
-        return queries, jnp.arange(kv_length, dtype=jnp.int32)[None] if self.key_index is None else self.key_index

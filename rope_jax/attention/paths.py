@@ -173,6 +173,8 @@ def explain(
     check_backend(implementation)
     check_axes("q", q, "B T N H")
     check_axes("k", k, "B S K H", B=q.shape[0], H=q.shape[3])
+    if k.shape[2] and q.shape[2] % k.shape[2]:
+        raise ValueError(f"q must have a multiple of K={k.shape[2]} heads, got N={q.shape[2]}")
     if 0 in q.shape or 0 in k.shape:
         raise ValueError(f"q and k must not be empty, got shapes {q.shape} and {k.shape}")
     if implementation == "cudnn":
@@ -185,5 +187,6 @@ def explain(
         return Explanation(path, None, "jax's kernel for a TPU")
     reason = f"implementation={implementation!r}"
     if implementation is None:
-        reason = why_not_splash(q, k, None, facts, platform=platform, divided=divided) or "T is at most 512"
+        too_short = f"the kernel takes a known T over {BLOCKS['tpu'].queries}, got T={q.shape[2]}"
+        reason = why_not_splash(q, k, None, facts, platform=platform, divided=divided) or too_short
     return Explanation(path, block_sizes(q, k, implementation, platform), reason)

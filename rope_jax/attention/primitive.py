@@ -17,9 +17,9 @@ from rope_jax.attention import blocks
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.kernels import splash
 from rope_jax.attention.paths import AttentionBackend, block_sizes, choose_path
-from rope_jax.attention.quantized import Quantized
-from rope_jax.attention.tiling import Extras, wide
-from rope_jax.core.primitive import is_partitioned_by_xla, unify_varying_axes
+from rope_jax.attention.quantized import Quantized, read_layer
+from rope_jax.attention.tiling import Extras
+from rope_jax.core.primitive import is_partitioned_by_xla, unify_varying_axes, wide_dtype
 
 
 def attention(q, k, v, facts: Facts, *, layer=None, implementation: AttentionBackend | None = None) -> jax.Array:
@@ -44,13 +44,6 @@ def attention_with_log(q, k, v, facts: Facts, *, implementation: AttentionBacken
 def _bind(arguments, **options) -> list[jax.Array]:
     leaves, tree = jax.tree.flatten(arguments)
     return attention_p.bind(*unify_varying_axes(*leaves), tree=tree, **options)
-
-
-def read_layer(stored, layer, dtype) -> jax.Array:
-    """Keys or values of a layer as one array ``[B, K, S, H]``."""
-    if layer is not None:
-        stored = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stored)
-    return stored.astype(dtype)
 
 
 # ---------------------------------------------------------------------------------------------- programs in blocks
@@ -211,7 +204,7 @@ def _results_like(leaves):
     q = leaves[0]
 
     def log_like(q):
-        return q[..., 0].astype(wide(q.dtype))
+        return q[..., 0].astype(wide_dtype(q))
 
     return [q, jax.make_jaxpr(log_like)(q).out_avals[0]]
 

@@ -93,3 +93,10 @@ def quantize(x, dtype=jnp.int8) -> Quantized:
     # Integers cannot be NaN, so that only the scale is NaN.
     steps = jnp.where(jnp.isnan(steps), jnp.float32(0), jnp.round(steps) if is_integer else steps)
     return Quantized(jnp.clip(steps, -largest, largest).astype(dtype), scale)
+
+
+def read_layer(stored, layer, dtype) -> jax.Array:
+    """Keys or values of a layer as one array ``[B, K, S, H]``, of an array or :class:`Quantized`."""
+    if layer is not None:
+        stored = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stored)
+    return stored.astype(dtype)

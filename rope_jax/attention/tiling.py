@@ -16,6 +16,7 @@ from jax import lax
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.mask import attention_mask, distances
 from rope_jax.attention.memory_order import in_order
+from rope_jax.core.primitive import wide_dtype
 
 
 class BlockSizes(NamedTuple):
@@ -60,7 +61,7 @@ class Tiling:
 
     @property
     def dtype(self):
-        return wide(self.q.dtype)
+        return wide_dtype(self.q)
 
     def product(self, subscripts: str, a, b) -> jax.Array:
         """An einsum, summed in the dtype of scores.
@@ -104,7 +105,7 @@ class Tiling:
 
     def over_queries(self, body: Callable, zeros):
         """``body(i, carry)`` for each block of queries, from a carry of zeros."""
-        if _is(self.num_queries, 1):
+        if self.num_queries == 1:
             return body(0, zeros)
         if self.differentiable:
             step = jax.checkpoint(lambda carry, i: (body(i, carry), None), prevent_cse=False)
@@ -113,7 +114,7 @@ class Tiling:
 
     def over_keys(self, i, visit: Callable, state):
         """``visit(j, state)`` for each block of keys that block i of queries may read."""
-        if _is(self.num_keys, 1):
+        if self.num_keys == 1:
             return visit(0, state)
         first, end = self._key_range(i)
         if not self.differentiable:
@@ -141,15 +142,12 @@ class Tiling:
             return *lows, of_queries.max(axis=-1, keepdims=True), of_keys.max(axis=-1)
 
         visible = jnp.ones((1, self.num_keys), bool)
-        if facts.causal or self._window is not None:
-            indices = (
-                jnp.arange(self.kv_length, dtype=jnp.int32)[None] if facts.key_index is None else facts.key_index
-            )
-            low, key_low, high, key_high = extremes(self.query_index(i), indices)
+        if facts.causal or facts.any_window is not None:
+            low, key_low, high, key_high = extremes(self.query_index(i), facts.key_indices(self.kv_length))
             if facts.causal:
                 visible &= high >= key_low
-            if self._window is not None:
-                near = (low - key_high < self._window) & (high - key_low > -self._window)
+            if facts.any_window is not None:
+                near = (low - key_high < facts.any_window) & (high - key_low > -facts.any_window)
                 visible &= near | (key_low < facts.num_sink_tokens) if facts.num_sink_tokens else near
         if facts.segments is not None:
             segments = self._cut(facts.segments, i, self.sizes.queries, 1)
@@ -160,22 +158,16 @@ class Tiling:
         end = self.num_keys - jnp.argmax(visible[::-1]).astype(jnp.int32)
         return first, jnp.where(visible.any(), end, first)
 
-    @property
-    def _window(self):
-        return self.facts.window if self.facts.traced_window is None else self.facts.traced_window
-
     # ------------------------------------------------------------------------------------------ cutting operands
 
     def _start(self, number, size, length):
         """The first token of a block."""
-        return 0 if _is(size, length) else jnp.minimum(number * size, length - size)
+        return 0 if size == length else jnp.minimum(number * size, length - size)
 
     def _cut(self, x, number, size, axis):
         """Block ``number`` of x along an axis."""
         length = x.shape[axis]
-        return (
-            x if _is(size, length) else lax.dynamic_slice_in_dim(x, self._start(number, size, length), size, axis)
-        )
+        return x if size == length else lax.dynamic_slice_in_dim(x, self._start(number, size, length), size, axis)
 
     def queries(self, x, i):
         """Block i of ``[B, N, T, ...]``, as ``[B, K, G, t, ...]``."""
@@ -258,13 +250,13 @@ class Tiling:
     def _allowed(self, i, j):
         """The mask of a pair of blocks, bool ``[B or 1, K or 1, G or 1, t, s]``; None if all is visible."""
         facts, conditions = self.facts, []
-        if facts.causal or self._window is not None:
+        if facts.causal or facts.any_window is not None:
             conditions.append(
                 attention_mask(
                     self.query_index(i),
                     self.key_index(j),
                     causal=facts.causal,
-                    window=self._window,
+                    window=facts.any_window,
                     num_sink_tokens=facts.num_sink_tokens,
                 )
             )
@@ -284,7 +276,7 @@ class Tiling:
 
     def _new(self, number, size, length):
         """Which tokens of a block are not in the block before, bool ``[size]``; None if all are new."""
-        if _is(length % size, 0):
+        if length % size == 0:
             return None
         return self._start(number, size, length) + jnp.arange(size, dtype=jnp.int32) >= number * size
 
@@ -306,7 +298,7 @@ class Tiling:
 
         def put(total, block):
             block = block.reshape(*total.shape[:2], *block.shape[3:])
-            if _is(self.num_queries, 1):
+            if self.num_queries == 1:
                 return block
             start = self._start(i, self.sizes.queries, self.length)
             if new is not None:
@@ -353,16 +345,3 @@ def _add(total, block, starts: dict) -> jax.Array:
     index = [jnp.asarray(starts.get(axis, 0), jnp.int32) for axis in range(total.ndim)]
     old = lax.dynamic_slice(total, index, block.shape)
     return lax.dynamic_update_slice(total, old + block, index)
-
-
-def wide(dtype):
-    """The dtype of scores and of sums over blocks."""
-    return jnp.float64 if dtype == jnp.float64 else jnp.float32
-
-
-def _is(size, number) -> bool:
-    """Whether two sizes are known to be equal: a comparison of symbolic sizes may be undecided."""
-    try:
-        return bool(size == number)
-    except jax.errors.InconclusiveDimensionOperation:
-        return False

@@ -45,7 +45,7 @@ def unify_varying_axes(*arrays) -> list[jax.Array]:
 def rotate_by_parts(x, cos, sin, layout: Layout) -> jax.Array:
     """Slices the first and the second features of all pairs out of the heads, and joins their rotations."""
     num_pairs, axis = cos.shape[-1], x.ndim - 1
-    rotary_dim, dtype = 2 * num_pairs, _wide_dtype(x)
+    rotary_dim, dtype = 2 * num_pairs, wide_dtype(x)
     cos, sin = (_match_rank(x, part).astype(dtype)[..., None, :] for part in (cos, sin))
     # Widened before it is sliced: XLA for GPUs then reads more features at once.
     second_start, stride = (num_pairs, 1) if layout == "half" else (1, 2)
@@ -67,7 +67,7 @@ def rotate_by_partners(x, cos, sin) -> jax.Array:
 
     Partners are swapped as bits: XLA adds narrow floats in float32.
     """
-    head_dim, num_pairs, dtype = x.shape[-1], cos.shape[-1], _wide_dtype(x)
+    head_dim, num_pairs, dtype = x.shape[-1], cos.shape[-1], wide_dtype(x)
 
     def pad_to_head(part, start):
         zero = jnp.zeros((), part.dtype)
@@ -96,7 +96,7 @@ def rotate_in_one_loop(x, cos, sin, layout: Layout) -> jax.Array:
     fuse the last reshape into the loop: an index of the head in place of pair and feature is not vectorised.
     """
     num_pairs, head_dim = cos.shape[-1], x.shape[-1]
-    rotary_dim, dtype = 2 * num_pairs, _wide_dtype(x)
+    rotary_dim, dtype = 2 * num_pairs, wide_dtype(x)
     # A head is rotary_dim features several times over, of which the first are rotated. Else x is cut and joined.
     blocks, rest = divmod(head_dim, rotary_dim)
     blocks = 1 if rest else blocks
@@ -135,7 +135,8 @@ def rotate_in_one_loop(x, cos, sin, layout: Layout) -> jax.Array:
     return lax.bitcast_convert_type(joined, x.dtype)
 
 
-def _wide_dtype(x):
+def wide_dtype(x):
+    """The dtype that products and sums over x are computed in."""
     return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 

@@ -21,8 +21,8 @@ def from_facts(q, k, v, facts, seen=None):
     """Softmax of all scores, by what the facts say."""
     if seen is not None:
         seen.append((q.shape, k.shape, facts))
-    mask = facts.attention_mask(q.swapaxes(1, 2), k.swapaxes(1, 2))
-    bias = facts.bias_of(q.swapaxes(1, 2), k.swapaxes(1, 2))
+    mask = facts.attention_mask(q.shape[1], k.shape[1])
+    bias = facts.score_bias(q.shape[1], k.shape[1])
     options = dict(mask=mask, bias=bias, scale=facts.scale, logit_cap=facts.logit_cap)
     weights = rope_jax.attention.attention_weights(q, k, **options)
     return jnp.einsum("bnts,bsnh->btnh", weights, jnp.repeat(v, N // K, axis=2)).astype(q.dtype)

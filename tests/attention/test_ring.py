@@ -14,7 +14,8 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import rope_jax
-from rope_jax.attention import ring as ring_module
+from rope_jax.attention import blocks
+from rope_jax.attention.tiling import Tiling
 
 B, T, N, H = 2, 32, 4, 8
 ROPE = rope_jax.Rope(H, rope_jax.Standard(base=100.0))
@@ -421,22 +422,23 @@ class EightDevices:
     )
     def test_work_is_balanced_by_zigzag(self, devices, window, zigzag, contiguous, monkeypatch):
         """How many blocks each device reads, of two blocks of queries and 2n of keys, counted as the program runs."""
-        counts, read, back = (
-            collections.Counter(),
-            ring_module._accumulate_output,
-            ring_module._accumulate_gradients,
-        )
+        counts, passes, scores = collections.Counter(), [], Tiling.scores
 
-        def counted(work, name):
-            def fn(*args):
-                device = lax.axis_index("sequence")
-                jax.debug.callback(lambda device: counts.update([(name, int(device))]), device)
-                return work(*args)
+        def named(name, work):
+            def fn(*args, **options):
+                passes.append(name)
+                return work(*args, **options)
 
             return fn
 
-        monkeypatch.setattr(ring_module, "_accumulate_output", counted(read, "forward"))
-        monkeypatch.setattr(ring_module, "_accumulate_gradients", counted(back, "backward"))
+        def counted(*args):
+            count = lambda device, name=passes[-1]: counts.update([(name, int(device))])
+            jax.debug.callback(count, lax.axis_index("sequence"))
+            return scores(*args)
+
+        monkeypatch.setattr(blocks, "forward", named("forward", blocks.forward))
+        monkeypatch.setattr(blocks, "backward", named("backward", blocks.backward))
+        monkeypatch.setattr(Tiling, "scores", counted)
         call = on_ring.__wrapped__(devices, causal=True, window=window)
         for order, want in (
             (rope_jax.attention.zigzag_sequence_index(T, devices), zigzag),
