@@ -22,7 +22,9 @@ import rope_jax
 from rope_jax import Affine, Axial, Frequencies, Linear, NTKAware, Rope, Rotation, Sections, Standard
 
 DIGITS = 50
-EPS32 = 2.0**-24
+BOUND = 1.2e-7  # the contract, at every int32 coordinate
+EPS32, EPS64 = 2.0**-24, 2.0**-53
+INT32 = np.iinfo(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +130,81 @@ def at(transform, oracle):
 def grid(*sizes: int) -> list[tuple[int, ...]]:
     """The cells of a grid, row by row."""
     return [tuple(int(i) for i in cell) for cell in np.ndindex(*sizes)]
+
+
+# ---------------------------------------------------------------------------------- oracles evaluated
+
+
+def sampled(form):
+    """Tokens near the origin, around a million and at both ends of int32; or within the reach of the form."""
+    rng = np.random.default_rng(3)
+    if form.floats:
+        coordinates = rng.uniform(-form.reach, form.reach, (16, form.num_axes)).astype(np.float32)
+    elif form.reach:
+        coordinates = rng.integers(0, form.reach, (16, form.num_axes))
+    else:
+        draw = lambda low, high, rows: rng.integers(low, high, (rows, form.num_axes), endpoint=True)
+        near = [draw(0, 0, 1), draw(0, 40, 5), draw(-40, 40, 4)]
+        million = [draw(10**6 - 1000, 10**6 + 1000, 3), draw(-(10**6), 10**6, 2)]
+        ends = [draw(INT32.max - 1000, INT32.max, 3), draw(INT32.min, INT32.min + 1000, 2)]
+        coordinates = np.concatenate([*near, *million, *ends])
+    positions = coordinates if form.floats else coordinates.astype(np.int32)
+    return (positions[:, 0] if form.num_axes == 1 else positions), coordinates.tolist()
+
+
+def tokens(form):
+    positions, coordinates = form.tokens() if form.tokens else sampled(form)
+    if form.tokens and form.num_axes == 1:
+        positions = positions[:, 0]
+    return jnp.asarray(positions), coordinates
+
+
+def expected(form, coordinates):
+    """Factors ``[T, (N,) R/2]`` of the oracle, and the sum of ``|position * frequency|`` over the axes."""
+    with mpmath.workdps(DIGITS):
+        evaluate = lambda p: np.array(form.oracle([mpf(c) for c in p]), object)
+        zero = evaluate([0] * form.num_axes)
+        is_factor = isinstance(zero.flat[0], mpmath.mpc)
+        if not is_factor and not form.tokens:
+            units = np.eye(form.num_axes, dtype=int).tolist()
+            slopes = np.array([np.abs(np.float64(evaluate(unit) - zero)) for unit in units])
+        factors, sizes = [], []
+        for token in coordinates:
+            if token is None:
+                factors.append(np.ones(zero.shape))
+                sizes.append(np.zeros(zero.shape))
+                continue
+            value = evaluate(token)
+            to_complex = np.vectorize(lambda v: complex(v if is_factor else mpmath.expj(v)), otypes=[complex])
+            factors.append(to_complex(value))
+            if is_factor:
+                sizes.append(np.full(zero.shape, float(max(map(abs, token)))))
+            elif form.tokens:
+                sizes.append(np.abs(np.float64(value)))
+            else:
+                sizes.append(np.abs(np.float64(zero)) + np.tensordot(np.abs(np.float64(token)), slopes, axes=1))
+    return np.array(factors), np.array(sizes)
+
+
+def tolerance(form, factors, sizes):
+    """float32's last place; the roundings of frequencies to float64, or of the float32 path; those of the expression."""
+    angle = sizes * ((form.num_axes + 1) * EPS32 if form.learned or form.floats else 8 * EPS64)
+    size = np.maximum(1, np.abs(factors))
+    return size * (BOUND + angle + form.rounding)
+
+
+def differences(got, want):
+    return np.maximum(np.abs(got.real - want.real), np.abs(got.imag - want.imag))
+
+
+def rotated(x, factors, pairs):
+    """x ``[T, N, H]`` with each pair of features multiplied as a complex number by its factor, in float64."""
+    y = np.array(x, np.float64)
+    for i, (first, second) in enumerate(pairs):
+        factor = factors[..., i] if factors.ndim == 3 else factors[:, None, i]
+        y[..., first] = x[..., first] * factor.real - x[..., second] * factor.imag
+        y[..., second] = x[..., second] * factor.real + x[..., first] * factor.imag
+    return y
 
 
 # ---------------------------------------------------------------------------------- schedules written by hand
@@ -460,12 +537,16 @@ FORMS = [
         "(1/4, 3/8, 3/8), rows and columns resized", "CogVideoX",
         lambda: Rope(
             64,
-            Affine(schedule=Axial(sizes=(16, 24, 24)), scale=(1.0, 28 / 30, 45 / 50), offset=(0.0, 1.0, 0.0)),
+            Affine(
+                schedule=Axial(sizes=(16, 24, 24)),
+                scale=(1.0, (29 * 29 / 30 - 1) / 29, 45 / 50),
+                offset=(0.0, 1.0, 0.0),
+            ),
             layout="interleaved",
         ),
         at(
-            # 30 rows from 1 to 29 and 50 columns from 0 to 45, the ends excluded.
-            lambda p: (p[0], 1 + p[1] * mpf(28) / 30, p[2] * mpf(45) / 50),
+            # 30 rows from 1 to 29 * 29/30 and 50 columns from 0 to 45 * 49/50, both ends included.
+            lambda p: (p[0], 1 + p[1] * (29 * mpf(29) / 30 - 1) / 29, p[2] * (45 * mpf(49) / 50) / 49),
             own(ladder(10_000, 16), ladder(10_000, 24), ladder(10_000, 24)),
         ),
         interleaved(64), num_axes=3,
