@@ -55,6 +55,7 @@ class Form:
       floats: coordinates are float32 numbers below ``reach``.
       heads: N, for forms with frequencies or factors for each head.
       prepare: x as the oracle rotates it, from x as given (numpy float64).
+      by_hand: the expression is more than a :class:`Rope`.
       learned: frequencies are float32 parameters: the float path, with its stated error.
       rounding: the error that the float32 arithmetic of the expression adds to cos and sin of size 1.
       prepared_rounding: the error of the prepared x, in units of the largest.
@@ -71,6 +72,7 @@ class Form:
     floats: bool = False
     heads: int | None = None
     prepare: Callable = lambda x: x
+    by_hand: bool = False
     learned: bool = False
     rounding: float = 0.0
     prepared_rounding: float = 0.0
@@ -187,8 +189,12 @@ def expected(form, coordinates):
 
 
 def tolerance(form, factors, sizes):
-    """float32's last place; the roundings of frequencies to float64, or of the float32 path; those of the expression."""
-    angle = sizes * ((form.num_axes + 1) * EPS32 if form.learned or form.floats else 8 * EPS64)
+    """One float32 ulp at 1, the roundings of frequencies, and the roundings of the expression.
+
+    Frequencies are rounded to float64: products, powers, and exponents times ln(base), up to 24 units. On the float
+    path, frequencies, products and sums are rounded to float32.
+    """
+    angle = sizes * ((form.num_axes + 1) * EPS32 if form.learned or form.floats else 24 * EPS64)
     size = np.maximum(1, np.abs(factors))
     return size * (BOUND + angle + form.rounding)
 
@@ -229,6 +235,10 @@ def ltx2_heads(rotary_dim: int) -> Frequencies:
 
 def mhrope(rotary_dim: int) -> Frequencies:
     return Frequencies(np.eye(3)[[0, 0, 1, 1, 2, 2], :, None] * Standard(base=1e6)(rotary_dim).inv_freq)
+
+
+def mochi(rotary_dim: int) -> Frequencies:
+    return Frequencies(MOCHI.swapaxes(0, 1))
 
 
 def mm_rope(rotary_dim: int) -> Frequencies:
@@ -358,6 +368,7 @@ def numpy_magnitudes(x):
     return np.concatenate([np.log1p(np.exp(x)), np.zeros_like(x)], axis=-1)
 
 
+MOCHI_UNIT = 192 / 140**0.5  # 10 rows, 14 columns
 LTX_COORDINATES = dict(scale=(2 * 8 / 25 / 20, 2 * 32 / 2048, 2 * 32 / 2048), offset=-1.0)
 
 
@@ -376,6 +387,12 @@ def ltx2_angles(p):
     ends = [mpmath.pi / 2 * mpf(10_000) ** (mpf(j) / 681) for j in range(682)]
     flat = [mpf(0)] * 2 + [f * seen for f in ends for seen in ltx_seen(p)]
     return [flat[64 * n : 64 * (n + 1)] for n in range(32)]
+
+
+def mochi_coordinates(p, sizes=(10, 14)):
+    """Centres of cells about the origin, in units in which the picture has the area of 192 by 192."""
+    unit = 192 / mpmath.sqrt(sizes[0] * sizes[1])
+    return [p[0], *[(c + mpf(1) / 2 - mpf(n) / 2) * unit for c, n in zip(p[1:], sizes, strict=True)]]
 
 
 def pixel_angles(bands, p, sizes=(14, 20)):
@@ -459,6 +476,7 @@ FORMS = [
         "cos and sin from a table", "ONNX RotaryEmbedding, opset 23",
         lambda: Written(64, lambda m: Rotation(*(part[m] for part in Rope(64, Standard()).rotation(jnp.arange(100))))),
         own(ladder(10_000, 64)), half(64), tokens=fixed([(m,) for m in (0, 7, 3, 99, 50)]),
+        by_hand=True,
     ),
     # Each axis its own ladder, in equal runs.
     Form(
@@ -687,6 +705,7 @@ FORMS = [
         "patch centres times a turn, prefix tokens", "DINOv3, Sapiens2, EoMT",
         lambda: Written(64, lambda p: dinov3().rotation(p).prepend_identity(5)),
         dinov3_angles, half(64), num_axes=2, tokens=dinov3_tokens,
+        by_hand=True,
     ),
     Form(
         "patch centres times a turn", "DINOv3 at any patch",
@@ -754,6 +773,15 @@ FORMS = [
         num_axes=3, heads=6, floats=True, reach=96, learned=True,
     ),
     Form(
+        "three axes, all heads, rows and columns from the centre of a fixed area", "Mochi",
+        lambda: Rope(
+            64,
+            Affine(schedule=mochi, scale=(1.0, MOCHI_UNIT, MOCHI_UNIT), offset=(0.0, -4.5 * MOCHI_UNIT, -6.5 * MOCHI_UNIT)),
+            layout="interleaved",
+        ),
+        at(mochi_coordinates, learned_heads(MOCHI.swapaxes(0, 1))), interleaved(64), num_axes=3, heads=6,
+    ),
+    Form(
         "RoPE-Mixed in training", "rope-vit mixed, timm mixed",
         lambda: Rope(64, lambda _: Frequencies(jnp.asarray(MIXED)), layout="interleaved"),
         learned_heads(MIXED), interleaved(64), num_axes=2, heads=6, reach=100, learned=True,
@@ -772,6 +800,7 @@ FORMS = [
         ),
         learned_dense(STRING), half(64), num_axes=2, prepare=lambda x: x @ np.float64(STRING_BASIS),
         prepared_rounding=64 * EPS32,
+        by_hand=True,
     ),
     Form(
         "blocks of 2, linearly dependent angle matrices", "ComRoPE-LD",
@@ -810,6 +839,7 @@ FORMS = [
         "magnitudes, queries", "PoPE",
         lambda: Written(64, lambda m: rope_jax.rotation(m, Standard()(128)), prepare=magnitudes),
         own(ladder(10_000, 128)), half(128), prepare=numpy_magnitudes, prepared_rounding=4 * EPS32,
+        by_hand=True,
     ),
     Form(
         "magnitudes, keys with a learned phase", "PoPE",
@@ -820,33 +850,39 @@ FORMS = [
         ),
         lambda p: [p[0] * f + mpf(float(d)) for f, d in zip(ladder(10_000, 128), POPE_PHASE, strict=True)],
         half(128), prepare=numpy_magnitudes, prepared_rounding=4 * EPS32,
+        by_hand=True,
     ),
     # Factors that are no unit complex numbers: the rotation is made by hand.
     Form(
         "queries grow", "xPos (LeX), x-transformers",
         lambda: Written(64, functools.partial(xpos, 1), layout="interleaved"),
         functools.partial(xpos_factors, 1), interleaved(64), reach=2000, rounding=16 * EPS32,
+        by_hand=True,
     ),
     Form(
         "keys shrink", "xPos (LeX), x-transformers",
         lambda: Written(64, functools.partial(xpos, -1), layout="interleaved"),
         functools.partial(xpos_factors, -1), interleaved(64), reach=2000, rounding=16 * EPS32,
+        by_hand=True,
     ),
     Form(
         "cos and sin pooled over cells", "FramePack, Helios",
         lambda: Written(128, pooled, layout="interleaved"),
         pooled_factors, interleaved(128), num_axes=3, tokens=fixed(grid(2, 3, 4)), rounding=4 * EPS32,
+        by_hand=True,
     ),
     Form(
         "cos and sin mixed by a matrix of each head", "FoPE (vLLM)",
         lambda: Written(64, fope),
         fope_factors, half(64), heads=4, rounding=48 * EPS32,
+        by_hand=True,
     ),
     Form(
         "angles cumulated from the input", "Selective RoPE",
         lambda: Written(64, selective),
         selective_angles, half(64), heads=4, tokens=fixed([(m,) for m in range(40)]), learned=True,
         rounding=40 * 20 * EPS32,
+        by_hand=True,
     ),
 ]  # fmt: skip
 NAMES = [f"{form.users.split(',')[0].split(';')[0]}: {form.name}" for form in FORMS]

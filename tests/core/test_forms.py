@@ -13,10 +13,34 @@ import pytest
 from forms import FORMS, NAMES
 from mpmath import mpf
 
-import rope_jax
-
 EPS32 = 2.0**-24
 
+REPORT: dict[str, dict] = {}
+COLUMNS = {
+    "near": "cos, sin near 0",
+    "far": "cos, sin far",
+    "own": "far, given float64 frequencies",
+    "features": "features",
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def report():
+    yield
+    print("\n" + " | ".join([f"{'worst difference to mpmath':90}", *COLUMNS.values()]))
+    for name, row in REPORT.items():
+        cells = [
+            f"{row[key]:{len(title)}.1e}" if row.get(key) is not None else " " * len(title)
+            for key, title in COLUMNS.items()
+        ]
+        print(" | ".join([f"{name:90}", *cells]))
+
+
+def note(form, **worst):
+    REPORT.setdefault(NAMES[FORMS.index(form)], {}).update(worst)
+
+
+EXACT = [form for form in FORMS if not (form.learned or form.floats or form.by_hand)]
 walk = pytest.mark.parametrize("form", FORMS, ids=NAMES)
 
 
@@ -38,22 +62,16 @@ def computed(index):
 def test_cos_and_sin(form):
     _, positions, _, got, factors, sizes = computed(FORMS.index(form))
     worst = forms.differences(got, factors)
-    # A row at position 0 must be exact, a form without an offset that is; nothing hides in the tolerance near 0.
     near = np.abs(np.float64(positions)).reshape(len(positions), -1).max(axis=1) < 2000
     near = near if len(near) == len(got) else np.ones(len(got), bool)
-    far = f"{worst[~near].max():8.1e}" if not near.all() else "       -"
-    print(f"\n{NAMES[FORMS.index(form)]:95} cos, sin near {worst[near].max():8.1e} far {far}", end="")
+    note(form, near=worst[near].max(), far=None if near.all() else worst[~near].max())
     assert np.all(worst <= forms.tolerance(form, factors, sizes))
 
 
-@walk
+@pytest.mark.parametrize("form", EXACT, ids=lambda form: NAMES[FORMS.index(form)])
 def test_exact_for_the_float64_frequencies(form):
     """1.2e-7 at every coordinate, without the rounding of frequencies: mpmath's angle of the library's own numbers."""
-    if form.learned or form.floats:
-        pytest.skip("frequencies are learned or positions are not integers: the float path")
     written, positions, _, got, _, _ = computed(FORMS.index(form))
-    if not isinstance(written, rope_jax.Rope):
-        pytest.skip("the expression is not a Rope")
     frequencies = written.frequencies()
     inv_freq = np.asarray(frequencies.inv_freq)
     inv_freq = inv_freq[None] if inv_freq.ndim == 1 else inv_freq  # [..., A, R/2]
@@ -69,7 +87,7 @@ def test_exact_for_the_float64_frequencies(form):
         ) + exact(phase)
         want = np.vectorize(lambda angle: complex(mpmath.expj(angle)), otypes=[complex])(angles)
     worst = forms.differences(got, want).max()
-    print(f"   own {worst:8.1e}", end="")
+    note(form, own=worst)
     assert worst <= forms.BOUND
 
 
@@ -89,7 +107,7 @@ def test_rotated_features(form):
         allowed[..., first] = allowed[..., second] = bound * length
     allowed += form.prepared_rounding * np.abs(prepared).max()
     worst = np.abs(got - want)
-    print(f"   features {worst.max():8.1e}", end="")
+    note(form, features=worst.max())
     assert np.all(worst <= allowed)
 
 
