@@ -213,6 +213,21 @@ def rotated(x, factors, pairs):
     return y
 
 
+def allowed(form, prepared, factors, close):
+    """The error of each rotated feature, if each pair's factor has the error ``close``: ``[T, N, H]``.
+
+    Two products and a sum are rounded, and so is x if the form prepares x.
+    """
+    errors = np.full(prepared.shape, form.prepared_rounding * np.abs(prepared).max())
+    close = close + 2 * EPS32 * np.maximum(1, np.abs(factors))
+    for i, (first, second) in enumerate(form.pairs):
+        bound = close[..., i] if factors.ndim == 3 else close[:, None, i]
+        error = bound * (np.abs(prepared[..., first]) + np.abs(prepared[..., second]))
+        errors[..., first] += error
+        errors[..., second] += error
+    return errors
+
+
 # ---------------------------------------------------------------------------------- schedules written by hand
 
 

@@ -13,8 +13,6 @@ import pytest
 from forms import FORMS, NAMES
 from mpmath import mpf
 
-EPS32 = 2.0**-24
-
 REPORT: dict[str, dict] = {}
 COLUMNS = {
     "near": "cos, sin near 0",
@@ -98,17 +96,10 @@ def test_rotated_features(form):
     got = np.float64(written.rotate(jnp.asarray(x), rotation))
     prepared = form.prepare(np.float64(x))
     want = forms.rotated(prepared, factors, form.pairs)
-    # Two products and a sum are rounded, and so is x where it is prepared.
-    allowed = np.zeros(want.shape)
-    close = forms.tolerance(form, factors, sizes) + 2 * EPS32 * np.maximum(1, np.abs(factors))
-    for i, (first, second) in enumerate(form.pairs):
-        bound = close[..., i] if factors.ndim == 3 else close[:, None, i]
-        length = np.abs(prepared[..., first]) + np.abs(prepared[..., second])
-        allowed[..., first] = allowed[..., second] = bound * length
-    allowed += form.prepared_rounding * np.abs(prepared).max()
     worst = np.abs(got - want)
     note(form, features=worst.max())
-    assert np.all(worst <= allowed)
+    close = forms.tolerance(form, factors, sizes)
+    assert np.all(worst <= forms.allowed(form, prepared, factors, close))
 
 
 def test_the_pairs_of_a_form_share_no_feature():
