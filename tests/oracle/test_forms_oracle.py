@@ -5,6 +5,7 @@ library that is not installed is skipped. ``pytest -s`` prints worst differences
 mpmath, the library to mpmath, rope_jax to the library.
 """
 
+import importlib
 import importlib.util
 import sys
 import types
@@ -55,8 +56,10 @@ def named(name: str):
 
 
 def module(name: str):
-    """A module of the library, or a skip."""
-    return pytest.importorskip(name, reason=f"{name} is not installed or has no such module")
+    """A module of a library; a skip if the library is not installed, an error if the library has no such module."""
+    library = name.split(".")[0]
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    return importlib.import_module(name)
 
 
 def timm_positions():
