@@ -435,6 +435,13 @@ def sam2_keys():
     return keys, [*grid(3, 4), *grid(3, 4), *grid(3, 4), *[None] * 5]
 
 
+def edgetam_keys():
+    """Two memories: three summaries and a grid each; then two tokens."""
+    memory = jnp.concatenate([jnp.zeros((3, 2), jnp.int32), rope_jax.grid_positions(3, 4)])
+    keys = jnp.concatenate([memory, memory, jnp.zeros((2, 2), jnp.int32)])
+    return keys, [*[None] * 3, *grid(3, 4), *[None] * 3, *grid(3, 4), *[None] * 2]
+
+
 def dinov3_tokens():
     return rope_jax.grid_positions(3, 4), [*[None] * 5, *grid(3, 4)]
 
@@ -468,9 +475,19 @@ FORMS = [
         own(ladder(10_000, 64)), interleaved(64),
     ),
     Form(
-        "values rotated too, or inputs before the projections", "CLVP, RoFormer; wav2vec2-conformer, seamless",
+        "values rotated too, interleaved", "RoFormer",
         lambda: Rope(64, Standard(), layout="interleaved"),
         own(ladder(10_000, 64)), interleaved(64),
+    ),
+    Form(
+        "values rotated too, half, a part of the head", "CLVP",
+        lambda: Rope(64, Standard(), rotary_dim=32),
+        own(ladder(10_000, 32)), half(32),
+    ),
+    Form(
+        "inputs rotated before the projections", "wav2vec2-conformer, seamless",
+        lambda: Rope(64, Standard()),
+        own(ladder(10_000, 64)), half(64),
     ),
     Form(
         "trailing features", "DeepSeek-V4",
@@ -505,9 +522,14 @@ FORMS = [
         own(ladder(10_000, 32), ladder(10_000, 32)), interleaved(64), num_axes=2,
     ),
     Form(
-        "keys tiled, the tail not rotated", "SAM2, EdgeTAM",
+        "keys tiled, the tail not rotated", "SAM2",
         sam2,
         own(ladder(10_000, 32), ladder(10_000, 32)), interleaved(64), num_axes=2, tokens=sam2_keys,
+    ),
+    Form(
+        "keys in groups, first tokens of a group and the tail not rotated", "EdgeTAM",
+        sam2,
+        own(ladder(10_000, 32), ladder(10_000, 32)), interleaved(64), num_axes=2, tokens=edgetam_keys,
     ),
     Form(
         "x before y, from 1, class token at 0", "Llama 4 vision",
@@ -547,12 +569,17 @@ FORMS = [
     ),
     # Unequal runs.
     Form(
-        "(16, 56, 56)", "Flux, Chroma, LongCat-Image, Bria",
+        "(16, 56, 56)", "Flux, FLUX.1 Krea, Chroma, LongCat-Image",
         lambda: Rope(128, Axial(sizes=(16, 56, 56)), layout="interleaved"),
         own(ladder(10_000, 16), ladder(10_000, 56), ladder(10_000, 56)), interleaved(128), num_axes=3,
     ),
     Form(
-        "(32, 48, 48), base 1000", "Krea 2; Ovis with base 10000",
+        "(32, 48, 48)", "Ovis-Image",
+        lambda: Rope(128, Axial(sizes=(32, 48, 48)), layout="interleaved"),
+        own(ladder(10_000, 32), ladder(10_000, 48), ladder(10_000, 48)), interleaved(128), num_axes=3,
+    ),
+    Form(
+        "(32, 48, 48), base 1000", "Krea 2",
         lambda: Rope(128, Axial(sizes=(32, 48, 48), schedule=Standard(base=1000.0)), layout="interleaved"),
         own(ladder(1000, 32), ladder(1000, 48), ladder(1000, 48)), interleaved(128), num_axes=3,
     ),

@@ -13,6 +13,8 @@ import pytest
 from forms import FORMS, NAMES
 from mpmath import mpf
 
+import rope_jax
+
 REPORT: dict[str, dict] = {}
 COLUMNS = {
     "near": "cos, sin near 0",
@@ -106,3 +108,14 @@ def test_the_pairs_of_a_form_share_no_feature():
     for form in FORMS:
         features = [feature for pair in form.pairs for feature in pair]
         assert len(set(features)) == len(features), form.name
+
+
+def test_ropes_print_as_they_are_written():
+    """``eval(repr(rope)) == rope``, unless a schedule is a function written by hand."""
+    printed = 0
+    for form in FORMS:
+        written = form.write()
+        if isinstance(written, rope_jax.Rope) and "<function" not in (text := repr(written)):
+            assert eval(text, vars(rope_jax)) == written, form.name
+            printed += 1
+    assert printed > len(FORMS) / 2

@@ -121,6 +121,12 @@ def krea2(x):
     return diffusers_rotate(x, embed(as_tensor(TEXT_AND_PICTURE)))
 
 
+@peer("Ovis-Image: (32, 48, 48)", "diffusers", TEXT_AND_PICTURE)
+def ovis_image(x):
+    embed = module(DIFFUSERS + "ovis_image").OvisImagePosEmbed(10_000, [32, 48, 48])
+    return diffusers_rotate(x, embed(as_tensor(TEXT_AND_PICTURE)))
+
+
 @peer("Wan: (44, 42, 42)", "diffusers", grid(3, 5, 6))
 def wan(x):
     cos, sin = module(DIFFUSERS + "wan").WanRotaryPosEmbed(128, (1, 2, 2), 1024)(hidden(1, 16, 3, 10, 12))
@@ -453,6 +459,24 @@ def sam2_keys(x):
     return rotate(k[:, :, :12], k, cos, sin, num_k_exclude_rope=5, repeat_freqs_k=True)[1].transpose(1, 2)
 
 
+@peer(
+    "EdgeTAM: keys in groups, first tokens of a group and the tail not rotated",
+    "transformers",
+    forms.edgetam_keys()[1],
+)
+def edgetam_keys(x):
+    edgetam = transformers_model("edgetam_video")
+    fields = dict(
+        memory_attention_hidden_size=64, memory_attention_downsample_rate=1, memory_attention_num_attention_heads=1
+    )
+    cos, sin = edgetam.EdgeTamVideoVisionRotaryEmbedding(config(**fields))(x, as_tensor(grid(3, 4)))
+    k = x.transpose(1, 2)
+    _, keys = edgetam.apply_rotary_pos_emb_2d_cross_attn(
+        k[:, :, :12], k, cos, sin, cos[None], sin[None], num_k_exclude_rope=2, repeat_freqs_k=2
+    )
+    return keys.transpose(1, 2)
+
+
 @peer("Llama 4 vision: x before y, from 1, class token at 0", "transformers", forms.llama4_tokens()[1])
 def llama4_vision(x):
     llama4 = transformers_model("llama4")
@@ -576,6 +600,36 @@ def ernie4_5_vl(x):
 
 
 TEXT = [(i,) for i in (0, 1, 2, 30, 500)]
+
+
+ALL_TEXT = [(i,) for i in range(40)]
+
+
+@peer("RoFormer: values rotated too, interleaved", "transformers", ALL_TEXT)
+def roformer_values(x):
+    roformer = transformers_model("roformer")
+    table = roformer.RoFormerSinusoidalPositionalEmbedding(40, 64)
+    sines = table.create_weight()[None, None]
+    v = x.transpose(1, 2)
+    return roformer.RoFormerSelfAttention.apply_rotary_position_embeddings(sines, v, v, v)[2].transpose(1, 2)
+
+
+@peer("CLVP: values rotated too, half, a part of the head", "transformers", ALL_TEXT)
+def clvp_values(x):
+    clvp = transformers_model("clvp")
+    angles = clvp.ClvpRotaryPositionalEmbedding(SimpleNamespace(projection_dim=128, num_attention_heads=2))(x)[0]
+    part, rest = x[..., :32].transpose(1, 2), x[..., 32:]
+    v = clvp.apply_rotary_pos_emb(part, part, part, angles.cos(), angles.sin(), torch.arange(40)[None])[2]
+    return torch.cat([v.transpose(1, 2), rest], dim=-1)
+
+
+@peer("wav2vec2-conformer: inputs rotated before the projections", "transformers", ALL_TEXT)
+def wav2vec2_conformer(x):
+    conformer = transformers_model("wav2vec2_conformer")
+    settings = SimpleNamespace(hidden_size=128, num_attention_heads=2, rotary_embedding_base=10_000)
+    sines = conformer.Wav2Vec2ConformerRotaryPositionalEmbedding(settings)(x)
+    rotate = conformer.Wav2Vec2ConformerSelfAttention._apply_rotary_embedding
+    return rotate(SimpleNamespace(num_heads=2, head_size=64), x.flatten(2), sines).reshape(x.shape)
 
 
 @peer("DeepSeek-V4: trailing features", "transformers", TEXT)
