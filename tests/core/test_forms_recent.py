@@ -25,8 +25,8 @@ def scores(q, k):
 
 
 def as_complex(x, layout="half"):
-    x = np.float64(x)
-    return x[..., : H // 2] + 1j * x[..., H // 2 :] if layout == "half" else x[..., 0::2] + 1j * x[..., 1::2]
+    x, middle = np.float64(x), x.shape[-1] // 2
+    return x[..., :middle] + 1j * x[..., middle:] if layout == "half" else x[..., 0::2] + 1j * x[..., 1::2]
 
 
 # ---------------------------------------------------------------------------------- xPos
@@ -44,7 +44,9 @@ def test_xpos_scores_decay_with_the_distance():
     for t, s in np.ndindex(T, T):
         factor = zeta ** ((t - s) / 512) * np.exp(1j * (t - s) * LADDER)
         for n in range(N):
-            want[n, t, s] = np.sum(as_complex(Q, "i")[t, n] * factor * as_complex(K, "i")[s, n].conj()).real
+            want[n, t, s] = np.sum(
+                as_complex(Q, "interleaved")[t, n] * factor * as_complex(K, "interleaved")[s, n].conj()
+            ).real
     # Powers zeta^(1000 / 512) of the two sides, rounded to float32, cancel in the product.
     np.testing.assert_allclose(got, want, atol=64 * H * forms.EPS32 * np.abs(want).max())
 
@@ -66,7 +68,7 @@ def test_xpos_decodes_from_cached_keys():
 
 
 def test_pope_scores():
-    """``sum_c softplus(q_c) softplus(k_c) cos((s - t) theta_c + delta_c)`` (Gopalakrishnan et al. 2025, section 3)."""
+    """``sum_c softplus(q_c) softplus(k_c) cos((s - t) theta_c + delta_c)`` (Gopalakrishnan et al. 2025)."""
     delta = -2 * np.pi * RNG.uniform(size=(N, H))
     inv_freq = Standard()(2 * H).inv_freq
     rotated_q = rope_jax.rotate(forms.magnitudes(Q), rope_jax.rotation(POSITIONS, Frequencies(inv_freq)))
@@ -148,15 +150,10 @@ def test_a_head_of_mhrope_is_text_rope_on_its_axis(heads):
 
 def model(angles, x, weights):
     """A loss of x ``[T, N, H]`` rotated by angles ``[T, N, R/2]``, in float64."""
-    rotated = as_complex_any(x) * np.exp(1j * angles)
+    rotated = as_complex(x) * np.exp(1j * angles)
     return float(
         np.sum(weights[..., : x.shape[-1] // 2] * rotated.real + weights[..., x.shape[-1] // 2 :] * rotated.imag)
     )
-
-
-def as_complex_any(x):
-    x, middle = np.float64(x), x.shape[-1] // 2
-    return x[..., :middle] + 1j * x[..., middle:]
 
 
 def central_differences(loss, at, step=1e-5):
