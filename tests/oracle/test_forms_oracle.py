@@ -247,6 +247,16 @@ def framepack(x):
     return diffusers_rotate(x, pad(None, fine, 6, 8, (1, 2, 2)))
 
 
+@peer("FramePack: cos and sin pooled over cells", "diffusers", grid(2, 3, 4))
+def helios(x):
+    helios = module(DIFFUSERS + "helios")
+    fine = helios.HeliosRotaryPosEmbed((16, 56, 56), 256.0)(torch.arange(2)[None], 6, 8, torch.device("cpu"))
+    cells = (
+        helios.center_down_sample_3d(helios.pad_for_3d_conv(fine, (1, 2, 2)), (1, 2, 2)).flatten(2).transpose(1, 2)
+    )
+    return helios.apply_rotary_emb_transposed(x, cells)
+
+
 MIXED_PROMPT = (
     [(i, i, i) for i in range(5)] + [(5, 5 + h, 5 + w) for h, w in grid(4, 6)] + [(i, i, i) for i in (11, 12)]
 )
@@ -557,14 +567,30 @@ def gemma4_vision(x):
     return gemma4.apply_multidimensional_rope(x, cos, sin, ids, unsqueeze_dim=2)
 
 
-@peer("DINOv3: patch centres times a turn, prefix tokens", "transformers", (forms.dinov3_tokens()[1], grid(3, 4)))
+DINOV3_TOKENS = (forms.dinov3_tokens()[1], grid(3, 4))
+
+
+def dinov3(x, name, class_name):
+    model = transformers_model(name)
+    fields = dict(hidden_size=128, num_attention_heads=2, image_size=(48, 64), patch_size=16, rope_theta=100.0)
+    embed = getattr(model, class_name)(config(100.0, "default", **fields)).eval()
+    cos, sin = embed(hidden(1, 3, 48, 64))
+    return heads_first(x, lambda q, k: model.apply_rotary_pos_emb(q, k, cos, sin))
+
+
+@peer("DINOv3: patch centres times a turn, prefix tokens", "transformers", DINOV3_TOKENS)
 def dinov3_vit(x):
-    dinov3 = transformers_model("dinov3_vit")
-    settings = SimpleNamespace(
-        rope_theta=100.0, hidden_size=128, num_attention_heads=2, image_size=(48, 64), patch_size=16
-    )
-    cos, sin = dinov3.DINOv3ViTRopePositionEmbedding(settings).eval()(hidden(1, 3, 48, 64))
-    return heads_first(x, lambda q, k: dinov3.apply_rotary_pos_emb(q, k, cos, sin))
+    return dinov3(x, "dinov3_vit", "DINOv3ViTRopePositionEmbedding")
+
+
+@peer("DINOv3: patch centres times a turn, prefix tokens", "transformers", DINOV3_TOKENS)
+def sapiens2(x):
+    return dinov3(x, "sapiens2", "Sapiens2RopePositionEmbedding")
+
+
+@peer("DINOv3: patch centres times a turn, prefix tokens", "transformers", DINOV3_TOKENS)
+def eomt_dinov3(x):
+    return dinov3(x, "eomt_dinov3", "EomtDinov3RotaryEmbedding")
 
 
 def mrope(x, name, class_name, base, sections, **fields):
@@ -673,8 +699,9 @@ def test_forms(name, library, tokens, theirs):
     prepared = form.prepare(np.float64(x))
     exact = forms.rotated(prepared, factors, form.pairs)
     assert got.shape == want.shape == exact.shape
-    ours, theirs, both = np.abs(got - exact), np.abs(want - exact), np.abs(got - want)
-    REPORT.append((f"{library}: {name}", ours.max(), theirs.max(), both.max()))
+    ours, both = np.abs(got - exact), np.abs(got - want)
+    row = f"{library} {theirs.__name__}: {form.name}"
+    REPORT.append((row, ours.max(), np.abs(want - exact).max(), both.max()))
 
     close = forms.tolerance(form, factors, sizes)
     assert np.all(ours <= forms.allowed(form, prepared, factors, close))
