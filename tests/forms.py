@@ -423,6 +423,15 @@ def log_bands():
     return [mpmath.pi * mpf(2) ** ((mpmath.log(224, 2) - 1) * j / 15) for j in range(16)]
 
 
+def esmfold2() -> Rope:
+    return Rope(64, Axial(sizes=(4, 4, 4, 20, 32), schedule=(*[Standard(base=20.0)] * 3, Standard(), None)))
+
+
+def esmfold2_angles(p):
+    places = [p[a] * mpf(20) ** (-mpf(i) / 2) for a in range(3) for i in range(2)]
+    return [*places, *[p[3] * mpf(10_000) ** (-mpf(i) / 10) for i in range(10)], *[mpf(0)] * 16]
+
+
 def llama4_tokens():
     """24 by 24 patches, x and y from 1; the class token comes last and is not rotated."""
     patches = [(y + 1, x + 1) for y in range(24) for x in range(24)]
@@ -447,11 +456,16 @@ def dinov3_tokens():
 
 
 def qwen_image_tokens():
-    """A picture of 5 by 6 about the origin, then text behind the picture on all axes."""
-    rows, columns = range(-3, 2), range(-3, 3)
-    picture = [(0, h, w) for h in rows for w in columns]
+    """Text behind a picture on all axes, then the picture of 5 by 6 about the origin."""
     text = [(3 + i,) * 3 for i in range(7)]
-    return np.array([*picture, *text]), [*picture, *text]
+    picture = [(0, h, w) for h in range(-3, 2) for w in range(-3, 3)]
+    return rope_jax.core.diffusion_positions("qwen_image", 7, (5, 6)), [*text, *picture]
+
+
+def dinov3_centres():
+    """Centres in float32, as training shifts and scales them."""
+    centres = [((2 * h + 1) / 3 - 1, (2 * w + 1) / 4 - 1) for h, w in grid(3, 4)]
+    return rope_jax.core.patch_centers(3, 4), centres
 
 
 def fixed(tokens):
@@ -661,36 +675,12 @@ FORMS = [
     ),
     Form(
         "x, y, z and an identity, other pairs at rest", "ESMFold2",
-        lambda: Rope(
-            64,
-            Axial(
-                sizes=(4, 4, 4, 20, 32),
-                schedule=(*[Standard(base=20.0)] * 3, Standard(), None),
-                axes=(0, 1, 2, 3, 3),
-            ),
-        ),
-        lambda p: [
-            *[p[a] * mpf(20) ** (-mpf(i) / 2) for a in range(3) for i in range(2)],
-            *[p[3] * mpf(10_000) ** (-mpf(i) / 10) for i in range(10)],
-            *[mpf(0)] * 16,
-        ],
+        esmfold2, esmfold2_angles,
         half(64), num_axes=4,
     ),
     Form(
         "x, y, z in ångströms", "ESMFold2",
-        lambda: Rope(
-            64,
-            Axial(
-                sizes=(4, 4, 4, 20, 32),
-                schedule=(*[Standard(base=20.0)] * 3, Standard(), None),
-                axes=(0, 1, 2, 3, 3),
-            ),
-        ),
-        lambda p: [
-            *[p[a] * mpf(20) ** (-mpf(i) / 2) for a in range(3) for i in range(2)],
-            *[p[3] * mpf(10_000) ** (-mpf(i) / 10) for i in range(10)],
-            *[mpf(0)] * 16,
-        ],
+        esmfold2, esmfold2_angles,
         half(64), num_axes=4, floats=True, reach=200,
     ),
     # Own ladders by turns.
@@ -703,7 +693,7 @@ FORMS = [
         "rows and columns by turns, from 1, the whole width as one head", "EfficientLoFTR",
         lambda: Rope(256, Axial(sizes=(128, 128), alternating=True), layout="interleaved"),
         by_turns(ladder(10_000, 128), ladder(10_000, 128)), interleaved(256), num_axes=2,
-        tokens=lambda: (rope_jax.grid_positions(5, 6) + 1, [(i + 1, j + 1) for i, j in grid(5, 6)]),
+        tokens=lambda: (rope_jax.grid_positions(5, 6, origin=1), [(i + 1, j + 1) for i, j in grid(5, 6)]),
     ),
     Form(
         "rows and columns by turns", "Lumina-Next",
@@ -748,6 +738,14 @@ FORMS = [
         lambda: Written(64, lambda p: dinov3().rotation(p).prepend_identity(5)),
         dinov3_angles, half(64), num_axes=2, tokens=dinov3_tokens,
         by_hand=True,
+    ),
+    Form(
+        "patch centres of float32 times a turn", "DINOv3 in training",
+        lambda: Rope(
+            64, Affine(schedule=Axial(sizes=(32, 32), schedule=Standard(base=100.0)), scale=2 * np.pi)
+        ),
+        at(lambda p: [2 * mpmath.pi * c for c in p], own(ladder(100, 32), ladder(100, 32))),
+        half(64), num_axes=2, floats=True, tokens=dinov3_centres,
     ),
     Form(
         "patch centres times a turn", "DINOv3 at any patch",

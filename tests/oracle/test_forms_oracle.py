@@ -154,8 +154,8 @@ def cogvideox(x):
 def qwen_image(x):
     qwen = module(DIFFUSERS + "qwenimage")
     embed = qwen.QwenEmbedRope(10_000, [16, 56, 56], scale_rope=True)
-    factors = torch.cat(embed([(1, 5, 6)], device=torch.device("cpu"), max_txt_seq_len=7))
-    return qwen.apply_rotary_emb_qwen(x, factors, use_real=False)
+    picture, text = embed([(1, 5, 6)], device=torch.device("cpu"), max_txt_seq_len=7)
+    return qwen.apply_rotary_emb_qwen(x, torch.cat([text, picture]), use_real=False)
 
 
 @peer("Z-Image: (32, 48, 48), base 256", "diffusers", TEXT_AND_PICTURE)
