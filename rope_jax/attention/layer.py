@@ -21,8 +21,9 @@ from rope_jax.attention.primitive import read_layer
 from rope_jax.attention.ring import ring_attention
 from rope_jax.core.angles import Rotation, rotation
 from rope_jax.core.frequencies import Frequencies
-from rope_jax.core.primitive import RotateBackend, rotate_arrays
+from rope_jax.core.primitive import RotateBackend
 from rope_jax.core.rope import Rope
+from rope_jax.core.rotate import rotate_unchecked
 
 Initializer = Callable[..., Any]
 
@@ -226,15 +227,18 @@ class RotaryAttention(nn.Module, kw_only=True):
         if not isinstance(start, Frequencies):
             raise ValueError(f"learn_frequencies needs a schedule of one Frequencies, got {self.rope.schedule}")
         inv_freq = self.param("inv_freq", lambda _: jnp.asarray(start.inv_freq, jnp.float32))
-        frequencies = Frequencies(inv_freq, start.attention_factor)
-        rotate_to = functools.partial(rotation, frequencies=frequencies, axes=self.rope.axes)
+        frequencies = dataclasses.replace(start, inv_freq=inv_freq)
+        rotate_to = functools.partial(rotation, frequencies=frequencies)
         return rotate_to(plan.positions), None if plan.key_positions is None else rotate_to(plan.key_positions)
 
     def _rotate(self, xs: list[jax.Array], rotation: Rotation) -> list[jax.Array]:
         """Arrays ``[B, T, N, H]``, rotated. Shapes follow from the plan and the fields, which are checked."""
         assert self.rope is not None
         backend: RotateBackend | None = "xla" if self.implementation == "xla" else None
-        return rotate_arrays(xs, *rotation, layout=self.rope.layout, implementation=backend)
+        rope = self.rope
+        return rotate_unchecked(
+            xs, rotation, layout=rope.layout, start=rope.start, blocks=rope.blocks, implementation=backend
+        )
 
 
 def _project(layer: RotaryAttention, x) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -33,8 +33,13 @@ def check_ropes(ropes: Ropes) -> None:
             raise TypeError(f"rope must be a Rope, None, or a tuple of these, got {type(rope).__name__}")
     rotating = [rope for rope in distinct_ropes(ropes) if rope is not None]
     for rope in rotating:
-        if dataclasses.replace(rope, schedule=rotating[0].schedule) != rotating[0]:
-            raise ValueError(f"rope must be of layers that differ by schedule alone, got {rotating[0]} and {rope}")
+        first = rotating[0]
+        same = (rope.num_axes, rope.num_heads) == (first.num_axes, first.num_heads)
+        if dataclasses.replace(rope, schedule=first.schedule) != first or not same:
+            raise ValueError(
+                "rope must be of layers that differ by schedule alone, with equal axes and heads, "
+                f"got {first} and {rope}"
+            )
 
 
 def _depends_on_length(rope: Rope) -> bool:

@@ -3,10 +3,8 @@
 from rope_jax.core.positions import grid_positions, positions_from_mask, positions_from_segments
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule
 from rope_jax.core.schedules import (
-    Axial,
     Linear,
     Llama3,
-    Negated,
     NTKAware,
     Proportional,
     Standard,
@@ -14,12 +12,14 @@ from rope_jax.core.schedules import (
     geometric,
 )
 from rope_jax.core.length_schedules import DynamicNTK, LongRope
+from rope_jax.core.composed_schedules import Affine, Axial, Negated, Sections
 from rope_jax.core.angles import Rotation, rotation
 from rope_jax.core.primitive import Layout, RotateBackend
 from rope_jax.core.rotate import rotate
 from rope_jax.core.rope import Rope
 
 __all__ = [
+    "Affine",
     "Axial",
     "DynamicNTK",
     "Frequencies",
@@ -35,6 +35,7 @@ __all__ = [
     "RotateBackend",
     "Rotation",
     "Schedule",
+    "Sections",
     "Standard",
     "Yarn",
     "geometric",

@@ -318,9 +318,9 @@ def _check_fields(model: Decoder) -> None:
     check_ropes(model.ropes)
     first = first_rope(model.ropes)
     check_callable("position_embedding", model.position_embedding, "positions", "width")
-    if model.position_embedding is not None and first is not None and first.axes is not None:
+    if model.position_embedding is not None and first is not None and first.num_axes > 1:
         raise ValueError(
-            f"position_embedding must be left out with a rope that has axes {first.axes}: it reads one position"
+            f"position_embedding must be left out with a rope of {first.num_axes} axes: it reads one position"
         )
     if model.output_cap is not None and not 0 < model.output_cap < math.inf:
         raise ValueError(f"output_cap must be positive and finite, got {model.output_cap}")
