@@ -170,7 +170,7 @@ def decay_bound(frequencies: Frequencies, distances) -> np.ndarray:
       >>> rope_jax.analysis.decay_bound(rope_jax.Standard()(128), [0, 50, 250]).round(1).tolist()
       [32.5, 12.6, 6.5]
     """
-    distances = _distances(distances)
+    frequencies, distances = _host(frequencies), _distances(distances)
     partial, total = np.zeros(distances.shape, complex), np.zeros(distances.shape)
     for angle in _angles(frequencies, distances):
         partial += np.exp(1j * angle)
@@ -206,7 +206,7 @@ def aliases(frequencies: Frequencies, context_length: int, count: int = 1) -> tu
       ([12, 18], [0.662, 0.619])
     """
     context_length, count = _count("context_length", context_length, "tokens"), _count("count", count, "peaks")
-    score = _mean_cos(frequencies, np.arange(context_length))
+    score = _mean_cos(_host(frequencies), np.arange(context_length))
     rises = np.diff(score) > 0
     stops_rising = np.append(~rises, True)  # [d]: not higher at d + 1, or d is the last distance
     peaks = 1 + np.flatnonzero(rises & stops_rising[1:])
@@ -266,7 +266,7 @@ def score_kernel(q, k, rope: Rope, distances, *, context_length: int | None = No
 
 
 def phase_error(frequencies: Frequencies, positions, arithmetic: Arithmetic) -> np.ndarray:
-    """The error of each angle in an arithmetic: ``|angle - m theta_i|``, wrapped to ``[0, pi]``.
+    """The error of each angle in an arithmetic: ``|angle - m theta_i - phase_i|``, wrapped to ``[0, pi]``.
 
     - ``"exact"``: the angle of cos and sin from :func:`rope_jax.rotation`.
     - ``"bfloat16_table"``: the angle of the same cos and sin, rounded to bfloat16 as in a stored table.
@@ -304,6 +304,8 @@ def phase_error(frequencies: Frequencies, positions, arithmetic: Arithmetic) -> 
         raise TypeError(f"positions must be integers, got dtype {positions.dtype}")
     if positions.ndim != 1:
         raise ValueError(f"positions must have shape [P], got {positions.shape}")
+    frequencies = _host(frequencies)
+    phase = np.zeros(frequencies.num_pairs) if frequencies.phase is None else np.asarray(frequencies.phase)
     true = np.stack(list(_angles(frequencies, _distances(positions, "positions"))), axis=-1)
     if arithmetic in ("exact", "bfloat16_table"):
         cos, sin = (np.asarray(part) for part in rotation(positions, frequencies))
@@ -311,12 +313,13 @@ def phase_error(frequencies: Frequencies, positions, arithmetic: Arithmetic) -> 
             cos, sin = cos.astype(jnp.bfloat16), sin.astype(jnp.bfloat16)
         angles = np.arctan2(sin.astype(np.float64), cos.astype(np.float64))
     else:
-        factors = positions.astype(np.float32)[:, None], frequencies.inv_freq.astype(np.float32)
-        if arithmetic == "bfloat16":
-            factors = factors[0].astype(jnp.bfloat16), factors[1].astype(jnp.bfloat16)
-        angles = (factors[0] * factors[1]).astype(np.float64)
+        kind = np.float32 if arithmetic == "float32" else jnp.bfloat16
+        position, inv_freq, offset = (
+            x.astype(np.float32).astype(kind) for x in (positions, frequencies.inv_freq, phase)
+        )
+        angles = (position[:, None] * inv_freq + offset).astype(np.float64)
     # As complex numbers: numpy's cos and sin reduce even a huge float64 exactly, unlike a remainder by 2 pi.
-    return np.abs(np.angle(np.exp(1j * angles) * np.exp(-1j * true)))
+    return np.abs(np.angle(np.exp(1j * angles) * np.exp(-1j * true) * np.exp(-1j * phase)))
 
 
 # ------------------------------------------------------------------------------------------- shared helpers

@@ -139,6 +139,17 @@ def test_decay_bound_bounds_every_score():
 
 # -------------------------------------------------------------------------------------------- one query, one key
 
+
+def dealt(axes):
+    """A schedule of one ladder, where pair i reads the position axis ``axes[i]``."""
+
+    def schedule(rotary_dim):
+        is_read = np.arange(max(axes) + 1)[:, None] == np.array(axes)
+        return rope_jax.Frequencies(np.where(is_read, rope_jax.Standard()(rotary_dim).inv_freq, 0))
+
+    return schedule
+
+
 ROPES = {
     "half": rope_jax.Rope(32, rope_jax.Standard()),
     "interleaved": rope_jax.Rope(32, rope_jax.Standard(), layout="interleaved"),
@@ -146,8 +157,8 @@ ROPES = {
     "partial, interleaved": rope_jax.Rope(48, rope_jax.Standard(), rotary_dim=32, layout="interleaved"),
     "a of 1.14": rope_jax.Rope(32, rope_jax.Yarn(factor=4.0, original_length=2048)),
     "negated": rope_jax.Rope(32, rope_jax.Negated(schedule=rope_jax.Standard())),
-    "axes": rope_jax.Rope(32, rope_jax.Standard(), axes=(0, 1, 2, 2) * 4),
-    "axes, partial": rope_jax.Rope(48, rope_jax.Standard(), 32, "interleaved", axes=(1,) * 6 + (0,) * 10),
+    "axes": rope_jax.Rope(32, dealt((0, 1, 2, 2) * 4)),
+    "axes, partial": rope_jax.Rope(48, dealt((1,) * 6 + (0,) * 10), 32, "interleaved"),
 }
 
 
@@ -156,15 +167,16 @@ def test_score_kernel_is_the_score_of_rotated_features(rope):
     rng = np.random.default_rng(2)
     q, k = rng.normal(size=(2, rope.head_dim)).astype(np.float32)
     frequencies = rope.frequencies()
-    shape = (40,) if rope.axes is None else (40, 3)
+    shape = (40,) if rope.num_axes == 1 else (40, rope.num_axes)
     m, n = rng.integers(-50, 50, (2, *shape)).astype(np.int32)
     m[:20] += 10**6
     got = analysis.score_kernel(q, k, rope, m - n)
 
     def rotated(x, positions):
-        axes = (0,) * 16 if rope.axes is None else rope.axes
+        matrix = np.atleast_2d(frequencies.inv_freq)
+        axes = np.argmax(matrix != 0, axis=0)
         read = np.stack([np.atleast_2d(positions.T)[axis] for axis in axes], -1)  # [40, R/2]
-        angles = [oracles.cos_sin(read[:, i], frequencies.inv_freq[i : i + 1]) for i in range(16)]
+        angles = [oracles.cos_sin(read[:, i], [matrix[axis, i]]) for i, axis in enumerate(axes)]
         cos, sin = (frequencies.attention_factor * np.concatenate(part, -1) for part in zip(*angles, strict=True))
         return oracles.rotate_features(np.tile(x, (40, 1, 1)), cos, sin, rope.layout)[:, 0]
 
@@ -284,7 +296,7 @@ def test_bounds_of_phase_errors(case):
 
 # ---------------------------------------------------------------------------------------------- refusals
 
-GRID = rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 0, 1, 1))
+GRID = rope_jax.Rope(8, rope_jax.Sections(sections=(2, 2)))
 TEXT = rope_jax.Rope(8, rope_jax.Standard())
 FEW = rope_jax.Standard()(8)
 ON_FREQUENCIES = {
@@ -371,7 +383,7 @@ X = np.ones(8)
         (
             lambda: analysis.score_kernel(X, X, GRID, 1),
             ValueError,
-            r"distances must be \[\.\.\., A\] with A of at least 2",
+            r"distances must be \[\.\.\., A=2\] for a rope of 2 axes, got shape \(\)",
         ),
         (lambda: analysis.score_kernel(X, X, GRID, [[1]]), ValueError, r"got shape \(1, 1\)"),
         (

@@ -475,9 +475,9 @@ def call(module, *args, **kwargs):
         (call(build(heads="mha"), cache=new_cache(build())), ValueError, r"cache.key must .* with B=2, K=4, H=8, got"),
         (call(build(), cache=new_cache(build(), 5)), ValueError, "T=10 tokens were given, capacity S=5"),
         (
-            call(build(rope=rope_jax.Rope(H, rope_jax.Standard(), axes=(0, 1, 0, 1)))),
+            call(build(rope=rope_jax.Rope(H, rope_jax.Sections(sections=(2, 2), order="strided")))),
             ValueError,
-            r"positions \[\.\.\., T, A\] must be given to a rope with axes",
+            r"positions must be \[B, T, A=2\] for a rope of 2 axes, got None",
         ),
         (call(build(num_heads=0)), ValueError, "num_heads must be at least 1, got 0"),
         (call(build(num_kv_heads=0)), ValueError, "num_kv_heads must divide num_heads=4, got 0"),

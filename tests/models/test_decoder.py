@@ -213,8 +213,8 @@ def test_refusals():
         model.apply(params, tokens(), cache=cache)
     with pytest.raises(ValueError, match="tokens must fit in int32"):
         model.apply(params, np.full((1, 2), 2**32 + 1))
-    axial = build(rope=rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 1, 0, 1)))
-    with pytest.raises(ValueError, match=r"positions \[\.\.\., T, A\] must be given to a rope with axes"):
+    axial = build(rope=rope_jax.Rope(8, rope_jax.Sections(sections=(2, 2), order="strided")))
+    with pytest.raises(ValueError, match=r"positions must be \[B, T, A=2\] for a rope of 2 axes, got None"):
         axial.init(jax.random.key(0), tokens())
     for change, says in (
         (dict(rope=(ROPE,)), "rope must have an entry for each of num_layers=2, got 1"),

@@ -266,9 +266,9 @@ def as_numpy(x):
 def position_ids(rope, values, text_only):
     """The positions ``[(A,) B, T]`` for them and ``[B, T(, A)]`` for us; axes differ, except in text."""
     flat = np.array([list(values)])
-    if rope.axes is None:
+    if rope.num_axes == 1:
         return flat, flat
-    axes = np.stack([flat if text_only else np.maximum(flat - 2 * axis, 0) for axis in range(max(rope.axes) + 1)])
+    axes = np.stack([flat if text_only else np.maximum(flat - 2 * axis, 0) for axis in range(rope.num_axes)])
     return axes, np.moveaxis(axes, 0, -1)
 
 
