@@ -315,7 +315,7 @@ def phase_error(frequencies: Frequencies, positions, arithmetic: Arithmetic) -> 
     else:
         kind = np.float32 if arithmetic == "float32" else jnp.bfloat16
         position, inv_freq, offset = (
-            x.astype(np.float32).astype(kind) for x in (positions, frequencies.inv_freq, phase)
+            np.asarray(x).astype(np.float32).astype(kind) for x in (positions, frequencies.inv_freq, phase)
         )
         angles = (position[:, None] * inv_freq + offset).astype(np.float64)
     # As complex numbers: numpy's cos and sin reduce even a huge float64 exactly, unlike a remainder by 2 pi.

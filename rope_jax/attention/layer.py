@@ -19,6 +19,7 @@ from rope_jax.attention.paths import AttentionBackend, is_long_prompt
 from rope_jax.attention.plan import Plan, make_plan
 from rope_jax.attention.primitive import read_layer
 from rope_jax.attention.ring import ring_attention
+from rope_jax.attention.rotations import with_batch_axis
 from rope_jax.core.angles import Rotation, rotation
 from rope_jax.core.frequencies import Frequencies
 from rope_jax.core.primitive import RotateBackend
@@ -228,7 +229,11 @@ class RotaryAttention(nn.Module, kw_only=True):
             raise ValueError(f"learn_frequencies needs a schedule of one Frequencies, got {self.rope.schedule}")
         inv_freq = self.param("inv_freq", lambda _: jnp.asarray(start.inv_freq, jnp.float32))
         frequencies = dataclasses.replace(start, inv_freq=inv_freq)
-        rotate_to = functools.partial(rotation, frequencies=frequencies)
+        rope = self.rope
+
+        def rotate_to(positions) -> Rotation:
+            return with_batch_axis(rotation(positions, frequencies), rope)
+
         return rotate_to(plan.positions), None if plan.key_positions is None else rotate_to(plan.key_positions)
 
     def _rotate(self, xs: list[jax.Array], rotation: Rotation) -> list[jax.Array]:

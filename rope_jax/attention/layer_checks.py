@@ -95,6 +95,12 @@ def check_fields(layer) -> None:
         raise TypeError(f"rope must be a Rope or None, got {type(layer.rope).__name__}")
     if layer.rope is not None and layer.rope.head_dim != layer.head_dim:
         raise ValueError(f"rope.head_dim must be head_dim={layer.head_dim}, got {layer.rope.head_dim}")
+    heads = None if layer.rope is None else layer.rope.num_heads
+    if heads is not None and (layer.num_kv_heads or layer.num_heads) % heads:
+        raise ValueError(
+            f"rope must have frequencies for a divisor of K={layer.num_kv_heads or layer.num_heads} heads, "
+            f"got for {heads}"
+        )
     if layer.learn_frequencies and layer.rope is None:
         raise ValueError("rope must be given with learn_frequencies, got None")
     check_callable("position_bias", layer.position_bias, "distance", "num_heads", "causal")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from rope_jax._checks import check_axes, device_array
 from rope_jax.attention.cache import KVCache, check_cache
 from rope_jax.attention.mask import window_size
-from rope_jax.attention.rotations import Ropes, check_ropes
+from rope_jax.attention.rotations import Ropes, check_ropes, first_rope
 from rope_jax.core.angles import check_position_axes
 from rope_jax.core.positions import count_positions
 from rope_jax.core.rope import Rope
@@ -46,6 +46,12 @@ def check_with_cache(cache, ropes: Ropes, batch, causal: bool, segment_ids) -> N
         raise ValueError("segment_ids must be left out with a cache: a cached row is one sequence")
     if not causal:
         raise ValueError("causal must be True with a cache: earlier tokens cannot read later ones")
+    first = first_rope(ropes)
+    if first is not None and first.num_axes > 1 and not cache.rotated:
+        raise ValueError(
+            f"cache must hold rotated keys, init_cache(rotated=True), for a rope of {first.num_axes} axes: "
+            "it keeps no positions"
+        )
     if cache.rope is not None and cache.rope != ropes:
         raise ValueError(f"cache must hold keys rotated by {ropes}, got keys of {cache.rope}")
 

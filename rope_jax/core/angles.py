@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from rope_jax._checks import check_axes, device_array
+from rope_jax._checks import check_axes, check_integer, device_array
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice
 from rope_jax.core.phases import (
     cos_and_sin,
@@ -52,6 +52,10 @@ class Rotation(NamedTuple):
           num_tokens: how many tokens to add, at least 0.
           token_axis: the axis T: -2, or -3 with frequencies for each head.
 
+        Raises:
+          TypeError: if ``num_tokens`` is not an integer.
+          ValueError: if ``num_tokens`` is below 0, or ``token_axis`` is neither -2 nor -3.
+
         Example:
           >>> import jax.numpy as jnp, rope_jax
           >>> half_turn = rope_jax.Rotation(jnp.array([[-1.0]]), jnp.array([[0.0]]))
@@ -59,9 +63,13 @@ class Rotation(NamedTuple):
           [1.0, 1.0, -1.0]
         """
 
+        count = check_integer("num_tokens", num_tokens, 0)
+        if token_axis not in (-2, -3):
+            raise ValueError(f"token_axis must be -2, or -3 with frequencies for each head, got {token_axis}")
+
         def pad(part, value):
             shape = list(part.shape)
-            shape[token_axis] = num_tokens
+            shape[token_axis] = count
             return jnp.concatenate([jnp.full(shape, value, part.dtype), part], token_axis)
 
         return Rotation(pad(self.cos, 1), pad(self.sin, 0))
@@ -75,10 +83,12 @@ def rotation(positions, frequencies: Frequencies | FrequencyChoice) -> Rotation:
 
     Integer positions and host frequencies: the error is at most ``1.2e-7 * max(1, a)`` at every int32
     position, for any matmul precision and with x64 on or off, if no pair reads more than 7 axes; each further axis
-    adds ``4.4e-9``. With x64, int64 positions add ``|m| * 2^-62`` radians. A phase in a jax array keeps this.
+    adds ``4.4e-9``. With x64, int64 positions add ``|m| * 2^-62`` radians. A phase in a jax array is added by a product in
+    float32, for which the bound is ``3e-7 * max(1, a)``.
 
     Float positions, or frequencies in a jax array (learned, traced): the angle is computed in float32, with an
-    error up to ``sum_a |m_a * theta_ai| * 2^-23`` radians. Both positions and frequencies are then differentiable.
+    error up to ``(A + 1) 2^-24 sum_a |m_a * theta_ai|`` radians; a phase counts as one more axis. Both positions
+    and frequencies are then differentiable.
 
     Args:
       positions: integers or float32/float64 ``[..., T]``, or ``[..., T, A]`` for frequencies of A axes; in the unit
@@ -175,7 +185,10 @@ def rotation_change(positions, old, new) -> Rotation:
     """
     every_axis = [_of_axis(axis) for axis in range(new.num_axes)]
     (old_words, old_phase), (new_words, new_phase) = (_words(each, every_axis) for each in (old, new))
-    phase = None if old_phase is None or new_phase is None else new_phase - old_phase
+    phase = None
+    if old_phase is not None or new_phase is not None:
+        old_phase, new_phase = (jnp.uint32([0]) if each is None else each for each in (old_phase, new_phase))
+        phase = new_phase - old_phase
     words = list(map(subtract_turns, new_words, old_words))
     new_factor, old_factor = (
         _lookup(frequencies, lambda f: np.array(f.attention_factor, np.float32)) for frequencies in (new, old)
@@ -212,9 +225,10 @@ def _of_axis(axis: int) -> Column:
 
 
 def _phase(frequencies: Frequencies):
-    """The phases of all heads side by side: ``[M]``."""
-    assert frequencies.phase is not None
-    return frequencies.phase.ravel()
+    """The phases of all heads side by side: ``[..., M]``."""
+    phase = frequencies.phase
+    assert phase is not None
+    return phase if frequencies.num_heads is None else phase.reshape(*phase.shape[:-2], -1)
 
 
 def _single_axes(frequencies) -> np.ndarray | None:
@@ -286,8 +300,8 @@ def _exact_rotation(coordinates, words, phase, coefficients) -> Rotation:
 
 def _add_phase(rotation: Rotation, phase) -> Rotation:
     """Rotates further by phases ``[R/2]`` or ``[N, R/2]`` in a jax array, differentiable in them."""
-    phase = phase.astype(jnp.float32).ravel()
-    cos, sin = jnp.cos(phase), jnp.sin(phase)
+    phase = phase.astype(jnp.float64 if phase.dtype == jnp.float64 else jnp.float32).ravel()
+    cos, sin = (part.astype(jnp.float32) for part in (jnp.cos(phase), jnp.sin(phase)))
     return Rotation(rotation.cos * cos - rotation.sin * sin, rotation.sin * cos + rotation.cos * sin)
 
 

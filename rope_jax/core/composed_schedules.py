@@ -1,7 +1,7 @@
 """Schedules made of other schedules: dealt to position axes, on scaled coordinates, negated."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, get_args
 
 import jax
@@ -89,8 +89,8 @@ class Axial:
             raise ValueError(f"Axial: sizes must add up to rotary_dim {rotary_dim}, got {self.sizes}")
         schedules = self.schedule if isinstance(self.schedule, tuple) else (self.schedule,) * len(self.sizes)
         runs = [_ladder(schedule, size) for schedule, size in zip(schedules, self.sizes, strict=True)]
-        factors = {run.attention_factor for run in runs if run is not None}
-        if len(factors) != 1:
+        factors = {run.attention_factor for run in runs if run is not None} or {1.0}
+        if len(factors) > 1:
             raise ValueError(f"Axial: schedules must have one attention factor, got {sorted(factors)}")
         axes = self._axes()
         columns, num_axes = [], max(axes) + 1
@@ -232,11 +232,14 @@ class Affine:
         def move(frequencies: Frequencies) -> Frequencies:
             inv_freq, num_axes = frequencies.inv_freq, frequencies.num_axes
             scale, offset = (self._of_axes(name, num_axes) for name in ("scale", "offset"))
+            moves = offset.any()
+            if isinstance(inv_freq, jax.Array):
+                scale, offset = (np.asarray(value, inv_freq.dtype) for value in (scale, offset))
             if inv_freq.ndim == frequencies.num_batch_axes + 1:
                 phase, scaled = offset[0] * inv_freq, inv_freq * scale[0]
             else:
                 phase, scaled = (inv_freq * offset[:, None]).sum(axis=-2), inv_freq * scale[:, None]
-            if not offset.any():
+            if not moves:
                 phase = frequencies.phase
             elif frequencies.phase is not None:
                 phase = phase + frequencies.phase
@@ -277,6 +280,6 @@ class Negated:
 
 def _integers(name: str, values) -> tuple[int, ...]:
     """Integers as a tuple; TypeError if a value is not an integer."""
-    if isinstance(values, int) or any(isinstance(value, bool) or int(value) != value for value in values):
+    if not isinstance(values, Iterable) or any(isinstance(value, bool) or int(value) != value for value in values):
         raise TypeError(f"{name} must be a sequence of integers, got {values!r}")
     return tuple(int(value) for value in values)

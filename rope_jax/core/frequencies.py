@@ -26,7 +26,7 @@ class Frequencies:
       inv_freq: radians per position: ``[R/2]`` for text, ``[A, R/2]`` for A position axes, ``[N, A, R/2]`` with a
         matrix for each head. A pair reads one axis if its column has one entry that is not 0.
       attention_factor: the factor of cos and sin in YaRN (section 3.4) and LongRoPE; 1 in other schedules.
-      phase: radians at position 0, ``[R/2]`` or ``[N, R/2]``; None is 0.
+      phase: radians at position 0, ``[R/2]`` or ``[N, R/2]``, after the batch axes or without; None is 0.
       num_batch_axes: the leading axes of a jax array that are the axes of the positions before T: 1 for
         ``[B, R/2]``, frequencies for each row.
 
@@ -52,15 +52,16 @@ class Frequencies:
         for name in ("inv_freq",) if self.phase is None else ("inv_freq", "phase"):
             object.__setattr__(self, name, _checked_numbers(name, getattr(self, name)))
         axes = self.inv_freq.ndim - self.num_batch_axes
-        if not 1 <= axes <= 3 or 0 in self.inv_freq.shape or (self.on_host and self.num_batch_axes):
+        batched_host = self.num_batch_axes and isinstance(self.inv_freq, np.ndarray)
+        if not 1 <= axes <= 3 or self.num_batch_axes < 0 or 0 in self.inv_freq.shape or batched_host:
             raise ValueError(
                 "inv_freq must be [R/2], [A, R/2] or [N, A, R/2], after num_batch_axes axes of a jax array, "
                 f"got shape {self.inv_freq.shape} and num_batch_axes={self.num_batch_axes}"
             )
         if self.phase is not None:
-            heads = () if self.num_heads is None else (self.num_heads,)
-            if self.phase.shape != (*heads, self.num_pairs):
-                raise ValueError(f"phase must have shape {(*heads, self.num_pairs)}, got {self.phase.shape}")
+            shape = (self.num_pairs,) if self.num_heads is None else (self.num_heads, self.num_pairs)
+            if self.phase.shape not in (shape, (*self.leading_shape, *shape)):
+                raise ValueError(f"phase must have shape {(*self.leading_shape, *shape)}, got {self.phase.shape}")
         if not (self.attention_factor > 0 and math.isfinite(self.attention_factor)):
             raise ValueError(f"attention_factor must be positive and finite, got {self.attention_factor}")
         object.__setattr__(self, "attention_factor", float(self.attention_factor))

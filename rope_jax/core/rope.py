@@ -1,6 +1,7 @@
 """A layer's rotation as a value: schedule, and the features that make a pair."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -94,16 +95,12 @@ class Rope:
     @property
     def num_axes(self) -> int:
         """A, the position axes of the frequencies; 1 for text."""
-        return self._any_frequencies.num_axes
+        return _axes_and_heads(self)[0]
 
     @property
     def num_heads(self) -> int | None:
         """N, the heads with frequencies of their own; None if all heads share the frequencies."""
-        return self._any_frequencies.num_heads
-
-    @property
-    def _any_frequencies(self) -> Frequencies | FrequencyChoice:
-        return self.frequencies(1 if self.needs_context_length else None)
+        return _axes_and_heads(self)[1]
 
     @property
     def needs_context_length(self) -> bool:
@@ -267,6 +264,13 @@ class Rope:
         positions = device_array("positions", positions)
         check_position_axes(positions, self.num_axes, T=length)
         return self.rotation(positions, context_length=context_length)
+
+
+@functools.lru_cache
+def _axes_and_heads(rope: Rope) -> tuple[int, int | None]:
+    """A and N of the frequencies, once for each rope: every call asks for them."""
+    frequencies = rope.frequencies(1 if rope.needs_context_length else None)
+    return frequencies.num_axes, frequencies.num_heads
 
 
 def _axes_of(heads: str, token_axis: int) -> str:
