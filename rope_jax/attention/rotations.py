@@ -32,7 +32,7 @@ def check_ropes(ropes: Ropes) -> None:
         if not isinstance(rope, Rope | None):
             raise TypeError(f"rope must be a Rope, None, or a tuple of these, got {type(rope).__name__}")
     rotating = [rope for rope in distinct_ropes(ropes) if rope is not None]
-    for rope in rotating:
+    for rope in rotating[1:]:
         first = rotating[0]
         same = (rope.num_axes, rope.num_heads) == (first.num_axes, first.num_heads)
         if dataclasses.replace(rope, schedule=first.schedule) != first or not same:

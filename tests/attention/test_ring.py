@@ -373,7 +373,7 @@ def test_refusals_of_the_modules():
             attention.clone(rope=axes),
             dict(sequence_index=order),
             ValueError,
-            "positions .* must be given to a rope with axes",
+            r"positions must be \[B, T, A=2\] for a rope of 2 axes, got None",
         ),
     ):
         with pytest.raises(error, match=says):

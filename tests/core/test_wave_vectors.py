@@ -69,7 +69,10 @@ class TestExactPath:
     def test_leading_axes(self):
         positions, inv_freq = coordinates(2, 22), dense(3, 2, 4)
         rows = jnp.asarray(positions).reshape(2, 3, 5, 2)
-        for frequencies in (rope_jax.Frequencies(inv_freq), rope_jax.Frequencies(inv_freq[0], phase=[0.1, 1, 2, 3])):
+        for frequencies in (
+            rope_jax.Frequencies(inv_freq),
+            rope_jax.Frequencies(inv_freq[0], phase=[0.1, 1, 2, 3]),
+        ):
             whole = rope_jax.rotation(jnp.asarray(positions), frequencies)
             got = rope_jax.rotation(rows, frequencies)
             mapped = jax.vmap(jax.vmap(functools.partial(rope_jax.rotation, frequencies=frequencies)))(rows)
@@ -131,7 +134,9 @@ class TestExactPath:
         for part, each in zip(gathered, summed, strict=True):
             np.testing.assert_allclose(part, each[:, :4], atol=2 * BOUND)
         programs = [
-            str(jax.make_jaxpr(lambda m, f=f: rope_jax.rotation(m, rope_jax.Frequencies(f)))(jnp.asarray(positions)))
+            str(
+                jax.make_jaxpr(lambda m, f=f: rope_jax.rotation(m, rope_jax.Frequencies(f)))(jnp.asarray(positions))
+            )
             for f in (inv_freq, mixed)
         ]
         assert "gather" in programs[0] and "gather" not in programs[1]
@@ -171,7 +176,11 @@ class TestChoices:
                 np.testing.assert_allclose(part[row], each, atol=2 * BOUND * (1 + chosen))
         assert np.isnan(got.cos[3]).all() and np.isnan(got.sin[3]).all()
         choice = FrequencyChoice(options, index)
-        assert (choice.num_pairs, choice.num_axes, choice.num_heads) == (4, 2, shape[0] if len(shape) == 3 else None)
+        assert (choice.num_pairs, choice.num_axes, choice.num_heads) == (
+            4,
+            2,
+            shape[0] if len(shape) == 3 else None,
+        )
 
     def test_a_column_is_gathered_only_if_it_is_one_axis_in_every_option(self):
         one, other = (np.where(np.arange(2)[:, None] == axes, [1.0, 0.3], 0) for axes in ([0, 1], [1, 1]))
@@ -291,13 +300,17 @@ class TestFloatPath:
             for part, w in zip(rope_jax.rotation(jnp.asarray(positions), frequencies(p)), weight, strict=True)
         )
         cos, sin = oracles.mp_waves(positions, inv_freq, phase)
-        np.testing.assert_allclose(jax.grad(loss)(phase), 1.5 * (weight[1] * cos - weight[0] * sin).sum(0), atol=2e-4)
+        np.testing.assert_allclose(
+            jax.grad(loss)(phase), 1.5 * (weight[1] * cos - weight[0] * sin).sum(0), atol=2e-4
+        )
 
     def test_phases_of_any_floating_dtype(self):
         positions = jnp.arange(3)
         for phase in (jnp.array([0.5, 2.0], jnp.bfloat16), jnp.array([0.5, 2.0], jnp.float16)):
             got = rope_jax.rotation(positions, rope_jax.Frequencies([0.3, 0.1], phase=phase))
-            assert_exact(got, oracles.mp_waves(np.arange(3)[:, None], [[0.3, 0.1]], [0.5, 2.0]), bound=LEARNED_PHASE)
+            assert_exact(
+                got, oracles.mp_waves(np.arange(3)[:, None], [[0.3, 0.1]], [0.5, 2.0]), bound=LEARNED_PHASE
+            )
         with jax.enable_x64(True):
             phase = jnp.array([1e9, -1e9], jnp.float64)
             got = rope_jax.rotation(positions, rope_jax.Frequencies([0.3, 0.1], phase=phase))
@@ -308,8 +321,13 @@ class TestFloatPath:
     def test_frequencies_of_each_row(self, shape):
         """``num_batch_axes`` tells ``[B, R/2]`` from ``[A, R/2]``, and ``[B, A, R/2]`` from ``[N, A, R/2]``."""
         rng = np.random.default_rng(0)
-        inv_freq, phase = rng.uniform(-1, 1, shape), rng.uniform(-1, 1, (*shape[:-2], 4) if len(shape) > 2 else (2, 4))
-        frequencies = rope_jax.Frequencies(jnp.asarray(inv_freq, jnp.float32), 1.0, jnp.asarray(phase, jnp.float32), 1)
+        inv_freq, phase = (
+            rng.uniform(-1, 1, shape),
+            rng.uniform(-1, 1, (*shape[:-2], 4) if len(shape) > 2 else (2, 4)),
+        )
+        frequencies = rope_jax.Frequencies(
+            jnp.asarray(inv_freq, jnp.float32), 1.0, jnp.asarray(phase, jnp.float32), 1
+        )
         assert frequencies.num_axes == (1 if len(shape) == 2 else 2) and frequencies.leading_shape == (2,)
         assert frequencies.num_heads == (3 if len(shape) == 4 else None)
         positions = rng.integers(0, 9, (2, 5) if len(shape) == 2 else (2, 5, 2))
@@ -330,7 +348,10 @@ LEARNED_PHASE = 3e-7
 class TestValues:
     def test_axes_heads_and_phases_count(self):
         one = rope_jax.Frequencies([[1.0, 0.5]], phase=[0.0, 1.0])
-        assert one == rope_jax.Frequencies(np.array([[1.0, 0.5]]), phase=(0, 1)) and len({one, dataclasses.replace(one)}) == 1
+        assert (
+            one == rope_jax.Frequencies(np.array([[1.0, 0.5]]), phase=(0, 1))
+            and len({one, dataclasses.replace(one)}) == 1
+        )
         for other in (
             rope_jax.Frequencies([[1.0, 0.5]]),
             rope_jax.Frequencies([1.0, 0.5], phase=[0.0, 1.0]),
@@ -362,7 +383,9 @@ class TestValues:
             hash(rope_jax.Frequencies([1.0], phase=jnp.ones(1)))
 
 
-FREQUENCIES = "inv_freq must be \\[R/2\\], \\[A, R/2\\] or \\[N, A, R/2\\], after num_batch_axes axes of a jax array, "
+FREQUENCIES = (
+    "inv_freq must be \\[R/2\\], \\[A, R/2\\] or \\[N, A, R/2\\], after num_batch_axes axes of a jax array, "
+)
 TWO_AXES = rope_jax.Frequencies([[1.0, 0.0], [0.0, 1.0]])
 
 
