@@ -7,7 +7,7 @@ from rope_jax._checks import check_axes, device_array
 from rope_jax.attention.cache import KVCache, check_cache
 from rope_jax.attention.mask import window_size
 from rope_jax.attention.rotations import Ropes, check_ropes, first_rope
-from rope_jax.core.angles import check_position_axes
+from rope_jax.core.angles import leading_axes
 from rope_jax.core.positions import count_positions
 from rope_jax.core.rope import Rope
 
@@ -84,7 +84,7 @@ def _with_axes(positions, shape: tuple[int, int], num_axes: int) -> jax.Array:
         )
     if text:
         return jnp.broadcast_to(positions[..., None], (*positions.shape, num_axes))
-    check_position_axes(positions, num_axes, T=length)
+    leading_axes(positions, num_axes, T=length)
     if positions.ndim > 2:
         check_axes("positions", positions, "B T A", B={1, batch})
     return positions

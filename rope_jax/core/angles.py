@@ -83,8 +83,8 @@ def rotation(positions, frequencies: Frequencies | FrequencyChoice) -> Rotation:
 
     Integer positions and host frequencies: the error is at most ``1.2e-7 * max(1, a)`` at every int32
     position, for any matmul precision and with x64 on or off, if no pair reads more than 7 axes; each further axis
-    adds ``4.4e-9``. With x64, int64 positions add ``|m| * 2^-62`` radians. A phase in a jax array is added by a product in
-    float32, for which the bound is ``3e-7 * max(1, a)``.
+    adds ``4.4e-9``. With x64, int64 positions add ``|m| * 2^-62`` radians. A phase in a jax array is added by a
+    product in float32, and the bound is then ``3e-7 * max(1, a)``.
 
     Float positions, or frequencies in a jax array (learned, traced): the angle is computed in float32, with an
     error up to ``(A + 1) 2^-24 sum_a |m_a * theta_ai|`` radians; a phase counts as one more axis. Both positions
@@ -122,7 +122,7 @@ def rotation(positions, frequencies: Frequencies | FrequencyChoice) -> Rotation:
     is_integer = jnp.issubdtype(positions.dtype, jnp.integer)
     if not is_integer and positions.dtype not in (jnp.float32, jnp.float64):
         raise TypeError(f"positions must be integers, float32 or float64, got dtype {positions.dtype}")
-    leading = check_position_axes(positions, frequencies.num_axes)
+    leading = leading_axes(positions, frequencies.num_axes)
     try:
         jnp.broadcast_shapes(leading, frequencies.leading_shape)
     except ValueError:
@@ -155,8 +155,12 @@ def _split_heads(rotation: Rotation, frequencies) -> Rotation:
     return Rotation(*(part.reshape(*part.shape[:-1], *sizes) for part in rotation))
 
 
-def check_position_axes(positions, num_axes: int, name: str = "positions", **sizes: int) -> tuple[int, ...]:
-    """Raises ValueError unless positions are ``[..., T]`` for one axis, else ``[..., T, A]``; returns ``[...]``."""
+def leading_axes(positions, num_axes: int, name: str = "positions", **sizes: int) -> tuple[int, ...]:
+    """The axes ``[...]`` of positions ``[..., T]`` for one axis, else ``[..., T, A]``.
+
+    Raises:
+      ValueError: if positions have other axes.
+    """
     if num_axes == 1:
         check_axes(name, positions, "... T", **sizes)
         return positions.shape[:-1]

@@ -50,7 +50,7 @@ class Frequencies:
 
     def __post_init__(self):
         for name in ("inv_freq",) if self.phase is None else ("inv_freq", "phase"):
-            object.__setattr__(self, name, _checked_numbers(name, getattr(self, name)))
+            object.__setattr__(self, name, _as_numbers(name, getattr(self, name)))
         axes = self.inv_freq.ndim - self.num_batch_axes
         batched_host = self.num_batch_axes and isinstance(self.inv_freq, np.ndarray)
         if not 1 <= axes <= 3 or self.num_batch_axes < 0 or 0 in self.inv_freq.shape or batched_host:
@@ -120,7 +120,7 @@ class Frequencies:
         return f"Frequencies({shown(self.inv_freq)}, attention_factor={self.attention_factor}{phase}{batch})"
 
 
-def _checked_numbers(name: str, numbers) -> np.ndarray | jax.Array:
+def _as_numbers(name: str, numbers) -> np.ndarray | jax.Array:
     """A floating jax array as it is, or host numbers in float64, which cannot be written to."""
     if isinstance(numbers, jax.Array):
         check_dtype(name, numbers, jnp.floating, "floating")

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from rope_jax._checks import check_axes, device_array
-from rope_jax.core.angles import Rotation, check_position_axes, rotation, rotation_change
+from rope_jax.core.angles import Rotation, leading_axes, rotation, rotation_change
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule
 from rope_jax.core.primitive import Layout, RotateBackend
 from rope_jax.core.rotate import check_pairing, rotate_all
@@ -231,7 +231,7 @@ class Rope:
                 "store unrotated keys, with init_cache(rotated=False)"
             )
         positions = device_array("positions", positions)
-        check_position_axes(positions, self.num_axes)
+        leading_axes(positions, self.num_axes)
         return self.rotate(k, rotation_change(positions, old, new))
 
     def inverse(
@@ -262,7 +262,7 @@ class Rope:
         length = q.shape[token_axis]
         check_axes("k", k, _axes_of("K", token_axis), T=length, H=self.head_dim)
         positions = device_array("positions", positions)
-        check_position_axes(positions, self.num_axes, T=length)
+        leading_axes(positions, self.num_axes, T=length)
         return self.rotation(positions, context_length=context_length)
 
 
