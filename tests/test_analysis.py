@@ -190,6 +190,66 @@ def test_score_kernel_is_the_score_of_rotated_features(rope):
     assert np.abs(scores - got).max() <= size * 8 * oracles.EPS32
 
 
+WAVES = {
+    "axial from a feature": rope_jax.Rope(24, rope_jax.Axial(sizes=(8, 8)), rotary_dim=16, start=5),
+    "blocks": rope_jax.Rope(16, rope_jax.Axial(sizes=(8, 8)), blocks=2),
+    "phases": rope_jax.Rope(
+        16, rope_jax.Affine(schedule=rope_jax.Axial(sizes=(8, 8)), scale=0.5, offset=(3, -0.25))
+    ),
+    "dense": rope_jax.Rope(
+        16,
+        lambda r: rope_jax.Frequencies(np.random.default_rng(0).uniform(-1, 1, (3, r // 2)), 1.5),
+        layout="interleaved",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WAVES)
+def test_score_kernel_of_wave_vectors(name):
+    """Against mpmath and a loop over pairs. A phase falls out of the difference of two rotations."""
+    rope = WAVES[name]
+    rng = np.random.default_rng(3)
+    q, k = rng.normal(size=(2, rope.head_dim))
+    frequencies = rope.frequencies()
+    distances = rng.integers(-(10**6), 10**6, (4, 5, rope.num_axes))
+    got = analysis.score_kernel(q, k, rope, distances)
+    cos, sin = oracles.mp_waves(distances.reshape(20, -1), frequencies.inv_freq)
+    first, second = {
+        "axial from a feature": ([5, 6, 7, 8, 9, 10, 11, 12], [13, 14, 15, 16, 17, 18, 19, 20]),
+        "blocks": ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]),
+        "phases": (range(8), range(8, 16)),
+        "dense": (range(0, 16, 2), range(1, 16, 2)),
+    }[name]
+    want = sum(x * y for i, (x, y) in enumerate(zip(q, k, strict=True)) if i not in {*first, *second}) * np.ones(20)
+    for i, (a, b) in enumerate(zip(first, second, strict=True)):
+        same, across = q[a] * k[a] + q[b] * k[b], q[a] * k[b] - q[b] * k[a]
+        want += frequencies.attention_factor**2 * (same * cos[:, i] + across * sin[:, i])
+    np.testing.assert_allclose(got, want.reshape(4, 5), atol=1e-11)
+    # and of what the rope does, to the rounding of float32
+    n = rng.integers(-(10**6), 10**6, (20, rope.num_axes)).astype(np.int32)
+    at = (n + distances.reshape(20, -1)).astype(np.int32)
+    x, y = (jnp.tile(jnp.asarray(each, jnp.float32), (20, 1, 1)) for each in (q, k))
+    scores = np.sum(np.asarray(rope(x, x, at)[0], np.float64) * np.asarray(rope(y, y, n)[0], np.float64), (-1, -2))
+    np.testing.assert_allclose(scores, want, atol=32 * rope.head_dim * oracles.EPS32)
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "float32", "bfloat16"])
+def test_phase_error_with_a_phase(arithmetic):
+    inv_freq, phase, positions = [0.3, 1e-3, 0.0], [2.5, -100.0, 1e-4], np.array([0, 1, -7, 10**6])
+    got = analysis.phase_error(rope_jax.Frequencies(inv_freq, 1.0, phase), positions, arithmetic)
+    cos, sin = oracles.mp_waves(positions[:, None], [inv_freq], phase)
+    if arithmetic == "exact":
+        assert got.max() <= math.sqrt(2) * 1.2e-7 * 1.0001
+        return
+    kind = np.float32 if arithmetic == "float32" else jnp.bfloat16
+    m, f, p = (np.asarray(x, np.float32).astype(kind) for x in (positions, inv_freq, phase))
+    angle = (m[:, None] * f + p).astype(np.float64)
+    np.testing.assert_allclose(got, np.abs(np.angle(np.exp(1j * angle) * (cos - 1j * sin))), atol=1e-9)
+
+
+SEVERAL_AXES = rope_jax.Frequencies([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.1, 0.01]])
+
+
 def test_score_kernel_with_a_context_length():
     rope = rope_jax.Rope(8, rope_jax.DynamicNTK(factor=2.0, original_length=64))
     x = jnp.arange(8, dtype=jnp.bfloat16)
@@ -322,6 +382,20 @@ NOT_HOST = {
 def test_only_host_frequencies(function, says):
     with pytest.raises(TypeError, match=f"frequencies must be host Frequencies, got .*{says}"):
         function(NOT_HOST[says])
+
+
+@pytest.mark.parametrize("function", ON_FREQUENCIES.values(), ids=ON_FREQUENCIES)
+def test_one_axis_and_no_heads(function):
+    with pytest.raises(ValueError, match=r"inv_freq must be \[R/2\], got shape \(2, 4\)"):
+        function(SEVERAL_AXES)
+    with pytest.raises(ValueError, match=r"inv_freq must be \[R/2\], got shape \(3, 1, 4\)"):
+        function(rope_jax.Frequencies(np.ones((3, 1, 4))))
+
+
+def test_score_kernel_refuses_heads():
+    rope = rope_jax.Rope(8, lambda r: rope_jax.Frequencies(np.ones((2, 2, r // 2))))
+    with pytest.raises(ValueError, match=r"inv_freq must be \[R/2\] or \[A, R/2\], got shape \(2, 2, 4\)"):
+        analysis.score_kernel(X, X, rope, [1, 1])
 
 
 X = np.ones(8)
