@@ -303,7 +303,8 @@ def compare_rotation(rope, module, label, model_type):
         # Their float32 product of a frequency and a position: design.md, numeric contract, 6; or what the error of
         # the frequency itself makes of it, where R is no power of two.
         error = max(
-            2.0**-23, float(np.max(frequency_error(one_axis(rope.schedule), 2 * rope.num_pairs, ladder(frequencies))))
+            2.0**-23,
+            float(np.max(frequency_error(one_axis(rope.schedule), 2 * rope.num_pairs, ladder(frequencies)))),
         )
         allowed = frequencies.attention_factor * (2e-7 + np.maximum(np.array([list(values)]), 1) * error)
         for our_part, their_part in zip(our_rotation(rope, name, text_only, length), theirs, strict=True):
@@ -344,7 +345,9 @@ def compare_frequencies(rope, module, label):
         raise Different(f"attention factor {scaling}, ours {frequencies.attention_factor}")
     off = np.abs(theirs - ours)
     ulp = np.spacing(ours.astype(np.float32)).astype(np.float64)
-    allowed = frequency_error(one_axis(rope.schedule), 2 * rope.num_pairs, ours) + 1e-30  # a pair that stands still has none
+    allowed = (
+        frequency_error(one_axis(rope.schedule), 2 * rope.num_pairs, ours) + 1e-30
+    )  # a pair that stands still has none
     return float(np.max(off / ulp)), float(np.max(off / allowed))
 
 
