@@ -47,11 +47,17 @@ def check_with_cache(cache, ropes: Ropes, batch, causal: bool, segment_ids) -> N
     if not causal:
         raise ValueError("causal must be True with a cache: earlier tokens cannot read later ones")
     first = first_rope(ropes)
-    if first is not None and first.num_axes > 1 and not cache.rotated:
-        raise ValueError(
-            f"cache must hold rotated keys, init_cache(rotated=True), for a rope of {first.num_axes} axes: "
-            "it keeps no positions"
-        )
+    if first is not None and first.num_axes > 1:  # a cache keeps no positions, from which to rotate keys later
+        if not cache.rotated:
+            raise ValueError(
+                f"cache must hold rotated keys, init_cache(rotated=True), for a rope of {first.num_axes} axes: "
+                "it keeps no positions"
+            )
+        if first.needs_context_length:
+            raise ValueError(
+                f"context_length must be a field of the schedule with a cache, for a rope of {first.num_axes} "
+                f"axes, got {first.schedule}"
+            )
     if cache.rope is not None and cache.rope != ropes:
         raise ValueError(f"cache must hold keys rotated by {ropes}, got keys of {cache.rope}")
 

@@ -242,6 +242,14 @@ class TestPlan:
                 ),
                 r"cache must hold rotated keys, init_cache\(rotated=True\), for a rope of 2 axes: it keeps no positions",
             ),
+            (
+                lambda rope: make_plan(
+                    rope_jax.Rope(H, rope_jax.Sections(sections=(2, 2), schedule=rope_jax.DynamicNTK(factor=2.0, original_length=8))),
+                    (B, T), positions=np.zeros((B, T, 2), int),
+                    cache=rope_jax.init_cache(batch=B, capacity=T, num_kv_heads=K, head_dim=H),
+                ),
+                "context_length must be a field of the schedule with a cache, for a rope of 2 axes, got Sections",
+            ),
         ],
     )  # fmt: skip
     def test_refusals(self, call, says):
