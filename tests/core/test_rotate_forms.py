@@ -151,6 +151,15 @@ class TestForms:
             each = each.sum(-2) if M is None else each.reshape(1, T, M, -1, form["num_pairs"]).sum(-2)
             np.testing.assert_allclose(got, each, atol=1e-5)
 
+        # Forward, in the rotation: features that do not rotate have no tangent.
+        moved = rope_jax.Rotation(jnp.sin(5 * rotation.cos), jnp.cos(7 * rotation.sin))
+        _, dy = jax.jvp(lambda r: fn(x, r), (rotation,), (moved,))
+        factor = np.asarray(moved.cos, np.float64) + 1j * np.asarray(moved.sin, np.float64)
+        factor = factor[..., None, :] if M is None else np.repeat(factor, values.shape[-2] // M, axis=-2)
+        product, want = (values[..., first] + 1j * values[..., second]) * factor, np.zeros(values.shape)
+        want[..., first], want[..., second] = product.real, product.imag
+        np.testing.assert_allclose(dy if token_axis == -3 else swapped(dy), want, atol=1e-5)
+
     def test_vmap(self, form, M):
         (x, k), _, rotation = case(form["num_pairs"], M=M)
         for token_axis in (-3, -2):
