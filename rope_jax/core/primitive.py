@@ -195,7 +195,7 @@ def _jvp(primals, tangents, **options):
 
     # Learned frequencies: x is saved, and the sum of both parts of its tangent is rounded once.
     dcos, dsin = ad.instantiate_zeros(dcos), ad.instantiate_zeros(dsin)
-    wide = [jnp.float64 if x.dtype == jnp.float64 else jnp.float32 for x in xs]
+    wide = [wide_dtype(x) for x in xs]
     out_tangents = [
         rotate_by_parts(_zero_unrotated(x.astype(dtype), cos), dcos, dsin, options["layout"])
         for x, dtype in zip(xs, wide, strict=True)

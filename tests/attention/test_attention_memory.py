@@ -32,7 +32,7 @@ def facts(name, length):
         "plain": Facts(),
         "causal": Facts(causal=True),
         "window": Facts(causal=True, window=512),
-        "traced window": Facts(causal=True, traced_window=int32()),
+        "traced window": Facts(causal=True, window=int32()),
         "cap": Facts(causal=True, logit_cap=30.0),
         "T5": Facts(causal=True, position_bias=t5(table, True)),
         "ALiBi": Facts(causal=True, position_bias=bias_function(ALiBi(), N, True, (1, 1))),
