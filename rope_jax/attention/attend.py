@@ -146,10 +146,11 @@ def _facts(q, k, bias, mask, causal, window, scale, logit_cap) -> tuple[jax.Arra
 
 def fold_traced_scale(q, scale, name: str = "scale") -> tuple[jax.Array, float | None]:
     """``(q, scale)`` with a known scale: a traced scale multiplies q, which is rounded to its dtype."""
-    scale = check_real(name, scale)
-    if isinstance(scale, jax.core.Tracer):
+    if scale is None:
+        return q, None
+    if isinstance(scale := check_real(name, scale), jax.core.Tracer):
         return (q.astype(wide_dtype(q)) * scale).astype(q.dtype), 1.0
-    return q, None if scale is None else float(scale)
+    return q, float(scale)
 
 
 def attend_by_facts(

@@ -159,8 +159,8 @@ class RotaryAttention(nn.Module, kw_only=True):
         Args, mode:
           plan: of :func:`rope_jax.attention.make_plan`, in place of ``positions``, ``sequence_index``, ``mask``,
             ``segment_ids`` and ``context_length``: make it once for many layers. The caller then prepares the cache
-            by ``plan.begin(cache)``, and advances its counters by ``plan.end(cache)`` after the last layer. A layer
-            without a window takes the plan's.
+            by ``plan.begin(cache)``, and advances its counters by ``plan.end(cache)`` after the last layer. The
+            plan must have the window and position bias of the layer; a traced window comes by the plan alone.
           deterministic: whether dropout is off.
 
         Returns:
@@ -270,6 +270,7 @@ def _project(layer: RotaryAttention, x) -> tuple[jax.Array, jax.Array, jax.Array
 
 def _attend(layer: RotaryAttention, q, k, v, plan: Plan, deterministic: bool, stored: KVCache | None) -> jax.Array:
     """Attention ``[B, T, N, H]`` by the facts of the plan, to k and v, or to those stored in a cache."""
+    q, scale = fold_traced_scale(q, layer.logit_scale, "logit_scale")
     if layer.ring_axis is not None:
         return ring_attention(
             q,
@@ -279,11 +280,10 @@ def _attend(layer: RotaryAttention, q, k, v, plan: Plan, deterministic: bool, st
             axis_name=layer.ring_axis,
             causal=layer.causal,
             window=plan.window,
-            scale=layer.logit_scale,
+            scale=scale,
             logit_cap=layer.logit_cap,
         )
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    q, scale = fold_traced_scale(q, layer.logit_scale, "logit_scale")
     options: dict = dict(scale=scale, logit_cap=layer.logit_cap)
     if layer.dropout_rate > 0 and not deterministic:
         if not layer.has_rng("dropout"):

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from rope_jax._checks import check_axes, check_callable, check_dtype, check_real
+from rope_jax._checks import check_axes, check_callable, check_dtype
 from rope_jax.attention.attend import check_options
 from rope_jax.attention.cache import check_cache
 from rope_jax.attention.mask import window_size
@@ -110,7 +110,6 @@ def check_fields(layer) -> None:
         name = "implementation" if layer.implementation is not None else "ring_axis"
         raise ValueError(f"{name} must be left out with an attention_fn, got {getattr(layer, name)!r}")
     check_options(layer.logit_cap, layer.dropout_rate, layer.implementation)
-    check_real("logit_scale", layer.logit_scale)
     window_size(layer.window)  # a tuple is for a stack of layers
     if layer.ring_axis is not None and layer.implementation not in (None, "xla", "blocks"):
         raise ValueError(

@@ -291,17 +291,13 @@ class Tiling:
         facts = self.facts
         if facts.dropout_key is None:
             return weights
+        starts = (
+            self._start(i, self.sizes.queries, self.length),
+            self._start(j, self.sizes.keys, self.kv_length),
+        )
         keep = 1.0 - facts.dropout_rate
-        key = jax.random.wrap_key_data(facts.dropout_key, impl=facts.dropout_impl)
-        # Threefry, since other generators are slow for a key of each entry.
-        key = jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl="threefry2x32")
-        heads = jnp.arange(math.prod(weights.shape[:3]), dtype=jnp.int32)
-        queries = self._start(i, self.sizes.queries, self.length) + jnp.arange(weights.shape[3], dtype=jnp.int32)
-        keys = self._start(j, self.sizes.keys, self.kv_length) + jnp.arange(weights.shape[4], dtype=jnp.int32)
-        for numbers in (heads, queries, keys):
-            key = _fold_in_each(key, numbers)
-        bits = jax.random.key_data(key)[..., 0].reshape(weights.shape)
-        return jnp.where(bits < jnp.uint32(int(keep * 2.0**32)), weights / jnp.asarray(keep, weights.dtype), 0)
+        kept = _random_bits(facts, weights.shape, starts) < jnp.uint32(int(keep * 2.0**32))
+        return jnp.where(kept, weights / jnp.asarray(keep, weights.dtype), 0)
 
     # ---------------------------------------------------------------------------------------------------- results
 
@@ -338,6 +334,17 @@ class Tiling:
 
 # The axis that a product sums over, of [b, k, gt, s, h].
 _REDUCTIONS = {("bkgth,bksh", "bkgts"): 4, ("bkgts,bksh", "bkgth"): 3}
+
+
+def _random_bits(facts: Facts, shape, starts) -> jax.Array:
+    """uint32 ``[B, K, G, t, s]``, each from the number of its head, query and key."""
+    assert facts.dropout_key is not None
+    key = jax.random.wrap_key_data(facts.dropout_key, impl=facts.dropout_impl)
+    # Threefry, since other generators are slow for a key of each entry.
+    key = jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl="threefry2x32")
+    for start, size in zip((0, *starts), (math.prod(shape[:3]), *shape[3:]), strict=True):
+        key = _fold_in_each(key, start + jnp.arange(size, dtype=jnp.int32))
+    return jax.random.key_data(key)[..., 0].reshape(shape)
 
 
 def _fold_in_each(keys, numbers) -> jax.Array:
