@@ -108,7 +108,10 @@ class Plan:
         if self.rope_of_layer is not None:
             rope = _entry_of(self.rope_of_layer, layer)
             rotation, key_rotation = jax.tree.map(lambda leaf: leaf[rope], (rotation, key_rotation))
-            if is_concrete(layer) and isinstance(ropes, tuple):
+        if isinstance(ropes, tuple):
+            if len(distinct_ropes(ropes)) == 1:
+                ropes = ropes[0]
+            elif is_concrete(layer):
                 ropes = ropes[int(layer)]
         if self.window_of_layer is not None:
             traced_window = _entry_of(self.window_of_layer, layer)
@@ -139,8 +142,7 @@ class Plan:
         sinks = 0 if self.cache_policy is None or not cached else self.cache_policy.num_sink_tokens
         return Facts(
             causal=self.causal,
-            window=self.known_window,
-            traced_window=self.traced_window,
+            window=self.window,
             query_index=None if in_order else self.sequence_index,
             key_index=None if in_order else keys,
             num_sink_tokens=sinks,
