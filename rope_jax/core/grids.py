@@ -90,7 +90,7 @@ def packed_grid_positions(
       >>> positions.tolist(), segment_ids.tolist()
       ([[0, 0], [0, 1], [0, 0], [1, 0]], [0, 0, 1, 1])
     """
-    if not isinstance(sizes, Sequence) or not sizes or not all(isinstance(size, Sequence) for size in sizes):
+    if not is_sequence(sizes) or len(sizes) == 0 or not all(map(is_sequence, sizes)):
         raise ValueError(f"sizes must be one or more grids, [(height, width), ...], got {sizes!r}")
     if len({len(size) for size in sizes}) > 1:
         raise ValueError(f"sizes must have the same number of axes A in each grid, got {sizes!r}")
@@ -114,12 +114,22 @@ def floor_steps(indices: Sequence[int], step) -> list[int]:
 
 
 def check_step(argument: str, step) -> Any:
-    """``step`` as an exact number or a float. Raises unless the step is a finite real number."""
-    is_exact = isinstance(step, numbers.Rational) and not isinstance(step, bool)
-    return step if is_exact else check_real(argument, step)
+    """``step`` as an exact number or a float. Raises unless the step is a known real number below 2^31."""
+    if not is_concrete(step):
+        raise TypeError(f"{argument} must be known when the program is traced, got {step}")
+    if isinstance(step, bool) or not isinstance(step, numbers.Rational):
+        step = check_real(argument, step)
+    if step is None or abs(step) >= 2**31:
+        raise ValueError(f"{argument} must be a number between -2^31 and 2^31, got {step}")
+    return step
 
 
-def moved(cells: np.ndarray, origin: Sequence[int]) -> np.ndarray:
+def is_sequence(value) -> bool:
+    """True for a list, tuple or numpy array with an axis."""
+    return value.ndim > 0 if isinstance(value, np.ndarray) else isinstance(value, list | tuple)
+
+
+def int32_positions(cells: np.ndarray, origin: Sequence[int]) -> np.ndarray:
     """``cells + origin`` as int32 ``[T, A]``. Raises ValueError if a position does not fit."""
     low, high = (
         [int(cell) + start for cell, start in zip(ends, origin, strict=True)]
@@ -142,22 +152,18 @@ def host_grid(sizes, *, step=1, resize_to=None, centered=False, frames=None, blo
             raise TypeError(f"centered must be True or False, or A={num_axes} of them, got {centered!r}")
         if target is not None:
             if step != 1:
-                raise ValueError(
-                    f"pass either step or resize_to for an axis, got step={step} and resize_to={target}"
-                )
+                raise ValueError(f"pass step or resize_to for an axis, not both, got {step!r} and {target!r}")
             step = Fraction(check_integer("resize_to", target, least=1), size)
         first = -((size + 1) // 2) if is_centered else 0
         axes.append(floor_steps(range(first, first + size), check_step("step", step)))
     if frames is not None:
+        if not is_sequence(frames) or len(frames) != sizes[0]:
+            raise ValueError(f"frames must be sizes[0]={sizes[0]} integers, got {frames!r}")
         axes[0] = [check_integer("frames", frame) for frame in frames]
-        if len(axes[0]) != sizes[0]:
-            raise ValueError(f"frames must have sizes[0]={sizes[0]} entries, got {len(axes[0])}")
     cells = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     if block > 1:
         if num_axes < 2 or sizes[-2] % block or sizes[-1] % block:
-            raise ValueError(
-                f"block must divide the last two of A >= 2 sizes, got block={block}, sizes {tuple(sizes)}"
-            )
+            raise ValueError(f"block must divide the last two of A >= 2 sizes, got {block} and sizes {sizes}")
         *others, height, width = sizes
         cells = cells.reshape(*others, height // block, block, width // block, block, num_axes).swapaxes(-3, -4)
     return cells.reshape(-1, num_axes)
@@ -165,7 +171,7 @@ def host_grid(sizes, *, step=1, resize_to=None, centered=False, frames=None, blo
 
 def _for_each_axis(argument: str, value, num_axes: int) -> list:
     """One value for each of the A axes."""
-    if not isinstance(value, Sequence | np.ndarray) or not np.ndim(value):
+    if not is_sequence(value):
         return [value] * num_axes
     if len(value) != num_axes:
         raise ValueError(f"{argument} must be one value or A={num_axes} values, got {value}")
@@ -175,7 +181,7 @@ def _for_each_axis(argument: str, value, num_axes: int) -> list:
 def _place(grids: list[np.ndarray], origin, num_prefix_tokens) -> tuple[jax.Array, jax.Array]:
     """Moves the grids ``[T, A]`` to the origin, behind their prefix tokens: positions and segment ids."""
     num_axes, num_prefix_tokens = grids[0].shape[1], check_integer("num_prefix_tokens", num_prefix_tokens, least=0)
-    traced: jax.Array | int = 0
+    shift = None  # a traced origin
     if isinstance(origin, jax.Array):
         check_dtype("origin", origin, jnp.integer, "integer")
         if origin.shape not in ((), (num_axes,)):
@@ -183,12 +189,14 @@ def _place(grids: list[np.ndarray], origin, num_prefix_tokens) -> tuple[jax.Arra
         if is_concrete(origin):
             origin = np.asarray(origin)
         else:
-            origin, traced = 0, as_int32(origin)
+            origin, shift = 0, as_int32(origin)
     start = [check_integer("origin", value) for value in _for_each_axis("origin", origin, num_axes)]
-    positions = np.concatenate([np.pad(moved(grid, start), ((num_prefix_tokens, 0), (0, 0))) for grid in grids])
+    positions = np.concatenate(
+        [np.pad(int32_positions(grid, start), ((num_prefix_tokens, 0), (0, 0))) for grid in grids]
+    )
     segment_ids = np.repeat(np.arange(len(grids)), [num_prefix_tokens + len(grid) for grid in grids])
     is_cell = np.concatenate([np.arange(num_prefix_tokens + len(grid)) >= num_prefix_tokens for grid in grids])
     placed = jnp.asarray(positions)
-    if not isinstance(traced, int):
-        placed += jnp.where(is_cell[:, None], traced, 0)
+    if shift is not None:
+        placed += jnp.where(is_cell[:, None], shift, 0)
     return placed, jnp.asarray(segment_ids, jnp.int32)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax._checks import as_int32, check_dtype, check_integer, device_array, is_concrete
-from rope_jax.core.grids import check_sizes, check_step, host_grid, moved
+from rope_jax.core.grids import check_sizes, check_step, host_grid, int32_positions, is_sequence
 
 Resume = Literal["all", "plane"] | Callable[[tuple[int, ...]], int]
 DiffusionModel = Literal["flux", "flux2", "lumina2", "qwen_image", "z_image"]
@@ -38,7 +38,8 @@ def multimodal_positions(
     a function  p + ``resume(sizes)``           ``math.prod``: text counts the media's tokens
     ==========  ==============================  ======================================================
 
-    The rules differ only if a grid has more frames than rows and columns, or steps above 1.
+    The first two rules agree unless a video lasts longer than its rows and columns: ``floor(step * (frames - 1)) >=
+    max(height, width)``. After such a video transformers decodes from ``positions.max() + 1``, by either rule.
 
     Args:
       segments: the row from left to right. An integer is the length of a run of text; A integers are the sizes of a
@@ -141,7 +142,8 @@ def diffusion_positions(model: DiffusionModel, num_text_tokens: int, *sizes: Seq
     rule = _RULES[model]
     num_text_tokens = check_integer("num_text_tokens", num_text_tokens, least=0)
     if not 1 <= len(sizes) <= rule.max_pictures:
-        raise ValueError(f"sizes must be 1 to {rule.max_pictures} pictures for {model}, got {len(sizes)}")
+        most = f"at most {rule.max_pictures} for {model}" if sizes else "at least one"
+        raise ValueError(f"sizes must be pictures, {most}, got {len(sizes)}")
     pictures = [_check_picture(size) for size in sizes]
 
     text_start = rule.text_start
@@ -156,7 +158,7 @@ def diffusion_positions(model: DiffusionModel, num_text_tokens: int, *sizes: Seq
         cells = np.pad(cells, ((0, 0), (0, rule.num_axes - 3)))
         cells[:, 0] += first_time + k * rule.time_step
         row.append(cells)
-    return jnp.asarray(moved(np.concatenate(row if rule.text_first else row[::-1]), [0] * rule.num_axes))
+    return jnp.asarray(int32_positions(np.concatenate(row if rule.text_first else row[::-1]), [0] * rule.num_axes))
 
 
 class _Rule(NamedTuple):
@@ -183,7 +185,7 @@ _RULES = {
 
 def _check_picture(size) -> tuple[int, ...]:
     """Frames, height and width."""
-    if not isinstance(size, Sequence) or len(size) not in (2, 3):
+    if not is_sequence(size) or len(size) not in (2, 3):
         raise ValueError(f"sizes must be (height, width) or (frames, height, width) for each picture, got {size!r}")
     return (1,) * (3 - len(size)) + tuple(check_sizes(size))
 
@@ -194,7 +196,7 @@ def _check_segments(segments, num_axes: int) -> list[int | tuple[int, ...]]:
         raise ValueError(f"segments must be lengths of text and sizes of grids, [5, (1, 4, 6)], got {segments!r}")
     checked: list[int | tuple[int, ...]] = []
     for segment in segments:
-        if not isinstance(segment, Sequence | np.ndarray):
+        if not is_sequence(segment):
             checked.append(check_integer("segments", segment, least=0))
             continue
         sizes = tuple(check_sizes(list(segment), "segments"))
@@ -206,7 +208,7 @@ def _check_segments(segments, num_axes: int) -> list[int | tuple[int, ...]]:
 
 def _check_steps(steps, num_grids: int) -> list:
     """The step of each grid."""
-    each = list(steps) if isinstance(steps, Sequence | np.ndarray) else [1 if steps is None else steps] * num_grids
+    each = list(steps) if is_sequence(steps) else [1 if steps is None else steps] * num_grids
     if len(each) != num_grids:
         raise ValueError(f"steps must be one number or one for each of {num_grids} grids, got {len(each)}")
     for step in each:
@@ -218,15 +220,14 @@ def _check_steps(steps, num_grids: int) -> list:
 def _from_offset(row: np.ndarray, end: int, offset) -> tuple[jax.Array, int | jax.Array]:
     """``row [T, A]`` and the position after the row, from ``offset [...]`` on."""
     num_axes = row.shape[1]
-    if isinstance(offset, jax.Array | np.ndarray):
-        offset = device_array("offset", offset)
-        check_dtype("offset", offset, jnp.integer, "integer")
-        if is_concrete(offset) and offset.size:
-            for extreme in (offset.min(), offset.max()):
-                _from_offset(row, end, int(extreme))  # raises if a position does not fit
-        offset = as_int32(offset)
-        return offset[..., None, None] + moved(row, [0] * num_axes), offset + end
-    offset = check_integer("offset", offset)
-    # The position after the row must fit as well.
-    positions = moved(np.concatenate([row, np.full((1, num_axes), end)]), [offset] * num_axes)
-    return jnp.asarray(positions[:-1]), offset + end
+    row = np.concatenate([row, np.full((1, num_axes), end)])  # the position after the row must fit as well
+    if not isinstance(offset, jax.Array | np.ndarray):
+        offset = check_integer("offset", offset)
+        return jnp.asarray(int32_positions(row, [offset] * num_axes)[:-1]), offset + end
+    offset = device_array("offset", offset)
+    check_dtype("offset", offset, jnp.integer, "integer")
+    if is_concrete(offset) and offset.size:
+        for extreme in (offset.min(), offset.max()):
+            int32_positions(row, [int(extreme)] * num_axes)
+    offset = as_int32(offset)
+    return offset[..., None, None] + int32_positions(row, [0] * num_axes)[:-1], offset + end
