@@ -99,7 +99,7 @@ def diffusion_positions(model: DiffusionModel, num_text_tokens: int, *sizes: Seq
     """Positions of the text and the pictures of a diffusion transformer, in the order of its joint attention.
 
     Picture k of the row has the cells ``(time, row, column)``, and text token j counts on the axes below. All other
-    coordinates are 0. The length of the text is T'.
+    coordinates are 0. T' is the length of the text.
 
     ===========  ==================  =======================================  ===================================
     model        order of the row    picture k                                text token j
@@ -112,13 +112,13 @@ def diffusion_positions(model: DiffusionModel, num_text_tokens: int, *sizes: Seq
     z_image      picture, text       time T' + 1                              j + 1 on time
     ===========  ==================  =======================================  ===================================
 
-    Chroma and Krea share the ids of Flux. Z-Image pads its text to a multiple of 32: count the padding in
-    ``num_text_tokens``. Wan and HunyuanVideo rotate no text: ``grid_positions(frames, height, width)``. Source: the
-    released pipelines, as ported to diffusers 0.42.
+    Z-Image pads its picture with tokens at 0, and its text with tokens that count on, to multiples of 32; T' then
+    includes the padding. Chroma and Krea share the ids of Flux. Wan and HunyuanVideo rotate no text:
+    ``grid_positions(frames, height, width)``. Source: the released pipelines, as ported to diffusers 0.42.
 
     Args:
       model: the family, see the table.
-      num_text_tokens: T', at least 0.
+      num_text_tokens: T', at least 0, without padding.
       *sizes: the picture that is generated, then its references: ``(height, width)`` or ``(frames, height,
         width)``, in patches. The frames of a video count up from the picture's time.
 
@@ -146,6 +146,7 @@ def diffusion_positions(model: DiffusionModel, num_text_tokens: int, *sizes: Seq
         raise ValueError(f"sizes must be pictures, {most}, got {len(sizes)}")
     pictures = [_check_picture(size) for size in sizes]
 
+    num_text_tokens += -num_text_tokens % rule.pad_to
     text_start = rule.text_start
     if rule.centered:
         text_start = max(max(height // 2, width // 2) for _, height, width in pictures)
@@ -157,7 +158,7 @@ def diffusion_positions(model: DiffusionModel, num_text_tokens: int, *sizes: Seq
         cells = host_grid(size, centered=(False, rule.centered, rule.centered))
         cells = np.pad(cells, ((0, 0), (0, rule.num_axes - 3)))
         cells[:, 0] += first_time + k * rule.time_step
-        row.append(cells)
+        row.append(np.pad(cells, ((0, -len(cells) % rule.pad_to), (0, 0))))
     return jnp.asarray(int32_positions(np.concatenate(row if rule.text_first else row[::-1]), [0] * rule.num_axes))
 
 
@@ -172,14 +173,15 @@ class _Rule(NamedTuple):
     time_step: int = 1  # from picture to picture
     centered: bool = False
     max_pictures: float = math.inf
+    pad_to: int = 1  # text and pictures are padded to multiples
 
 
 _RULES = {
-    "flux": _Rule(text_axes=[], max_pictures=2),
-    "flux2": _Rule(text_axes=[3], num_axes=4, time_step=10),
-    "lumina2": _Rule(text_axes=[0], after_text=True, max_pictures=1),
-    "qwen_image": _Rule(text_axes=[0, 1, 2], centered=True),
-    "z_image": _Rule(text_axes=[0], text_start=1, after_text=True, text_first=False, max_pictures=1),
+    "flux": _Rule([], max_pictures=2),
+    "flux2": _Rule([3], num_axes=4, time_step=10),
+    "lumina2": _Rule([0], after_text=True, max_pictures=1),
+    "qwen_image": _Rule([0, 1, 2], centered=True),
+    "z_image": _Rule([0], text_start=1, after_text=True, text_first=False, max_pictures=1, pad_to=32),
 }
 
 
