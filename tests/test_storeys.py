@@ -11,7 +11,10 @@ import rope_jax
 ROOT = Path(__file__).parents[1]
 STOREYS = {  # from the ground up; in a storey, the files in import order
     "_checks": [],
-    "core": "positions frequencies schedules length_schedules composed_schedules phases angles kernels primitive rotate rope".split(),
+    "core": (
+        "positions grids centers media frequencies schedules length_schedules composed_schedules phases angles kernels "
+        "primitive rotate rope"
+    ).split(),
     "attention": (
         "norm mask bias quantized slots memory_order cache_write cache rotations facts plan_arguments plan sharding kernels tiling blocks paths primitive attend "
         "zigzag ring layer_checks layer adapter"

@@ -1,6 +1,9 @@
 """Rotary position embedding: positions, frequencies, angles, rotate."""
 
-from rope_jax.core.positions import grid_positions, positions_from_mask, positions_from_segments
+from rope_jax.core.positions import positions_from_mask, positions_from_segments
+from rope_jax.core.grids import grid_positions, packed_grid_positions
+from rope_jax.core.centers import augment_centers, patch_centers
+from rope_jax.core.media import diffusion_positions, multimodal_positions
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule
 from rope_jax.core.schedules import (
     Linear,
@@ -38,8 +41,13 @@ __all__ = [
     "Sections",
     "Standard",
     "Yarn",
+    "augment_centers",
+    "diffusion_positions",
     "geometric",
     "grid_positions",
+    "multimodal_positions",
+    "packed_grid_positions",
+    "patch_centers",
     "positions_from_mask",
     "positions_from_segments",
     "rotate",
