@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule
-from rope_jax.core.schedules import Standard
+from rope_jax.core.schedules import Standard, repr_without_defaults
 
 SectionOrder = Literal["runs", "strided", "alternating"]
 _STANDARD = Standard()
@@ -40,7 +40,7 @@ class Axial:
     Attributes:
       sizes: the features of each run of pairs, even, in the order of the head; they add up to R.
       schedule: of all runs, or one for each run; the pairs of a run with None are not rotated.
-      axes: the position axis that each run reads; None is 0, 1, 2, ...
+      axes: the position axis that each run reads; None is 0, 1, 2, ... for the runs that are rotated.
       alternating: whether the pairs of equal runs lie by turns: the first pair of each run, then the second, ...
 
     Raises:
@@ -69,26 +69,33 @@ class Axial:
             raise ValueError(f"Axial: sizes must be even numbers of features, at least 2, got {sizes}")
         if self.axes is not None:
             object.__setattr__(self, "axes", _integers("Axial: axes", self.axes))
-        axes = self._axes()
-        if len(axes) != len(sizes) or sorted(set(axes)) != list(range(max(axes) + 1)):
-            raise ValueError(f"Axial: axes must name an axis 0, 1, ... for each of {len(sizes)} runs, got {axes}")
         if isinstance(self.schedule, list):
             object.__setattr__(self, "schedule", tuple(self.schedule))
         if isinstance(self.schedule, tuple) and len(self.schedule) != len(sizes):
             raise ValueError(
                 f"Axial: schedule must be one, or one for each of {len(sizes)} runs, got {len(self.schedule)}"
             )
+        axes = self._axes()
+        if len(axes) != len(sizes) or sorted(set(axes)) != list(range(max(axes) + 1)):
+            raise ValueError(f"Axial: axes must name an axis 0, 1, ... for each of {len(sizes)} runs, got {axes}")
         if self.alternating and len(set(sizes)) > 1:
             raise ValueError(f"Axial: sizes must be equal if alternating, got {sizes}")
 
+    __repr__ = repr_without_defaults
+
+    def _schedules(self) -> tuple[Schedule | None, ...]:
+        return self.schedule if isinstance(self.schedule, tuple) else (self.schedule,) * len(self.sizes)  # type: ignore[return-value]
+
     def _axes(self) -> tuple[int, ...]:
-        return tuple(range(len(self.sizes))) if self.axes is None else tuple(self.axes)
+        if self.axes is not None:
+            return tuple(self.axes)
+        rotated = [schedule is not None for schedule in self._schedules()]
+        return tuple(sum(rotated[:run]) if rotated[run] else 0 for run in range(len(rotated)))
 
     def __call__(self, rotary_dim: int) -> Frequencies:
         if sum(self.sizes) != rotary_dim:
             raise ValueError(f"Axial: sizes must add up to rotary_dim {rotary_dim}, got {self.sizes}")
-        schedules = self.schedule if isinstance(self.schedule, tuple) else (self.schedule,) * len(self.sizes)
-        runs = [_ladder(schedule, size) for schedule, size in zip(schedules, self.sizes, strict=True)]
+        runs = [_ladder(schedule, size) for schedule, size in zip(self._schedules(), self.sizes, strict=True)]
         factors = {run.attention_factor for run in runs if run is not None} or {1.0}
         if len(factors) > 1:
             raise ValueError(f"Axial: schedules must have one attention factor, got {sorted(factors)}")
@@ -149,6 +156,7 @@ class Sections:
     order: SectionOrder = "runs"
 
     context_length = _inner_context_length
+    __repr__ = repr_without_defaults
 
     def __post_init__(self):
         object.__setattr__(self, "sections", _integers("Sections: sections", self.sections))
@@ -219,6 +227,7 @@ class Affine:
     offset: float | Sequence[float] = 0.0
 
     context_length = _inner_context_length
+    __repr__ = repr_without_defaults
 
     def __post_init__(self):
         for name in ("scale", "offset"):

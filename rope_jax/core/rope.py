@@ -15,6 +15,7 @@ from rope_jax.core.angles import Rotation, leading_axes, rotation, rotation_chan
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule
 from rope_jax.core.primitive import Layout, RotateBackend
 from rope_jax.core.rotate import check_pairing, rotate_all
+from rope_jax.core.schedules import repr_without_defaults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Rope:
     layout: Layout = "half"
     start: int = 0
     blocks: int = 1
+
+    __repr__ = repr_without_defaults
 
     def __post_init__(self):
         check_pairing(self.layout, self.start, self.blocks)

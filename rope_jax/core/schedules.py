@@ -51,6 +51,13 @@ def check_hyperparameters(schedule, positive: Sequence[str] = (), **at_least: fl
             raise ValueError(f"{type(schedule).__name__}: {name} must be {expected} and finite, got {value}")
 
 
+def repr_without_defaults(self) -> str:
+    """The call that makes this dataclass, without fields that have their default: a ``__repr__``."""
+    fields = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
+    given = [f"{field.name}={value!r}" for field, value in fields if value != field.default]
+    return f"{type(self).__name__}({', '.join(given)})"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Standard:
     """``theta_i = base^(-2i/R)`` (Su et al. 2021, RoFormer, section 3.2.2).
