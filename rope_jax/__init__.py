@@ -25,6 +25,7 @@ K     key/value heads     V     vocabulary (decoder and generation only)
 """
 
 from rope_jax.core import (
+    Affine,
     Axial,
     DynamicNTK,
     Frequencies,
@@ -36,6 +37,7 @@ from rope_jax.core import (
     Proportional,
     Rope,
     Rotation,
+    Sections,
     Standard,
     Yarn,
     grid_positions,
@@ -53,6 +55,7 @@ from rope_jax import analysis, attention, core, generation, interop, models
 __version__ = "0.1.0"
 
 __all__ = [
+    "Affine",
     "Axial",
     "Decoder",
     "DynamicNTK",
@@ -67,6 +70,7 @@ __all__ = [
     "Rope",
     "RotaryAttention",
     "Rotation",
+    "Sections",
     "Standard",
     "Yarn",
     "analysis",

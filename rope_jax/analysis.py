@@ -170,7 +170,7 @@ def decay_bound(frequencies: Frequencies, distances) -> np.ndarray:
       >>> rope_jax.analysis.decay_bound(rope_jax.Standard()(128), [0, 50, 250]).round(1).tolist()
       [32.5, 12.6, 6.5]
     """
-    distances = _distances(distances)
+    frequencies, distances = _host(frequencies), _distances(distances)
     partial, total = np.zeros(distances.shape, complex), np.zeros(distances.shape)
     for angle in _angles(frequencies, distances):
         partial += np.exp(1j * angle)
@@ -206,7 +206,7 @@ def aliases(frequencies: Frequencies, context_length: int, count: int = 1) -> tu
       ([12, 18], [0.662, 0.619])
     """
     context_length, count = _count("context_length", context_length, "tokens"), _count("count", count, "peaks")
-    score = _mean_cos(frequencies, np.arange(context_length))
+    score = _mean_cos(_host(frequencies), np.arange(context_length))
     rises = np.diff(score) > 0
     stops_rising = np.append(~rises, True)  # [d]: not higher at d + 1, or d is the last distance
     peaks = 1 + np.flatnonzero(rises & stops_rising[1:])
@@ -223,8 +223,8 @@ def score_kernel(q, k, rope: Rope, distances, *, context_length: int | None = No
     Args:
       q: the query before its rotation, real numbers ``[H]``.
       k: the key before its rotation, real numbers ``[H]``.
-      rope: gives schedule, layout, rotary_dim and axes.
-      distances: integers or floats ``[...]``, below 2^63, in tokens; for a rope with axes ``[..., A]``.
+      rope: the schedule, and the features that are rotated.
+      distances: integers or floats ``[...]``, below 2^63, in tokens; ``[..., A]`` for a rope of A axes.
       context_length: an integer, for schedules that depend on the context length.
 
     Returns:
@@ -246,30 +246,27 @@ def score_kernel(q, k, rope: Rope, distances, *, context_length: int | None = No
         raise TypeError(f"rope must be a Rope, got {type(rope).__name__}")
     q, k = _features("q", q, rope.head_dim), _features("k", k, rope.head_dim)
     distances = _distances(distances)
-    if rope.axes is not None and (not distances.ndim or distances.shape[-1] <= max(rope.axes)):
+    frequencies = _host(rope.frequencies(context_length), one_axis=False)
+    if rope.num_axes > 1 and (not distances.ndim or distances.shape[-1] != rope.num_axes):
         raise ValueError(
-            f"distances must be [..., A] with A of at least {max(rope.axes) + 1} for a rope with axes {rope.axes}, "
+            f"distances must be [..., A={rope.num_axes}] for a rope of {rope.num_axes} axes, "
             f"got shape {distances.shape}"
         )
-    frequencies = _host(rope.frequencies(context_length))
-    num_pairs = rope.num_pairs
-    if rope.layout == "half":
-        first, second = slice(num_pairs), slice(num_pairs, 2 * num_pairs)
-    else:
-        first, second = slice(0, 2 * num_pairs, 2), slice(1, 2 * num_pairs, 2)
+    first, second = rope.feature_pairs
     weights = (q[first] + 1j * q[second]) * np.conj(k[first] + 1j * k[second])
 
-    total = np.zeros(distances.shape if rope.axes is None else distances.shape[:-1])
-    for weight, angle in zip(weights, _angles(frequencies, distances, rope.axes), strict=True):
+    total = np.zeros(distances.shape if rope.num_axes == 1 else distances.shape[:-1])
+    for weight, angle in zip(weights, _angles(frequencies, distances), strict=True):
         total += (weight * np.exp(1j * angle)).real
-    return frequencies.attention_factor**2 * total + q[2 * num_pairs :] @ k[2 * num_pairs :]
+    unrotated = np.setdiff1d(np.arange(rope.head_dim), rope.feature_pairs)
+    return frequencies.attention_factor**2 * total + q[unrotated] @ k[unrotated]
 
 
 # ----------------------------------------------------------------------------------------- errors of arithmetics
 
 
 def phase_error(frequencies: Frequencies, positions, arithmetic: Arithmetic) -> np.ndarray:
-    """The error of each angle in an arithmetic: ``|angle - m theta_i|``, wrapped to ``[0, pi]``.
+    """The error of each angle in an arithmetic: ``|angle - m theta_i - phase_i|``, wrapped to ``[0, pi]``.
 
     - ``"exact"``: the angle of cos and sin from :func:`rope_jax.rotation`.
     - ``"bfloat16_table"``: the angle of the same cos and sin, rounded to bfloat16 as in a stored table.
@@ -307,6 +304,8 @@ def phase_error(frequencies: Frequencies, positions, arithmetic: Arithmetic) -> 
         raise TypeError(f"positions must be integers, got dtype {positions.dtype}")
     if positions.ndim != 1:
         raise ValueError(f"positions must have shape [P], got {positions.shape}")
+    frequencies = _host(frequencies)
+    phase = np.zeros(frequencies.num_pairs) if frequencies.phase is None else np.asarray(frequencies.phase)
     true = np.stack(list(_angles(frequencies, _distances(positions, "positions"))), axis=-1)
     if arithmetic in ("exact", "bfloat16_table"):
         cos, sin = (np.asarray(part) for part in rotation(positions, frequencies))
@@ -314,12 +313,13 @@ def phase_error(frequencies: Frequencies, positions, arithmetic: Arithmetic) -> 
             cos, sin = cos.astype(jnp.bfloat16), sin.astype(jnp.bfloat16)
         angles = np.arctan2(sin.astype(np.float64), cos.astype(np.float64))
     else:
-        factors = positions.astype(np.float32)[:, None], frequencies.inv_freq.astype(np.float32)
-        if arithmetic == "bfloat16":
-            factors = factors[0].astype(jnp.bfloat16), factors[1].astype(jnp.bfloat16)
-        angles = (factors[0] * factors[1]).astype(np.float64)
+        kind = np.float32 if arithmetic == "float32" else jnp.bfloat16
+        position, inv_freq, offset = (
+            np.asarray(x).astype(np.float32).astype(kind) for x in (positions, frequencies.inv_freq, phase)
+        )
+        angles = (position[:, None] * inv_freq + offset).astype(np.float64)
     # As complex numbers: numpy's cos and sin reduce even a huge float64 exactly, unlike a remainder by 2 pi.
-    return np.abs(np.angle(np.exp(1j * angles) * np.exp(-1j * true)))
+    return np.abs(np.angle(np.exp(1j * angles) * np.exp(-1j * true) * np.exp(-1j * phase)))
 
 
 # ------------------------------------------------------------------------------------------- shared helpers
@@ -332,24 +332,30 @@ def _mean_cos(frequencies: Frequencies, distances: np.ndarray) -> np.ndarray:
     return total / frequencies.num_pairs
 
 
-def _angles(frequencies: Frequencies, distances: np.ndarray, axes: tuple[int, ...] | None = None) -> Iterator:
-    """Yields ``d theta_i`` without whole turns, pair by pair, so that a long row of distances needs little memory.
+def _angles(frequencies: Frequencies, distances: np.ndarray) -> Iterator:
+    """Yields ``d . theta_i`` without whole turns, pair by pair, so that many distances need little memory.
 
-    float64 ``[*distances]`` in radians; with ``axes``, without the last axis. The error is ``|d| 2^-62`` radians
-    from the 64 bits of a frequency, and ``6.3 * 2^-53`` from float64.
+    float64 ``[*distances]`` in radians; without the last axis, if there are several position axes. The error is
+    ``sum_a |d_a| 2^-62`` radians from the 64 bits of a frequency, and ``6.3 * 2^-53`` from float64.
     """
+    if frequencies.num_axes == 1:
+        distances = distances[..., None]
     whole = np.trunc(distances) if distances.dtype == np.float64 else distances
     fraction = distances - whole  # exact
     whole = whole.astype(np.int64).astype(np.uint64)
-    high, low = fixed_point_turns(_host(frequencies)).astype(np.uint64)
-    for i, (word, inv_freq) in enumerate(zip((high << 32) | low, frequencies.inv_freq, strict=True)):
-        index = ... if axes is None else (..., axes[i])
-        phase = np.multiply(whole[index], word).astype(np.int64)  # in 2^-64 turns, from -1/2 turn to 1/2
-        yield phase * (2 * np.pi * 2.0**-64) + fraction[index] * inv_freq
+    for wave_vector in np.atleast_2d(frequencies.inv_freq).T:
+        high, low = fixed_point_turns(wave_vector).astype(np.uint64)
+        # In 2^-64 turns, modulo a turn, from -1/2 turn to 1/2.
+        phase = np.multiply(whole, (high << 32) | low).sum(axis=-1, dtype=np.uint64).astype(np.int64)
+        yield phase * (2 * np.pi * 2.0**-64) + (fraction * wave_vector).sum(axis=-1)
 
 
-def _host(frequencies) -> Frequencies:
+def _host(frequencies, *, one_axis: bool = True) -> Frequencies:
+    """Host frequencies of one position axis; of several only if ``one_axis`` is False; the same in all heads."""
     if isinstance(frequencies, Frequencies) and frequencies.on_host:
+        if frequencies.num_heads is not None or (one_axis and frequencies.inv_freq.ndim > 1):
+            axes = "[R/2]" if one_axis else "[R/2] or [A, R/2]"
+            raise ValueError(f"inv_freq must be {axes}, got shape {frequencies.inv_freq.shape}")
         return frequencies
     if isinstance(frequencies, Frequencies):
         got = "Frequencies of a jax array; build Frequencies from numpy.asarray(array)"

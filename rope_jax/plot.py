@@ -216,8 +216,8 @@ def clock_hands(figure: FigureBase, rope: Rope, positions) -> FigureBase:
     if rope.num_pairs > len(COLOURS):
         raise ValueError(f"rope must have at most {len(COLOURS)} pairs for clock hands, got {rope.num_pairs}")
     positions = np.asarray(positions)
-    if positions.ndim != (1 if rope.axes is None else 2) or not len(positions):
-        expected = "[P]" if rope.axes is None else "[P, A]"
+    if positions.ndim != (1 if rope.num_axes == 1 else 2) or not len(positions):
+        expected = "[P]" if rope.num_axes == 1 else f"[P, A={rope.num_axes}]"
         raise ValueError(f"positions must be {expected} with P of at least 1, got shape {positions.shape}")
     cos, sin = (np.asarray(part, np.float64) for part in rope.rotation(positions))
     radius = np.hypot(cos, sin).max()  # the attention factor
@@ -279,8 +279,8 @@ def score_map(axes: Axes, q, k, rope: Rope, span: int) -> Axes:
     """
     _check_kind("axes", axes, Axes)
     _check_kind("rope", rope, Rope)
-    if rope.axes is not None:
-        raise ValueError(f"rope must have one axis of positions for a map of m and n, got axes {rope.axes}")
+    if rope.num_axes > 1:
+        raise ValueError(f"rope must have one axis of positions for a map of m and n, got {rope.num_axes}")
     span = _count("span", span, "positions")
     q, k = _features("q", q, rope.head_dim), _features("k", k, rope.head_dim)
     repeated = [jnp.tile(jnp.asarray(x, jnp.float32), (span, 1, 1)) for x in (q, k)]

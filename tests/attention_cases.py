@@ -44,7 +44,7 @@ class Problem:
         if self.facts.bias is not None:
             operands["bias"] = self.facts.bias
         if self.buckets is not None:
-            operands["table"] = self.facts.position_bias.params
+            operands["table"] = self.facts.position_bias.params[0]
         return operands
 
     def replaced(self, operands):
@@ -54,7 +54,7 @@ class Problem:
             facts = dataclasses.replace(facts, bias=operands["bias"])
         if "table" in operands:
             facts = dataclasses.replace(
-                facts, position_bias=dataclasses.replace(facts.position_bias, params=operands["table"])
+                facts, position_bias=dataclasses.replace(facts.position_bias, params=[operands["table"]])
             )
         return operands["q"], operands["k"], operands["v"], facts
 
@@ -105,7 +105,7 @@ def problem(features: str, *, B=2, N=4, K=2, T=37, S=None, H=8, dtype=jnp.float3
         if {"sinks", "ring"} & names:
             facts["num_sink_tokens"] = 3
             near |= (keys < 3)[:, None, :]
-        facts |= dict(window=6) if "window" in names else dict(traced_window=jnp.int32(6))
+        facts |= dict(window=6) if "window" in names else dict(window=jnp.int32(6))
         allowed &= near[:, None]
     if "segments" in names:
         numbers = np.sort(rng.integers(0, 4, (B, T)))
@@ -157,10 +157,10 @@ ALL_FEATURES = {
 def t5(table, causal: bool) -> BiasFunction:
     """T5's bias as attention takes it, with the table as its only parameter."""
     module = T5Bias(**BUCKETS)
-    bias = lambda table, distance, heads, causal: module.apply(
-        {"params": {"table": table}}, distance, heads, causal
+    bias = lambda params, _, distance, heads, causal: module.apply(
+        {"params": {"table": params[0]}}, distance, heads, causal
     )
-    return BiasFunction(table, bias, table.shape[1], causal)
+    return BiasFunction([table], [], bias, table.shape[1], causal)
 
 
 def solve(p: Problem) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -173,7 +173,7 @@ def solve(p: Problem) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     raw = np.einsum("bnth,bnsh->bnts", q, keys) * scale
     bias = p.bias
     if p.buckets is not None:
-        table = np.asarray(p.facts.position_bias.params, np.float64)
+        table = np.asarray(p.facts.position_bias.params[0], np.float64)
         bias = bias + np.moveaxis(table[p.buckets], -1, 1)
     scores = (raw if cap is None else cap * np.tanh(raw / cap)) + bias
     scores = np.where(p.allowed, scores, -np.inf)

@@ -140,3 +140,27 @@ def llama3(dim, base, factor, original_length, low_freq_factor, high_freq_factor
 def proportional(dim, base, proportion, factor):
     turning = int(proportion * dim // 2)
     return [f / factor if i < turning else 0.0 for i, f in enumerate(_ladder(dim, base))], 1.0
+
+
+def mp_waves(positions, inv_freq, phase=None):
+    """cos and sin of ``sum_a positions[t, a] inv_freq[a, i] + phase[i]`` by mpmath at 60 digits: float64 ``[T, M]``."""
+    positions, inv_freq = np.asarray(positions), np.asarray(inv_freq, np.float64)
+    phase = np.zeros(inv_freq.shape[1]) if phase is None else np.asarray(phase, np.float64)
+    cos, sin = np.empty((2, len(positions), inv_freq.shape[1]))
+    with mpmath.workdps(60):
+        for t, coordinates in enumerate(positions.tolist()):
+            for i, wave in enumerate(inv_freq.T.tolist()):
+                angle = mpmath.mpf(float(phase[i]))
+                for m, theta in zip(coordinates, wave, strict=True):
+                    angle += mpmath.mpf(m) * mpmath.mpf(theta)
+                cos[t, i], sin[t, i] = float(mpmath.cos(angle)), float(mpmath.sin(angle))
+    return cos, sin
+
+
+def rotate_pairs(x, angles, first, second, factor=1.0):
+    """Rotates features ``first[i], second[i]`` of x ``[T, N, H]`` by ``angles [T, N, R/2]``: float64, a pair at a time."""
+    y = np.array(x, np.float64)
+    for i, (a, b) in enumerate(zip(first, second, strict=True)):
+        rotated = (x[..., a].astype(np.float64) + 1j * x[..., b]) * factor * np.exp(1j * angles[..., i])
+        y[..., a], y[..., b] = rotated.real, rotated.imag
+    return y

@@ -139,6 +139,17 @@ def test_decay_bound_bounds_every_score():
 
 # -------------------------------------------------------------------------------------------- one query, one key
 
+
+def dealt(axes):
+    """A schedule of one ladder, where pair i reads the position axis ``axes[i]``."""
+
+    def schedule(rotary_dim):
+        is_read = np.arange(max(axes) + 1)[:, None] == np.array(axes)
+        return rope_jax.Frequencies(np.where(is_read, rope_jax.Standard()(rotary_dim).inv_freq, 0))
+
+    return schedule
+
+
 ROPES = {
     "half": rope_jax.Rope(32, rope_jax.Standard()),
     "interleaved": rope_jax.Rope(32, rope_jax.Standard(), layout="interleaved"),
@@ -146,8 +157,8 @@ ROPES = {
     "partial, interleaved": rope_jax.Rope(48, rope_jax.Standard(), rotary_dim=32, layout="interleaved"),
     "a of 1.14": rope_jax.Rope(32, rope_jax.Yarn(factor=4.0, original_length=2048)),
     "negated": rope_jax.Rope(32, rope_jax.Negated(schedule=rope_jax.Standard())),
-    "axes": rope_jax.Rope(32, rope_jax.Standard(), axes=(0, 1, 2, 2) * 4),
-    "axes, partial": rope_jax.Rope(48, rope_jax.Standard(), 32, "interleaved", axes=(1,) * 6 + (0,) * 10),
+    "axes": rope_jax.Rope(32, dealt((0, 1, 2, 2) * 4)),
+    "axes, partial": rope_jax.Rope(48, dealt((1,) * 6 + (0,) * 10), 32, "interleaved"),
 }
 
 
@@ -156,15 +167,16 @@ def test_score_kernel_is_the_score_of_rotated_features(rope):
     rng = np.random.default_rng(2)
     q, k = rng.normal(size=(2, rope.head_dim)).astype(np.float32)
     frequencies = rope.frequencies()
-    shape = (40,) if rope.axes is None else (40, 3)
+    shape = (40,) if rope.num_axes == 1 else (40, rope.num_axes)
     m, n = rng.integers(-50, 50, (2, *shape)).astype(np.int32)
     m[:20] += 10**6
     got = analysis.score_kernel(q, k, rope, m - n)
 
     def rotated(x, positions):
-        axes = (0,) * 16 if rope.axes is None else rope.axes
+        matrix = np.atleast_2d(frequencies.inv_freq)
+        axes = np.argmax(matrix != 0, axis=0)
         read = np.stack([np.atleast_2d(positions.T)[axis] for axis in axes], -1)  # [40, R/2]
-        angles = [oracles.cos_sin(read[:, i], frequencies.inv_freq[i : i + 1]) for i in range(16)]
+        angles = [oracles.cos_sin(read[:, i], [matrix[axis, i]]) for i, axis in enumerate(axes)]
         cos, sin = (frequencies.attention_factor * np.concatenate(part, -1) for part in zip(*angles, strict=True))
         return oracles.rotate_features(np.tile(x, (40, 1, 1)), cos, sin, rope.layout)[:, 0]
 
@@ -176,6 +188,66 @@ def test_score_kernel_is_the_score_of_rotated_features(rope):
     assert theirs.shape == other.shape
     scores = (np.asarray(ours, np.float64) * np.asarray(other, np.float64)).sum((-1, -2))
     assert np.abs(scores - got).max() <= size * 8 * oracles.EPS32
+
+
+WAVES = {
+    "axial from a feature": rope_jax.Rope(24, rope_jax.Axial(sizes=(8, 8)), rotary_dim=16, start=5),
+    "blocks": rope_jax.Rope(16, rope_jax.Axial(sizes=(8, 8)), blocks=2),
+    "phases": rope_jax.Rope(
+        16, rope_jax.Affine(schedule=rope_jax.Axial(sizes=(8, 8)), scale=0.5, offset=(3, -0.25))
+    ),
+    "dense": rope_jax.Rope(
+        16,
+        lambda r: rope_jax.Frequencies(np.random.default_rng(0).uniform(-1, 1, (3, r // 2)), 1.5),
+        layout="interleaved",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WAVES)
+def test_score_kernel_of_wave_vectors(name):
+    """Against mpmath and a loop over pairs. A phase falls out of the difference of two rotations."""
+    rope = WAVES[name]
+    rng = np.random.default_rng(3)
+    q, k = rng.normal(size=(2, rope.head_dim))
+    frequencies = rope.frequencies()
+    distances = rng.integers(-(10**6), 10**6, (4, 5, rope.num_axes))
+    got = analysis.score_kernel(q, k, rope, distances)
+    cos, sin = oracles.mp_waves(distances.reshape(20, -1), frequencies.inv_freq)
+    first, second = {
+        "axial from a feature": ([5, 6, 7, 8, 9, 10, 11, 12], [13, 14, 15, 16, 17, 18, 19, 20]),
+        "blocks": ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]),
+        "phases": (range(8), range(8, 16)),
+        "dense": (range(0, 16, 2), range(1, 16, 2)),
+    }[name]
+    want = sum(x * y for i, (x, y) in enumerate(zip(q, k, strict=True)) if i not in {*first, *second}) * np.ones(20)
+    for i, (a, b) in enumerate(zip(first, second, strict=True)):
+        same, across = q[a] * k[a] + q[b] * k[b], q[a] * k[b] - q[b] * k[a]
+        want += frequencies.attention_factor**2 * (same * cos[:, i] + across * sin[:, i])
+    np.testing.assert_allclose(got, want.reshape(4, 5), atol=1e-11)
+    # and of what the rope does, to the rounding of float32
+    n = rng.integers(-(10**6), 10**6, (20, rope.num_axes)).astype(np.int32)
+    at = (n + distances.reshape(20, -1)).astype(np.int32)
+    x, y = (jnp.tile(jnp.asarray(each, jnp.float32), (20, 1, 1)) for each in (q, k))
+    scores = np.sum(np.asarray(rope(x, x, at)[0], np.float64) * np.asarray(rope(y, y, n)[0], np.float64), (-1, -2))
+    np.testing.assert_allclose(scores, want, atol=32 * rope.head_dim * oracles.EPS32)
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "float32", "bfloat16"])
+def test_phase_error_with_a_phase(arithmetic):
+    inv_freq, phase, positions = [0.3, 1e-3, 0.0], [2.5, -100.0, 1e-4], np.array([0, 1, -7, 10**6])
+    got = analysis.phase_error(rope_jax.Frequencies(inv_freq, 1.0, phase), positions, arithmetic)
+    cos, sin = oracles.mp_waves(positions[:, None], [inv_freq], phase)
+    if arithmetic == "exact":
+        assert got.max() <= math.sqrt(2) * 1.2e-7 * 1.0001
+        return
+    kind = np.float32 if arithmetic == "float32" else jnp.bfloat16
+    m, f, p = (np.asarray(x, np.float32).astype(kind) for x in (positions, inv_freq, phase))
+    angle = (m[:, None] * f + p).astype(np.float64)
+    np.testing.assert_allclose(got, np.abs(np.angle(np.exp(1j * angle) * (cos - 1j * sin))), atol=1e-9)
+
+
+SEVERAL_AXES = rope_jax.Frequencies([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.1, 0.01]])
 
 
 def test_score_kernel_with_a_context_length():
@@ -284,7 +356,7 @@ def test_bounds_of_phase_errors(case):
 
 # ---------------------------------------------------------------------------------------------- refusals
 
-GRID = rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 0, 1, 1))
+GRID = rope_jax.Rope(8, rope_jax.Sections(sections=(2, 2)))
 TEXT = rope_jax.Rope(8, rope_jax.Standard())
 FEW = rope_jax.Standard()(8)
 ON_FREQUENCIES = {
@@ -310,6 +382,20 @@ NOT_HOST = {
 def test_only_host_frequencies(function, says):
     with pytest.raises(TypeError, match=f"frequencies must be host Frequencies, got .*{says}"):
         function(NOT_HOST[says])
+
+
+@pytest.mark.parametrize("function", ON_FREQUENCIES.values(), ids=ON_FREQUENCIES)
+def test_one_axis_and_no_heads(function):
+    with pytest.raises(ValueError, match=r"inv_freq must be \[R/2\], got shape \(2, 4\)"):
+        function(SEVERAL_AXES)
+    with pytest.raises(ValueError, match=r"inv_freq must be \[R/2\], got shape \(3, 1, 4\)"):
+        function(rope_jax.Frequencies(np.ones((3, 1, 4))))
+
+
+def test_score_kernel_refuses_heads():
+    rope = rope_jax.Rope(8, lambda r: rope_jax.Frequencies(np.ones((2, 2, r // 2))))
+    with pytest.raises(ValueError, match=r"inv_freq must be \[R/2\] or \[A, R/2\], got shape \(2, 2, 4\)"):
+        analysis.score_kernel(X, X, rope, [1, 1])
 
 
 X = np.ones(8)
@@ -371,7 +457,7 @@ X = np.ones(8)
         (
             lambda: analysis.score_kernel(X, X, GRID, 1),
             ValueError,
-            r"distances must be \[\.\.\., A\] with A of at least 2",
+            r"distances must be \[\.\.\., A=2\] for a rope of 2 axes, got shape \(\)",
         ),
         (lambda: analysis.score_kernel(X, X, GRID, [[1]]), ValueError, r"got shape \(1, 1\)"),
         (

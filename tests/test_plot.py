@@ -136,7 +136,7 @@ def test_clock_hands(a):
 
 
 def test_clock_hands_on_a_grid():
-    rope = rope_jax.Rope(8, rope_jax.Axial(schedule=rope_jax.Standard()), axes=(0, 0, 1, 1))
+    rope = rope_jax.Rope(8, rope_jax.Axial(sizes=(4, 4), schedule=rope_jax.Standard()))
     figure = plot.clock_hands(Figure().subfigures(1, 2)[0], rope, [[0, 2], [3, 0]])
     faces = figure.axes
     assert [face.get_title() for face in faces] == ["m = (0, 2)", "m = (3, 0)"]
@@ -204,7 +204,7 @@ AXES = Figure().subplots()
 FIGURE = Figure()
 EIGHT = {str(i): rope_jax.Standard() for i in range(8)}
 ROPE = rope_jax.Rope(8, rope_jax.Standard())
-GRID = rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 0, 1, 1))
+GRID = rope_jax.Rope(8, rope_jax.Sections(sections=(2, 2)))
 FEW = rope_jax.Standard()(8)
 X = np.ones(8)
 W = np.full((1, 1, 2, 2), 0.5)
@@ -256,14 +256,14 @@ W = np.full((1, 1, 2, 2), 0.5)
         (
             lambda: plot.clock_hands(FIGURE, GRID, [1, 2]),
             ValueError,
-            r"positions must be \[P, A\] .* got shape \(2,\)",
+            r"positions must be \[P, A=2\] with P of at least 1, got shape \(2,\)",
         ),
         (lambda: plot.score_map(FIGURE, X, X, ROPE, 4), TypeError, "axes must be matplotlib Axes, got Figure"),
         (lambda: plot.score_map(AXES, X, X, FEW, 4), TypeError, "rope must be a Rope, got Frequencies"),
         (
             lambda: plot.score_map(AXES, X, X, GRID, 4),
             ValueError,
-            "rope must have one axis of positions .* got axes",
+            "rope must have one axis of positions for a map of m and n, got 2",
         ),
         (lambda: plot.score_map(AXES, X, X, ROPE, 0), ValueError, "span must be at least 1, got 0"),
         (

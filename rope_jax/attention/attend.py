@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rope_jax._checks import check_axes, check_dtype, check_real, device_array
 from rope_jax.attention import blocks
@@ -32,11 +33,12 @@ def attend(
 ) -> jax.Array:
     """``softmax(scale q.k + bias) v`` (Vaswani et al. 2017, section 3.2.1), with grouped heads, masks and caps.
 
-    Memory grows with T + S, forward and backward: scores are formed in blocks and discarded, and blocks that no
-    query may read are skipped (Rabe and Staats 2021; Dao et al. 2022, section 3.1). On a TPU, jax's splash kernel
-    serves if it can: see :func:`rope_jax.attention.explain`. Scores and sums are float32. A query without any key
-    gives 0, and so does a call without keys, whatever the implementation. Every derivative of any order is
-    supported; the kernel has no forward mode, and blocks serve it.
+    Memory grows with T + S, forward and backward: scores are formed in blocks and discarded, and blocks before the
+    first and after the last key that a block of queries may read are skipped (Rabe and Staats 2021; Dao et al.
+    2022, section 3.1). On a TPU, jax's splash kernel serves if it can: see :func:`rope_jax.attention.explain`.
+    Scores and sums are float32. A query without any key gives 0, but for cuDNN. Values of masked keys must be
+    finite, since their weights are 0. Every derivative of any order is supported; forward mode and second
+    derivatives are computed in blocks, under every name.
 
     Args:
       q: ``[B, T, N, H]``.
@@ -44,13 +46,13 @@ def attend(
       v: ``[B, S, K, H]``.
       bias: floating ``[B or 1, N or 1, T or 1, S]``, added to the scaled (and capped) scores: see :class:`T5Bias`.
         cuDNN adds it in q's dtype.
-      mask: bool ``[B or 1, N or 1, T, S]``, True if a query may read a key.
+      mask: bool ``[B or 1, N or 1, T or 1, S]``, True if a query may read a key: ``[B, 1, 1, S]`` for padded keys.
       causal: query t reads keys ``s <= t``, in addition to the mask.
       window: query t reads keys with ``|t - s| < window``; an integer, which may be traced.
       scale: multiplies q.k; None is ``1/sqrt(H)``. A traced scale multiplies q, which is rounded to its dtype.
       logit_cap: soft bound of the scaled scores; see :func:`attention_weights`.
       dropout_rate: share of the attention weights set to 0, in [0, 1).
-      dropout_rng: a key; required if ``dropout_rate`` is above 0.
+      dropout_rng: a key; required if ``dropout_rate`` is above 0. It drops the same weights on every path.
       implementation: None chooses; ``"blocks"`` or ``"splash"`` by name; ``"xla"`` forms all T S scores;
         ``"cudnn"`` calls :func:`jax.nn.dot_product_attention` on a GPU.
 
@@ -99,7 +101,7 @@ def attention_weights(
       q: ``[B, T, N, H]``, rotated.
       k: ``[B, S, K, H]``, rotated.
       bias: floating ``[B or 1, N or 1, T or 1, S]``, added to the scaled (and capped) scores.
-      mask: bool ``[B or 1, N or 1, T, S]``, True if a query may read a key.
+      mask: bool ``[B or 1, N or 1, T or 1, S]``, True if a query may read a key: ``[B, 1, 1, S]`` for padded keys.
       causal: query t reads keys ``s <= t``, in addition to the mask.
       window: query t reads keys with ``|t - s| < window``; an integer, which may be traced.
       scale: multiplies q.k; None is ``1/sqrt(H)``.
@@ -126,23 +128,29 @@ def attention_weights(
 
 def _facts(q, k, bias, mask, causal, window, scale, logit_cap) -> tuple[jax.Array, Facts]:
     """The facts of a call whose tokens have the sequence indices 0, 1, 2, ...; q takes a traced scale in."""
-    window, scale = window_size(window), check_real("scale", scale)
-    if isinstance(scale, jax.core.Tracer):
-        q, scale = (q.astype(wide_dtype(q)) * scale).astype(q.dtype), 1.0
-    traced = isinstance(window, jax.Array)
+    window = window_size(window)
+    q, scale = fold_traced_scale(q, scale)
     sizes = q.shape[1], k.shape[1]
     if isinstance(window, int) and all(isinstance(size, int) and size <= window for size in sizes):
         window = None
     facts = Facts(
         causal=bool(causal),
-        window=None if traced else window,
-        traced_window=window if traced else None,
+        window=window,
         scale=scale,
         logit_cap=None if logit_cap is None else float(logit_cap),
         bias=bias,
         mask=mask,
     )
     return q, facts
+
+
+def fold_traced_scale(q, scale, name: str = "scale") -> tuple[jax.Array, float | None]:
+    """``(q, scale)`` with a known scale: a traced scale multiplies q, which is rounded to its dtype."""
+    if scale is None:
+        return q, None
+    if isinstance(scale := check_real(name, scale), jax.core.Tracer):
+        return (q.astype(wide_dtype(q)) * scale).astype(q.dtype), 1.0
+    return q, float(scale)
 
 
 def attend_by_facts(
@@ -170,11 +178,13 @@ def attend_by_facts(
             mask=masked.attention_mask(q.shape[2], k.shape[2]),
             scale=facts.scale,
             is_causal=by_flags,
-            local_window_size=(facts.window - 1, 0) if by_flags and facts.window is not None else None,
+            local_window_size=(facts.known_window - 1, 0) if by_flags and facts.known_window is not None else None,
             implementation="cudnn",
         )
     except RuntimeError as error:  # without cuDNN, or with one that is too old
-        raise ValueError(f"implementation must not be 'cudnn': {error}") from error
+        raise ValueError(
+            f"implementation must not be 'cudnn', which serves on a GPU in float16 and bfloat16: {error}"
+        ) from error
     return y.swapaxes(1, 2)
 
 
@@ -184,11 +194,16 @@ def dropout_facts(dropout_rate: float, dropout_rng) -> dict:
         return {}
     if dropout_rng is None:
         raise ValueError(f"dropout_rng must be given with dropout_rate {dropout_rate}, got None")
-    if jnp.issubdtype(dropout_rng.dtype, jax.dtypes.prng_key):
-        impl, data = str(jax.random.key_impl(dropout_rng)), jax.random.key_data(dropout_rng)
+    if not isinstance(dropout_rng, jax.Array | np.ndarray):
+        raise TypeError(f"dropout_rng must be a key, as jax.random.key(0), got {type(dropout_rng).__name__}")
+    is_key = jnp.issubdtype(dropout_rng.dtype, jax.dtypes.prng_key)
+    if dropout_rng.ndim != (0 if is_key else 1):
+        raise ValueError(f"dropout_rng must be a single key, got shape {dropout_rng.shape}")
+    if is_key:
+        impl, data = str(jax.random.key_impl(dropout_rng)), jnp.asarray(jax.random.key_data(dropout_rng))
     else:  # a key of raw numbers
-        impl, data = jax.config.jax_default_prng_impl, dropout_rng  # type: ignore[attr-defined]
-    return dict(dropout_rate=dropout_rate, dropout_key=data, dropout_impl=impl)
+        impl, data = jax.config.jax_default_prng_impl, jnp.asarray(dropout_rng)  # type: ignore[attr-defined]
+    return dict(dropout_rate=float(dropout_rate), dropout_key=data, dropout_impl=impl)
 
 
 def checked_scores(q, k, bias, mask):
@@ -211,7 +226,7 @@ def checked_scores(q, k, bias, mask):
         raise ValueError(f"q must have a multiple of K={kv_heads} heads, got N={heads}")
     if mask is not None:
         mask = device_array("mask", mask)
-        check_axes("mask", mask, "B N T S", B={1, batch}, N={1, heads}, T=length, S=kv_length)
+        check_axes("mask", mask, "B N T S", B={1, batch}, N={1, heads}, T={1, length}, S=kv_length)
         check_dtype("mask", mask, jnp.bool, "bool")
     if bias is not None:
         bias = device_array("bias", bias)
@@ -230,6 +245,8 @@ def check_options(
     if isinstance(cap, float) and not cap > 0:
         raise ValueError(f"logit_cap must be positive and finite, got {logit_cap}")
     rate = check_real("dropout_rate", dropout_rate)
+    if isinstance(rate, jax.core.Tracer):
+        raise TypeError("dropout_rate must be a concrete number, got a traced number")
     if isinstance(rate, float) and not 0 <= rate < 1:
         raise ValueError(f"dropout_rate must be in [0, 1), got {dropout_rate}")
     check_backend(implementation)

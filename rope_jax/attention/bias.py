@@ -36,20 +36,22 @@ class BiasFunction:
     """A position bias as a pure function of distances: attention calls it for one block of scores at a time.
 
     Attributes:
-      params: what the function is differentiated in, such as the table of :class:`T5Bias`.
-      function: ``function(params, distance, num_heads, causal)``.
+      params: floating arrays that the function is differentiated in, such as the table of :class:`T5Bias`.
+      constants: its other arrays.
+      function: ``function(params, constants, distance, num_heads, causal)``.
       num_heads: N.
       causal: whether queries read no later keys.
     """
 
-    params: Any
+    params: list[jax.Array]
+    constants: list[jax.Array]
     function: Callable[..., jax.Array] = dataclasses.field(metadata=dict(static=True))
     num_heads: int = dataclasses.field(metadata=dict(static=True))
     causal: bool = dataclasses.field(metadata=dict(static=True))
 
     def __call__(self, distance) -> jax.Array:
         """floating ``[B or 1, N or 1, t or 1, s]``, for distances ``[B or 1, t, s]``."""
-        return self.function(self.params, distance, self.num_heads, self.causal)
+        return self.function(self.params, self.constants, distance, self.num_heads, self.causal)
 
 
 def bias_function(position_bias: PositionBias, num_heads: int, causal: bool, shape) -> BiasFunction:
@@ -65,14 +67,23 @@ def bias_function(position_bias: PositionBias, num_heads: int, causal: bool, sha
       TypeError: if the position bias returns no floating array, or closes over a traced value.
       ValueError: if the shape of its result is wrong.
     """
+    state: Any = position_bias
     if isinstance(position_bias, nn.Module):
         position_bias(jnp.zeros((1, 1, 1), jnp.int32), num_heads, causal)  # creates parameters, when initialising
-        module, params = position_bias.unbind()
-        function = BiasFunction(params, _Apply(module), num_heads, causal)
+        module, state = position_bias.unbind()
+        kind: _Kind = module, None
     elif not jax.tree_util.treedef_is_leaf(jax.tree.structure(position_bias)):  # as jax.tree_util.Partial
-        function = BiasFunction(position_bias, _call, num_heads, causal)
+        kind = None, None
     else:
-        function = BiasFunction(None, _Call(position_bias), num_heads, causal)
+        state, kind = (), (None, position_bias)
+    arrays, tree = jax.tree.flatten(state)
+    arrays = [jnp.asarray(array) for array in arrays]
+    differentiable = tuple(jnp.issubdtype(array.dtype, jnp.floating) for array in arrays)
+    params, constants = (
+        [array for array, flag in zip(arrays, differentiable, strict=True) if flag == floating]
+        for floating in (True, False)
+    )
+    function = BiasFunction(params, constants, _Apply(tree, differentiable, *kind), num_heads, causal)
 
     def of_all(params, distance):
         return dataclasses.replace(function, params=params)(distance)
@@ -92,29 +103,27 @@ def bias_function(position_bias: PositionBias, num_heads: int, causal: bool, sha
     return function
 
 
+_Kind = tuple[nn.Module | None, Callable[..., jax.Array] | None]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Apply:
-    """A Flax module as a function of its parameters."""
+    """A module, a callable pytree or a plain callable, as a function of its floating and of its other arrays."""
 
-    module: nn.Module
+    tree: Any
+    differentiable: tuple[bool, ...]  # of each array of the tree
+    module: nn.Module | None
+    plain: Callable[..., jax.Array] | None
 
-    def __call__(self, params, distance, num_heads: int, causal: bool) -> jax.Array:
-        bias: Any = self.module.apply(params, distance, num_heads, causal)
+    def __call__(self, params, constants, distance, num_heads: int, causal: bool) -> jax.Array:
+        if self.plain is not None:
+            return self.plain(distance, num_heads, causal)
+        given = {True: iter(params), False: iter(constants)}
+        state = self.tree.unflatten([next(given[flag]) for flag in self.differentiable])
+        if self.module is None:
+            return state(distance, num_heads, causal)
+        bias: Any = self.module.apply(state, distance, num_heads, causal)
         return bias
-
-
-def _call(position_bias, distance, num_heads: int, causal: bool) -> jax.Array:
-    return position_bias(distance, num_heads, causal)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """A callable without parameters."""
-
-    position_bias: Callable[..., jax.Array]
-
-    def __call__(self, params, distance, num_heads: int, causal: bool) -> jax.Array:
-        return self.position_bias(distance, num_heads, causal)
 
 
 def relative_buckets(distance, *, causal: bool, num_buckets: int = 32, max_distance: int = 128) -> jax.Array:

@@ -18,10 +18,11 @@ from rope_jax.attention.tiling import BlockSizes, Extras, Tiling
 from rope_jax.core.primitive import wide_dtype
 
 
-def forward(q, k, v, layer, facts: Facts, sizes: BlockSizes, *, dtype=None) -> tuple[jax.Array, jax.Array]:
-    """The output ``[B, N, T, H]``, and the log of the sum of exp(scores), float32 ``[B, N, T]``.
+def forward(q, k, v, layer, facts: Facts, sizes: BlockSizes, *, dtype=None) -> tuple[jax.Array, ...]:
+    """The output ``[B, N, T, H]``, the maximum m of scores, and the log of the sum of exp(scores - m).
 
-    A query without any key has output 0, and a log of +inf, so that its weights are 0 in the backward pass.
+    Maximum and log are float32 ``[B, N, T]``, apart since their sum would lose the log beside large scores. A query
+    without any key has output 0, and a log of +inf, so that its weights are 0 in the backward pass.
 
     Args:
       q: ``[B, N, T, H]``.
@@ -59,10 +60,11 @@ def forward(q, k, v, layer, facts: Facts, sizes: BlockSizes, *, dtype=None) -> t
         maximum, total, out = tiles.over_keys(i, visit, start)
         empty = total == 0
         out = (out / jnp.where(empty, 1, total)[..., None]).astype(dtype)
-        log_total = jnp.where(empty, jnp.inf, maximum + jnp.log(jnp.where(empty, 1, total)))
-        return tiles.put(carry, i, (out, log_total))
+        log_sum = jnp.where(empty, jnp.inf, jnp.log(jnp.where(empty, 1, total)))
+        return tiles.put(carry, i, (out, maximum, log_sum))
 
-    return tiles.over_queries(attend_to_all, (jnp.zeros_like(q, dtype), jnp.zeros_like(q[..., 0], tiles.dtype)))
+    zeros = jnp.zeros_like(q[..., 0], tiles.dtype)
+    return tiles.over_queries(attend_to_all, (jnp.zeros_like(q, dtype), zeros, zeros))
 
 
 def weights(q, k, facts: Facts) -> jax.Array:
@@ -76,8 +78,12 @@ def weights(q, k, facts: Facts) -> jax.Array:
     return (weights / jnp.where(total == 0, 1, total)).reshape(*q.shape[:3], k.shape[2])
 
 
-def tangent(q, k, v, facts: Facts, out, log_total, dq, dk, dv, dextras: Extras, sizes, *, differentiable=False):
+def tangent(
+    q, k, v, facts: Facts, out, maximum, log_sum, dq, dk, dv, dextras: Extras, sizes, *, differentiable=False
+):
     """The derivative of :func:`forward` along dq, dk, dv and dextras; None is zero.
+
+    Of the output, and of the log of the sum of exp(scores), which is maximum and log together.
 
     If ``differentiable``, JAX may differentiate the result: a condition in a scan then skips blocks, instead of a
     loop with a traced number of steps.
@@ -87,7 +93,7 @@ def tangent(q, k, v, facts: Facts, out, log_total, dq, dk, dv, dextras: Extras, 
     def along_keys(i, carry):
         queries = tiles.queries(q, i)
         dqueries = None if dq is None else tiles.queries(dq, i)
-        log = tiles.queries(log_total, i)[..., None]
+        top, log = (tiles.queries(x, i)[..., None] for x in (maximum, log_sum))
 
         def visit(j, state):
             keys, values = tiles.keys(k, j), tiles.keys(v, j)
@@ -100,7 +106,7 @@ def tangent(q, k, v, facts: Facts, out, log_total, dq, dk, dv, dextras: Extras, 
             extras = tiles.extras(i, j)
             dextra = _zeros_where_none(tiles.extras(i, j, dextras), extras)
             scores, dscores = jax.jvp(tiles.scores(i, j), (raw, extras), (draw, dextra))
-            weights = jnp.exp(scores - log)
+            weights = jnp.exp(scores - top - log)
             dweights = weights * dscores
             dmean, dout = state
             dout += tiles.product("bkgts,bksh->bkgth", tiles.drop(dweights, i, j).astype(values.dtype), values)
@@ -117,7 +123,9 @@ def tangent(q, k, v, facts: Facts, out, log_total, dq, dk, dv, dextras: Extras, 
     return tiles.over_queries(along_keys, (jnp.zeros_like(q), jnp.zeros_like(q[..., 0], tiles.dtype)))
 
 
-def backward(q, k, v, facts: Facts, out, log_total, dout, dlog_total, sizes, *, differentiable=False, dtype=None):
+def backward(
+    q, k, v, facts: Facts, out, maximum, log_sum, dout, dlog_total, sizes, *, differentiable=False, dtype=None
+):
     """The gradients of q, k, v and :class:`Extras`, from those of the output and of the log of the sum.
 
     They have the dtypes of their operands, or ``dtype``.
@@ -130,14 +138,14 @@ def backward(q, k, v, facts: Facts, out, log_total, dout, dlog_total, sizes, *, 
     def along_keys(i, carry):
         dq, rest = carry
         queries, douts = tiles.queries(q, i), tiles.queries(dout, i)
-        log, deltas = (tiles.queries(x, i)[..., None] for x in (log_total, delta))
+        top, log, deltas = (tiles.queries(x, i)[..., None] for x in (maximum, log_sum, delta))
 
         def visit(j, state):
             dqueries, (dk, dv, dextras) = state
             keys, values = tiles.keys(k, j), tiles.keys(v, j)
             raw = tiles.product("bkgth,bksh->bkgts", queries, keys)
             scores, pull_back = jax.vjp(tiles.scores(i, j), raw, tiles.extras(i, j))
-            weights = jnp.exp(scores - log)
+            weights = jnp.exp(scores - top - log)
             dropped = tiles.drop(weights, i, j).astype(douts.dtype)
             dvalues = tiles.product("bkgts,bkgth->bksh", dropped, douts)
             dweights = tiles.drop(tiles.product("bkgth,bksh->bkgts", douts, values), i, j)

@@ -140,7 +140,23 @@ class KVCache:
         return dataclasses.replace(self, key=put(self.key, key), value=put(self.value, value))
 
     def read(self, dtype) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of all slots, free ones included: ``[B, S, K, H]`` in this dtype."""
+        """Keys and values of all slots, free ones included: ``[B, S, K, H]`` in this dtype.
+
+        ``cache.slots.sequence_index(cache.num_tokens)`` says which token lies in each slot, int32 ``[B or 1, S]``.
+
+        Raises:
+          ValueError: if the cache is of a stack of layers, and none is chosen.
+
+        Example:
+          >>> import dataclasses, jax.numpy as jnp, rope_jax
+          >>> cache = rope_jax.init_cache(batch=2, capacity=8, num_kv_heads=1, head_dim=4, num_layers=3)
+          >>> dataclasses.replace(cache, layer=jnp.int32(1)).read(jnp.float32)[0].shape
+          (2, 8, 1, 4)
+        """
+        if self.layer is None and self.key.ndim > 4:
+            raise ValueError(
+                "cache must be of one layer, got a stack: choose a layer by dataclasses.replace(cache, layer=...)"
+            )
         key, value = (read_layer(stored, self.layer, dtype).swapaxes(1, 2) for stored in (self.key, self.value))
         return key, value
 
@@ -297,7 +313,7 @@ def init_cache(
       rotated: whether keys are stored rotated. Each key is then rotated once, which suits a rope whose frequencies
         do not depend on the context length. Unrotated keys are rotated whenever they are read, at the frequencies
         and positions of the moment.
-      rope: the rope of the keys: a layer with another rope refuses the cache.
+      rope: the rope of the keys: layers with a different rope raise an error.
 
     Returns:
       :class:`KVCache` of zeros, with ``num_tokens`` 0.

@@ -29,6 +29,8 @@ def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False) ->
         in the row; else the row stays as it is.
     """
     new = jnp.swapaxes(new, 1, 2).astype(stored.dtype)
+    if 0 in new.shape:
+        return stored
     stack = stored[None] if layer is None else stored
     layer = jnp.asarray(0 if layer is None else layer, jnp.int32)
     tokens, capacity = new.shape[2], stack.shape[3]

@@ -9,10 +9,7 @@ import jax.numpy as jnp
 from rope_jax.attention.bias import BiasFunction
 from rope_jax.attention.mask import attention_mask, distances
 
-_STATIC = {"static": True}
 
-
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Facts:
     """What an attention kernel must know beside queries, keys and values.
@@ -28,38 +25,42 @@ class Facts:
       key_index: int32 ``[B or 1, S]``, of each key; None is ``0 .. S-1``.
       num_sink_tokens: keys with a lower sequence index are in every window.
       segments: int32 ``[B, T]`` of self-attention: a query reads only its own segment. Padding is a segment.
-      mask: bool ``[B or 1, N or 1, T, S]``, an attention mask of the caller.
+      mask: bool ``[B or 1, N or 1, T or 1, S]``, an attention mask of the caller.
       scale: multiplies q.k; None is ``1/sqrt(H)``.
       logit_cap: soft bound of the scaled scores.
       bias: floating ``[B or 1, N or 1, T or 1, S]``, added to the scores.
       position_bias: a bias computed from distances, added to the scores.
       bias_key_index: int32 ``[B or 1, S]``, in place of ``key_index`` for the position bias, if they differ.
       dropout_rate: share of the weights set to 0.
-      dropout_key: key data, unsigned integers.
+      dropout_key: key data, unsigned integers: ``jax.random.wrap_key_data(dropout_key, impl=dropout_impl)``.
       dropout_impl: the random number generator of ``dropout_key``.
     """
 
-    causal: bool = dataclasses.field(default=False, metadata=_STATIC)
-    window: int | None = dataclasses.field(default=None, metadata=_STATIC)
-    traced_window: jax.Array | None = None
+    causal: bool = False
+    window: int | jax.Array | None = None
     query_index: jax.Array | None = None
     key_index: jax.Array | None = None
-    num_sink_tokens: int = dataclasses.field(default=0, metadata=_STATIC)
+    num_sink_tokens: int = 0
     segments: jax.Array | None = None
     mask: jax.Array | None = None
-    scale: float | None = dataclasses.field(default=None, metadata=_STATIC)
-    logit_cap: float | None = dataclasses.field(default=None, metadata=_STATIC)
+    scale: float | None = None
+    logit_cap: float | None = None
     bias: jax.Array | None = None
     position_bias: BiasFunction | None = None
     bias_key_index: jax.Array | None = None
-    dropout_rate: float = dataclasses.field(default=0.0, metadata=_STATIC)
+    dropout_rate: float = 0.0
     dropout_key: jax.Array | None = None
-    dropout_impl: str | None = dataclasses.field(default=None, metadata=_STATIC)
+    dropout_impl: str | None = None
 
     @property
-    def any_window(self) -> int | jax.Array | None:
-        """The window, known or traced."""
-        return self.window if self.traced_window is None else self.traced_window
+    def known_window(self) -> int | None:
+        """The window, if it is known before the program runs."""
+        return self.window if isinstance(self.window, int) else None
+
+    @property
+    def traced_window(self) -> jax.Array | None:
+        """The window, if only the running program knows it."""
+        return None if isinstance(self.window, int) else self.window
 
     def query_indices(self, length) -> jax.Array:
         """The sequence indices of T queries, int32 ``[B or 1, T]``."""
@@ -77,13 +78,13 @@ class Facts:
           [[[[1, 0, 0], [1, 1, 0]]]]
         """
         conditions = [] if self.mask is None else [self.mask]
-        if self.causal or self.any_window is not None:
+        if self.causal or self.window is not None:
             conditions.append(
                 attention_mask(
                     self.query_indices(length),
                     self.key_indices(kv_length),
                     causal=self.causal,
-                    window=self.any_window,
+                    window=self.window,
                     num_sink_tokens=self.num_sink_tokens,
                 )
             )
@@ -98,3 +99,21 @@ class Facts:
         keys = self.key_indices(kv_length) if self.bias_key_index is None else self.bias_key_index
         bias = self.position_bias(distances(self.query_indices(length), keys))
         return bias if self.bias is None else self.bias + bias
+
+
+_ARRAYS = ["query_index", "key_index", "segments", "mask", "bias", "position_bias", "bias_key_index", "dropout_key"]
+_STATIC = ["causal", "num_sink_tokens", "scale", "logit_cap", "dropout_rate", "dropout_impl"]
+
+
+def _flatten(facts: Facts):
+    arrays = [facts.traced_window, *(getattr(facts, name) for name in _ARRAYS)]
+    return arrays, (facts.known_window, *(getattr(facts, name) for name in _STATIC))
+
+
+def _unflatten(static, arrays) -> Facts:
+    (known_window, *options), (traced_window, *facts) = static, arrays
+    names = dict(zip(_STATIC, options, strict=True)) | dict(zip(_ARRAYS, facts, strict=True))
+    return Facts(window=traced_window if known_window is None else known_window, **names)
+
+
+jax.tree_util.register_pytree_node(Facts, _flatten, _unflatten)

@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rope_jax.attention.attend import attend_by_facts, dropout_facts
+from rope_jax._checks import check_axes
+from rope_jax.attention.attend import attend_by_facts, dropout_facts, fold_traced_scale
 from rope_jax.attention.bias import PositionBias
 from rope_jax.attention.blocks import weights
 from rope_jax.attention.cache import KVCache
@@ -17,12 +18,14 @@ from rope_jax.attention.layer_checks import check_call, check_plan, check_ring
 from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.paths import AttentionBackend, is_long_prompt
 from rope_jax.attention.plan import Plan, make_plan
-from rope_jax.attention.primitive import read_layer
+from rope_jax.attention.quantized import read_layer
 from rope_jax.attention.ring import ring_attention
+from rope_jax.attention.rotations import with_batch_axis
 from rope_jax.core.angles import Rotation, rotation
 from rope_jax.core.frequencies import Frequencies
-from rope_jax.core.primitive import RotateBackend, rotate_arrays
+from rope_jax.core.primitive import RotateBackend
 from rope_jax.core.rope import Rope
+from rope_jax.core.rotate import rotate_unchecked
 
 Initializer = Callable[..., Any]
 
@@ -60,8 +63,9 @@ class RotaryAttention(nn.Module, kw_only=True):
 
     Attributes, rotation and position:
       rope: the rotation, or None for no rotation.
-      learn_frequencies: makes the frequencies a parameter ``inv_freq [R/2]`` in float32, initialised by the rope's
-        schedule. Otherwise the rotation has no parameters.
+      learn_frequencies: makes the frequencies a parameter ``inv_freq`` in float32, with the shape and values that
+        the rope's schedule gives: ``[R/2]``, ``[A, R/2]`` or ``[N, A, R/2]`` (RoPE-Mixed: Heo et al. 2024, section
+        3.2). Otherwise the rotation has no parameters.
       position_bias: added to the scores: :class:`T5Bias`, :class:`ALiBi` or a callable of the same form, beside the
         rotation or with ``rope=None``. Reads sequence indices, as causality and windows do, not positions.
 
@@ -158,8 +162,8 @@ class RotaryAttention(nn.Module, kw_only=True):
         Args, mode:
           plan: of :func:`rope_jax.attention.make_plan`, in place of ``positions``, ``sequence_index``, ``mask``,
             ``segment_ids`` and ``context_length``: make it once for many layers. The caller then prepares the cache
-            by ``plan.begin(cache)``, and advances its counters by ``plan.end(cache)`` after the last layer. A layer
-            without a window takes the plan's.
+            by ``plan.begin(cache)``, and advances its counters by ``plan.end(cache)`` after the last layer. The
+            plan must have the window and position bias of the layer; a traced window comes by the plan alone.
           deterministic: whether dropout is off.
 
         Returns:
@@ -226,15 +230,22 @@ class RotaryAttention(nn.Module, kw_only=True):
         if not isinstance(start, Frequencies):
             raise ValueError(f"learn_frequencies needs a schedule of one Frequencies, got {self.rope.schedule}")
         inv_freq = self.param("inv_freq", lambda _: jnp.asarray(start.inv_freq, jnp.float32))
-        frequencies = Frequencies(inv_freq, start.attention_factor)
-        rotate_to = functools.partial(rotation, frequencies=frequencies, axes=self.rope.axes)
+        frequencies = dataclasses.replace(start, inv_freq=inv_freq)
+        rope = self.rope
+
+        def rotate_to(positions) -> Rotation:
+            return with_batch_axis(rotation(positions, frequencies), rope)
+
         return rotate_to(plan.positions), None if plan.key_positions is None else rotate_to(plan.key_positions)
 
     def _rotate(self, xs: list[jax.Array], rotation: Rotation) -> list[jax.Array]:
         """Arrays ``[B, T, N, H]``, rotated. Shapes follow from the plan and the fields, which are checked."""
         assert self.rope is not None
         backend: RotateBackend | None = "xla" if self.implementation == "xla" else None
-        return rotate_arrays(xs, *rotation, layout=self.rope.layout, implementation=backend)
+        rope = self.rope
+        return rotate_unchecked(
+            xs, rotation, layout=rope.layout, start=rope.start, blocks=rope.blocks, implementation=backend
+        )
 
 
 def _project(layer: RotaryAttention, x) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -269,6 +280,7 @@ def _project(layer: RotaryAttention, x) -> tuple[jax.Array, jax.Array, jax.Array
 
 def _attend(layer: RotaryAttention, q, k, v, plan: Plan, deterministic: bool, stored: KVCache | None) -> jax.Array:
     """Attention ``[B, T, N, H]`` by the facts of the plan, to k and v, or to those stored in a cache."""
+    q, scale = fold_traced_scale(q, layer.logit_scale, "logit_scale")
     if layer.ring_axis is not None:
         return ring_attention(
             q,
@@ -278,12 +290,14 @@ def _attend(layer: RotaryAttention, q, k, v, plan: Plan, deterministic: bool, st
             axis_name=layer.ring_axis,
             causal=layer.causal,
             window=plan.window,
-            scale=layer.logit_scale,
+            scale=scale,
             logit_cap=layer.logit_cap,
         )
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    options: dict = dict(scale=layer.logit_scale, logit_cap=layer.logit_cap)
+    options: dict = dict(scale=scale, logit_cap=layer.logit_cap)
     if layer.dropout_rate > 0 and not deterministic:
+        if not layer.has_rng("dropout"):
+            raise ValueError("rngs must have a key named 'dropout' with dropout_rate above 0: pass rngs= to apply")
         options |= dropout_facts(layer.dropout_rate, layer.make_rng("dropout"))
     # A cache of unrotated keys was read and rotated: k and v are then all of its slots.
     facts = dataclasses.replace(plan.facts(), **options)
@@ -292,13 +306,13 @@ def _attend(layer: RotaryAttention, q, k, v, plan: Plan, deterministic: bool, st
         layer.sow("intermediates", "weights", weights(q, read_layer(keys[0], keys[2], q.dtype), facts))
     if layer.attention_fn is not None:
         k, v = (read_layer(each, keys[2], q.dtype) for each in keys[:2])
-        return layer.attention_fn(*(x.swapaxes(1, 2) for x in (q, k, v)), facts)
+        return _checked_output(layer.attention_fn(*(x.swapaxes(1, 2) for x in (q, k, v)), facts), q)
 
     def attend(q, keys, facts) -> jax.Array:
         k, v, number = keys
         return attend_by_facts(q, k, v, facts, layer=number, implementation=layer.implementation)
 
-    if stored is None or not is_long_prompt(q, stored.key) or layer.implementation not in (None, "splash"):
+    if stored is None or not is_long_prompt(q, stored.key) or layer.implementation is not None:
         return attend(q, keys, facts).swapaxes(1, 2)
     # On a TPU, the kernel serves a prompt before which the cache is empty.
     fresh = dataclasses.replace(plan.facts(fresh=True), **options)
@@ -321,6 +335,17 @@ def _attend(layer: RotaryAttention, q, k, v, plan: Plan, deterministic: bool, st
         default=lambda q, k, v, keys, facts, fresh: attend(q, keys, facts),
     )
     return y.swapaxes(1, 2)
+
+
+def _checked_output(y, q) -> jax.Array:
+    """The output of an ``attention_fn``, which must be as q ``[B, N, T, H]`` with tokens first."""
+    batch, heads, length, head_dim = q.shape
+    if not isinstance(y, jax.Array):
+        raise TypeError(f"attention_fn must return an array [B, T, N, H], got {type(y).__name__}")
+    check_axes("attention_fn(q, k, v, facts)", y, "B T N H", B=batch, T=length, N=heads, H=head_dim)
+    if y.dtype != q.dtype:
+        raise TypeError(f"attention_fn must return q's dtype {q.dtype}, got {y.dtype}")
+    return y
 
 
 def _make_plan(layer: RotaryAttention, shape: tuple[int, int], cache: KVCache | None, arguments: dict) -> Plan:

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from rope_jax._checks import check_axes, check_callable, check_dtype, check_real
+from rope_jax._checks import check_axes, check_callable, check_dtype
 from rope_jax.attention.attend import check_options
 from rope_jax.attention.cache import check_cache
 from rope_jax.attention.mask import window_size
@@ -13,6 +13,11 @@ from rope_jax.core.rope import Rope
 def check_call(layer, x, cache) -> None:
     """Raises unless fields, x and the cache go together."""
     check_fields(layer)
+    if cache is not None and layer.implementation == "splash":
+        raise ValueError(
+            "implementation must not be 'splash' with a cache: the kernel serves a prompt before an empty cache, "
+            "which None takes on a TPU"
+        )
     check_axes("x", x, "B T D")
     check_dtype("x", x, jnp.floating, "floating")
     if cache is not None:
@@ -52,10 +57,12 @@ def check_plan(layer, plan: Plan, x, cache, arguments: dict) -> None:
         raise ValueError(f"plan must be for the rope {layer.rope} of this layer, got a plan for {plan.ropes}")
     if plan.causal != layer.causal:
         raise ValueError(f"plan must be for causal={layer.causal}, got a plan for causal={plan.causal}")
-    if layer.window is not None and plan.known_window != layer.window:
+    # A traced window comes by the plan alone.
+    if plan.known_window != layer.window and (layer.window is not None or plan.traced_window is None):
         raise ValueError(f"plan must be for window={layer.window}, got a plan for window={plan.window}")
-    if layer.position_bias is not None and plan.position_bias is None:
-        raise ValueError("plan must be made with position_bias= for a layer with a position bias, got none")
+    if (layer.position_bias is None) != (plan.position_bias is None):
+        got, has = ("none", "one") if plan.position_bias is None else ("one", "none")
+        raise ValueError(f"plan must be made with the layer's position_bias, got {got}: the layer has {has}")
     if plan.position_bias is not None and plan.position_bias.num_heads != layer.num_heads:
         raise ValueError(
             f"plan must be for num_heads={layer.num_heads}, got a bias of N={plan.position_bias.num_heads} heads"
@@ -95,6 +102,12 @@ def check_fields(layer) -> None:
         raise TypeError(f"rope must be a Rope or None, got {type(layer.rope).__name__}")
     if layer.rope is not None and layer.rope.head_dim != layer.head_dim:
         raise ValueError(f"rope.head_dim must be head_dim={layer.head_dim}, got {layer.rope.head_dim}")
+    heads = None if layer.rope is None else layer.rope.num_heads
+    if heads is not None and (layer.num_kv_heads or layer.num_heads) % heads:
+        raise ValueError(
+            f"rope must have frequencies for a divisor of K={layer.num_kv_heads or layer.num_heads} heads, "
+            f"got for {heads}"
+        )
     if layer.learn_frequencies and layer.rope is None:
         raise ValueError("rope must be given with learn_frequencies, got None")
     check_callable("position_bias", layer.position_bias, "distance", "num_heads", "causal")
@@ -103,7 +116,6 @@ def check_fields(layer) -> None:
         name = "implementation" if layer.implementation is not None else "ring_axis"
         raise ValueError(f"{name} must be left out with an attention_fn, got {getattr(layer, name)!r}")
     check_options(layer.logit_cap, layer.dropout_rate, layer.implementation)
-    check_real("logit_scale", layer.logit_scale)
     window_size(layer.window)  # a tuple is for a stack of layers
     if layer.ring_axis is not None and layer.implementation not in (None, "xla", "blocks"):
         raise ValueError(

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rope_jax.core.primitive import wide_dtype
+
 
 class RMSNorm(nn.Module, kw_only=True):
     """``scale * x / sqrt(mean(x^2) + epsilon)`` over the last axis (Zhang and Sennrich 2019, section 4).
@@ -34,7 +36,7 @@ class RMSNorm(nn.Module, kw_only=True):
         start = nn.initializers.zeros_init() if self.unit_offset else nn.initializers.ones_init()
         init = nn.with_logical_partitioning(start, (self.axis,))
         scale: Any = self.param("scale", init, (x.shape[-1],), self.param_dtype)
-        wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+        wide = wide_dtype(x)
 
         @jax.checkpoint  # the backward pass stores only x, and recomputes the intermediate values
         def normed(x, scale):

@@ -92,11 +92,11 @@ def why_not_splash(q, k, layer, facts: Facts, *, platform: str, divided: bool) -
         "attention mask": facts.mask,
         "bias": facts.bias,
         "position bias": facts.position_bias,
-        "dropout": facts.dropout_key,
+        "dropout": facts.dropout_rate or None,
     }
     if used := [name for name, value in given.items() if value is not None]:
         return f"the kernel has no {used[0]}"
-    return splash.unsupported(q, k, window=facts.window)
+    return splash.unsupported(q, k, window=facts.known_window)
 
 
 def why_not_cudnn(q, facts: Facts, *, platform: str | None = None) -> str | None:
@@ -147,7 +147,8 @@ def explain(
     Args:
       q: ``[B, T, N, H]``, an array or its shape (:class:`jax.ShapeDtypeStruct`).
       k: ``[B, S, K, H]``, likewise.
-      facts: of the call, as of ``plan.facts()``: :class:`Facts`.
+      facts: of the call, :class:`Facts`. For a layer, ``plan.facts()`` with the layer's scale, soft cap and dropout
+        by ``dataclasses.replace``; before an empty cache, ``plan.facts(fresh=True)`` and the keys of the prompt.
       platform: the platform that the program is lowered for.
       implementation: as in the call.
       divided: whether XLA divides the program among devices, outside ``shard_map``.
@@ -171,6 +172,11 @@ def explain(
     if platform not in BLOCKS:
         raise ValueError(f"platform must be one of {tuple(BLOCKS)}, got {platform!r}")
     check_backend(implementation)
+    if not isinstance(facts, Facts):
+        raise TypeError(f"facts must be Facts, as of plan.facts(), got {type(facts).__name__}")
+    for name, x in (("q", q), ("k", k)):
+        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+            raise TypeError(f"{name} must be an array or a jax.ShapeDtypeStruct, got {type(x).__name__}")
     check_axes("q", q, "B T N H")
     check_axes("k", k, "B S K H", B=q.shape[0], H=q.shape[3])
     if k.shape[2] and q.shape[2] % k.shape[2]:

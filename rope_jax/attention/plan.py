@@ -14,26 +14,29 @@ import numpy as np
 
 from rope_jax._checks import check_axes, check_callable, check_mask, device_array, is_concrete
 from rope_jax.attention.bias import BiasFunction, PositionBias, bias_function
-from rope_jax.attention.cache import CachePolicy, KVCache, check_cache
+from rope_jax.attention.cache import CachePolicy, KVCache
 from rope_jax.attention.facts import Facts
-from rope_jax.attention.mask import checked_sequence_index, window_size
+from rope_jax.attention.mask import checked_sequence_index
+from rope_jax.attention.plan_arguments import (
+    NO_WINDOW,
+    Windows,
+    check_layers,
+    check_with_cache,
+    checked_positions,
+    count,
+    windows,
+)
 from rope_jax.attention.rotations import (
     Ropes,
-    check_ropes,
     distinct_ropes,
     rerotate_stored_keys,
     rotations_at,
     stored_context_length,
 )
 from rope_jax.core.angles import Rotation
-from rope_jax.core.positions import count_positions, segment_starts
-from rope_jax.core.rope import Rope
-
-Windows = int | jax.Array | None | tuple[int | None, ...]
-"""The window of all layers, or a tuple with the window of each layer."""
+from rope_jax.core.positions import segment_starts
 
 _STATIC = {"static": True}
-NO_WINDOW = jnp.iinfo(jnp.int32).max  # a window longer than any row
 
 
 @jax.tree_util.register_dataclass
@@ -105,7 +108,10 @@ class Plan:
         if self.rope_of_layer is not None:
             rope = _entry_of(self.rope_of_layer, layer)
             rotation, key_rotation = jax.tree.map(lambda leaf: leaf[rope], (rotation, key_rotation))
-            if is_concrete(layer) and isinstance(ropes, tuple):
+        if isinstance(ropes, tuple):
+            if len(distinct_ropes(ropes)) == 1:
+                ropes = ropes[0]
+            elif is_concrete(layer):
                 ropes = ropes[int(layer)]
         if self.window_of_layer is not None:
             traced_window = _entry_of(self.window_of_layer, layer)
@@ -136,8 +142,7 @@ class Plan:
         sinks = 0 if self.cache_policy is None or not cached else self.cache_policy.num_sink_tokens
         return Facts(
             causal=self.causal,
-            window=self.known_window,
-            traced_window=self.traced_window,
+            window=self.window,
             query_index=None if in_order else self.sequence_index,
             key_index=None if in_order else keys,
             num_sink_tokens=sinks,
@@ -240,7 +245,7 @@ def make_plan(
     if not isinstance(shape, tuple) or len(shape) != 2:
         raise ValueError(f"shape must be (B, T), got {shape!r}: pass x.shape[:2]")
     batch, length = shape
-    _check_layers(ropes, window)
+    check_layers(ropes, window)
     if not isinstance(causal, bool | np.bool):
         raise TypeError(f"causal must be True or False, got {causal!r}")
     if np.ndim(context_length):
@@ -260,7 +265,7 @@ def make_plan(
         check_axes("segment_ids", segment_ids, "B T", B=batch, T=length)
         starts = segment_starts(segment_ids)
     if cache is not None:
-        _check_with_cache(cache, ropes, batch, causal, segment_ids)
+        check_with_cache(cache, ropes, batch, causal, segment_ids)
 
     # The counter is read before it advances: the new tokens come after those in the cache.
     seen = None if cache is None else cache.num_tokens
@@ -271,18 +276,20 @@ def make_plan(
                 raise ValueError(f"{name} must be left out with sequence_index, got {type(value).__name__}")
         sequence_index = counted = checked_sequence_index(sequence_index, batch, length)
     else:
-        sequence_index = counted = _count(shape, mask, None, seen)
+        sequence_index = counted = count(shape, mask, None, seen)
         if starts is not None and positions is None:
             # Segments restart the positions, but not the index that causality and windows go by.
-            counted = _count(shape, mask, starts, seen)
+            counted = count(shape, mask, starts, seen)
     if positions is None:
-        if first is not None and first.axes is not None:
-            raise ValueError(f"positions [..., T, A] must be given to a rope with axes {first.axes}, got None")
+        if first is not None and first.num_axes > 1:
+            raise ValueError(
+                f"positions must be [B, T, A={first.num_axes}] for a rope of {first.num_axes} axes, got None"
+            )
         positions = counted
     else:
-        positions = _checked_positions(positions, shape, first, cache)
+        positions = checked_positions(positions, shape, first, cache)
 
-    known_window, traced_window, window_of_layer, max_window = _windows(window)
+    known_window, traced_window, window_of_layer, max_window = windows(window)
     facts: dict = dict(
         positions=positions,
         sequence_index=sequence_index,
@@ -327,71 +334,8 @@ def make_plan(
     return Plan(**facts)
 
 
-# ------------------------------------------------------------------------ checks and defaults of single arguments
-
-
-def _count(shape: tuple[int, int], real, starts, seen) -> jax.Array:
-    """The count of real tokens before each token, after the ``seen [B]`` in the cache: int32 ``[B, T]``.
-
-    ``[1, T]`` if all rows are alike, so that their rotation is computed once.
-    """
-    if real is None and starts is None:
-        count = jnp.arange(shape[1], dtype=jnp.int32)[None]
-    else:
-        count = count_positions(jnp.ones_like(starts) if real is None else real, starts)
-    return count if seen is None else count + seen[:, None]
-
-
-def _check_layers(ropes: Ropes, window: Windows) -> None:
-    """Raises unless ropes go together, and layers that differ are equally many."""
-    check_ropes(ropes)
-    if any(isinstance(each, tuple) and not each for each in (ropes, window)):
-        raise ValueError(f"rope and window must have an entry for each layer, got {ropes} and {window}")
-    if isinstance(ropes, tuple) and isinstance(window, tuple) and len(ropes) != len(window):
-        raise ValueError(f"window must have an entry for each of {len(ropes)} layers, got {len(window)}")
-
-
 def _entry_of(per_layer: jax.Array, layer):
     """The entry of one layer. A number that is known to be outside would be clamped: IndexError."""
     if is_concrete(layer) and not 0 <= int(layer) < per_layer.shape[0]:
         raise IndexError(f"layer must be in [0, {per_layer.shape[0]}), got {layer}")
     return per_layer[layer]
-
-
-def _check_with_cache(cache, ropes: Ropes, batch, causal: bool, segment_ids) -> None:
-    """Raises unless the step can go with a cache."""
-    check_cache(cache)
-    check_axes("cache.num_tokens", cache.num_tokens, "B", B=batch)
-    if segment_ids is not None:
-        raise ValueError("segment_ids must be left out with a cache: a cached row is one sequence")
-    if not causal:
-        raise ValueError("causal must be True with a cache: earlier tokens cannot read later ones")
-    if cache.rope is not None and cache.rope != ropes:
-        raise ValueError(f"cache must hold keys rotated by {ropes}, got keys of {cache.rope}")
-
-
-def _checked_positions(positions, shape, rope: Rope | None, cache: KVCache | None) -> jax.Array:
-    """The given positions, if the rope and the cache can take them."""
-    positions = device_array("positions", positions)
-    axes = "T" if rope is None or rope.axes is None else "T A"
-    if positions.ndim > len(axes.split()):
-        check_axes("positions", positions, f"B {axes}", B={1, shape[0]}, T=shape[1])
-    else:
-        check_axes("positions", positions, axes, T=shape[1])
-    if cache is not None and rope is not None and (not cache.rotated or rope.needs_context_length):
-        kind = "unrotated keys" if not cache.rotated else "keys whose frequencies depend on the context length"
-        raise ValueError(
-            f"positions must be left out with a cache of {kind}: it rotates keys to their sequence index"
-        )
-    return positions
-
-
-def _windows(window: Windows):
-    """``(window, traced_window, window_of_layer, max_window)``, each None if it does not apply."""
-    if not isinstance(window, tuple):
-        window = window_size(window)
-        return (window, None, None, window) if isinstance(window, int | None) else (None, window, None, None)
-    windows = [window_size(each) for each in window]
-    of_layer = jnp.array([NO_WINDOW if each is None else each for each in windows], jnp.int32)
-    known = [each for each in windows if isinstance(each, int)]
-    return None, None, of_layer, max(known) if len(known) == len(windows) else None

@@ -1,8 +1,9 @@
 """Attention as JAX primitives: its derivative, transpose, batching and lowering.
 
-``attention_p`` gives the output and the log of the sum of exp(scores). Its derivative is ``tangent_p``, linear in
-the tangents. The transpose of ``tangent_p`` is ``backward_p``, which computes the weights again. All three are
-lowered for a platform by :func:`choose_path`. Higher derivatives differentiate the blocks of plain JAX.
+``attention_p`` gives the output, the maximum of scores and the log of the sum of exp(scores - maximum). Its
+derivative is ``tangent_p``, linear in the tangents. The transpose of ``tangent_p`` is ``backward_p``, which
+computes the weights again. All three are lowered for a platform by :func:`choose_path`. Higher derivatives
+differentiate the blocks of plain JAX.
 """
 
 import functools
@@ -38,7 +39,8 @@ def attention(q, k, v, facts: Facts, *, layer=None, implementation: AttentionBac
 
 def attention_with_log(q, k, v, facts: Facts, *, implementation: AttentionBackend | None = None):
     """The output, and the log of the sum of exp(scores), float32 ``[B, N, T]``; both may be differentiated."""
-    return tuple(_bind((q, k, v, None, facts), logged=True, implementation=implementation))
+    out, maximum, log_sum = _bind((q, k, v, None, facts), logged=True, implementation=implementation)
+    return out, maximum + log_sum
 
 
 def _bind(arguments, **options) -> list[jax.Array]:
@@ -49,53 +51,54 @@ def _bind(arguments, **options) -> list[jax.Array]:
 # ---------------------------------------------------------------------------------------------- programs in blocks
 
 
-def _forward(*leaves, tree, implementation, logged, path="blocks", platform="cpu"):
+def _forward(*leaves, tree, implementation, logged, path, platform):
     q, k, v, layer, facts = tree.unflatten(leaves)
     if path == "splash":
-        results = splash.forward(q, k, v, facts.segments, **_splash_options(q, facts), save_log_total=logged)
-        return list(results[: 1 + logged])
-    sizes = block_sizes(q, k, implementation, platform)
-    return list(blocks.forward(q, k, v, layer, facts, sizes))[: 1 + logged]
+        out, log_total = splash.forward(q, k, v, facts.segments, **_splash_options(q, facts), save_log_total=logged)
+        return [out] if log_total is None else [out, jnp.zeros_like(log_total), log_total]
+    results = blocks.forward(q, k, v, layer, facts, block_sizes(q, k, implementation, platform))
+    return list(results) if logged else [results[0]]
 
 
-def _tangent(*operands, tree, implementation, active, path="blocks", platform="cpu", differentiable=False):
-    leaves, (out, log_total), tangents = _split(operands, tree.num_leaves)
+def _tangent(*operands, tree, implementation, active, path, platform, differentiable=False):
+    leaves, (out, maximum, log_sum), tangents = _split(operands, tree.num_leaves)
     q, k, v, _, facts = tree.unflatten(leaves)
     given = dict(zip(active, tangents, strict=True))
     dleaves = [given.get(i) for i in range(tree.num_leaves)]
     dq, dk, dv, _, dfacts = tree.unflatten(dleaves)
     dparams = None
-    if facts.position_bias is not None and jax.tree.leaves(dfacts.position_bias):
+    if facts.position_bias is not None and jax.tree.leaves(dfacts.position_bias.params):
         dparams = jax.tree.map(
             lambda x, dx: jnp.zeros_like(x) if dx is None else dx,
             facts.position_bias.params,
             dfacts.position_bias.params,
         )
     sizes = block_sizes(q, k, implementation, platform)
-    dextras = Extras(dfacts.bias, dparams)
+    given_extras = Extras(dfacts.bias, dparams)
+    results = out, maximum, log_sum
     return list(
-        blocks.tangent(q, k, v, facts, out, log_total, dq, dk, dv, dextras, sizes, differentiable=differentiable)
+        blocks.tangent(q, k, v, facts, *results, dq, dk, dv, given_extras, sizes, differentiable=differentiable)
     )
 
 
-def _backward(*operands, tree, implementation, active, path="blocks", platform="cpu", differentiable=False):
-    leaves, (out, log_total), (dout, *dlog_total) = _split(operands, tree.num_leaves)
+def _backward(*operands, tree, implementation, active, path, platform, differentiable=False):
+    leaves, (out, maximum, log_sum), (dout, *dlog_total) = _split(operands, tree.num_leaves)
     q, k, v, _, facts = tree.unflatten(leaves)
     dlog = dlog_total[0] if dlog_total else None
     if path == "splash":
-        results = (q, k, v, facts.segments, out, log_total, dout)
+        results = (q, k, v, facts.segments, out, maximum + log_sum, dout)
         gradients = splash.backward(*results, **_splash_options(q, facts), dlog_total=dlog)
         return _gradients_of_leaves(tree, leaves, active, *gradients, Extras())
     sizes = block_sizes(q, k, implementation, platform)
     dq, dk, dv, dextras = blocks.backward(
-        q, k, v, facts, out, log_total, dout, dlog, sizes, differentiable=differentiable
+        q, k, v, facts, out, maximum, log_sum, dout, dlog, sizes, differentiable=differentiable
     )
     return _gradients_of_leaves(tree, leaves, active, dq, dk, dv, dextras)
 
 
 def _splash_options(q, facts: Facts) -> dict:
     scale = q.shape[-1] ** -0.5 if facts.scale is None else facts.scale
-    return dict(causal=facts.causal, window=facts.window, scale=scale, logit_cap=facts.logit_cap)
+    return dict(causal=facts.causal, window=facts.known_window, scale=scale, logit_cap=facts.logit_cap)
 
 
 def _gradients_of_leaves(tree, leaves, active, dq, dk, dv, dextras: Extras) -> list[jax.Array]:
@@ -106,20 +109,20 @@ def _gradients_of_leaves(tree, leaves, active, dq, dk, dv, dextras: Extras) -> l
     if facts.bias is not None:
         by_leaf[facts.bias] = dextras.bias
     if facts.position_bias is not None:
-        numbers = jax.tree.leaves(facts.position_bias)
+        numbers = jax.tree.leaves(facts.position_bias.params)
         by_leaf |= dict(zip(numbers, jax.tree.leaves(dextras.params), strict=True))
     return [by_leaf[i].astype(leaves[i].dtype) for i in active]
 
 
 def _split(operands, num_leaves: int):
-    return operands[:num_leaves], operands[num_leaves : num_leaves + 2], operands[num_leaves + 2 :]
+    return operands[:num_leaves], operands[num_leaves : num_leaves + 3], operands[num_leaves + 3 :]
 
 
 # ------------------------------------------------------------------------------------------------- transformations
 
-attention_p = Primitive("attention")  # q, k, v, layer and facts as leaves -> out, log_total
-tangent_p = Primitive("attention_tangent")  # leaves, out, log_total, tangents of active leaves -> dout, dlog_total
-backward_p = Primitive("attention_backward")  # leaves, out, log_total, dout, dlog_total or none -> active gradients
+attention_p = Primitive("attention")  # q, k, v, layer and facts as leaves -> out, maximum, log_sum
+tangent_p = Primitive("attention_tangent")  # leaves, results, tangents of active leaves -> dout, dlog_total
+backward_p = Primitive("attention_backward")  # leaves, results, dout, dlog_total or none -> active gradients
 
 
 def _jvp(primals, tangents, *, tree, implementation, logged):
@@ -136,7 +139,11 @@ def _jvp(primals, tangents, *, tree, implementation, logged):
     results = attention_p.bind(*primals, tree=tree, implementation=implementation, logged=True)
     some = (tangents[i] for i in active)
     dresults = tangent_p.bind(*primals, *results, *some, tree=tree, implementation=implementation, active=active)
-    return results[: 1 + logged], dresults[: 1 + logged]
+    if not logged:
+        return results[:1], dresults[:1]
+    # Only the sum of maximum and log is used: the log has the derivative of both.
+    dout, dlog_total = dresults
+    return results, [dout, ad.Zero(jax.typeof(results[1]).to_tangent_aval()), dlog_total]
 
 
 def _transpose(cotangents, *operands, tree, implementation, active):
@@ -151,7 +158,7 @@ def _transpose(cotangents, *operands, tree, implementation, active):
         *leaves, *results, dout, *given, tree=tree, implementation=implementation, active=active
     )
     assert all(map(ad.is_undefined_primal, tangents))
-    return [None] * (len(leaves) + 2) + gradients
+    return [None] * (len(leaves) + 3) + gradients
 
 
 def _replaced(items, indices, replacements) -> list:
@@ -160,11 +167,12 @@ def _replaced(items, indices, replacements) -> list:
 
 
 def _jvp_of_blocks(program, primals, tangents, **options):
-    """The derivative of a derivative: JAX differentiates the blocks."""
+    """The derivative of a derivative: JAX differentiates the blocks, also if a kernel was asked for by name."""
     active = [i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
 
     def of_active(*some):
-        return program(*_replaced(primals, active, some), **options, differentiable=True)
+        some_options = options | dict(path="blocks", platform="cpu", differentiable=True)
+        return program(*_replaced(primals, active, some), **some_options)
 
     return jax.jvp(of_active, [primals[i] for i in active], [tangents[i] for i in active])
 
@@ -200,7 +208,7 @@ def _batch(primitive, operands, axes, *, tree, **options):
 
 
 def _results_like(leaves):
-    """Types of the output and of the log of the sum: as q, and as q without features in float32 or wider."""
+    """Types of the output and of a number for each query: as q, and as q without features in float32 or wider."""
     q = leaves[0]
 
     def log_like(q):
@@ -209,8 +217,13 @@ def _results_like(leaves):
     return [q, jax.make_jaxpr(log_like)(q).out_avals[0]]
 
 
-def _forward_types(*operands, tree, logged=True, **_):
-    return _results_like(operands)[: 1 + logged]
+def _forward_types(*operands, tree, logged, **_):
+    out, number = _results_like(operands)
+    return [out, number, number] if logged else [out]
+
+
+def _tangent_types(*operands, **_):
+    return _results_like(operands)
 
 
 def _backward_types(*operands, tree, active, **_):
@@ -227,16 +240,22 @@ def _jitted(*operands, primitive, **options):
 
 def _impl(primitive, program, *operands, **options):
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        return program(*operands, **options)
+        platform = jax.default_backend()
+        path = _path(primitive, operands, options["tree"], options["implementation"], platform, divided=False)
+        return program(*operands, **options, path=path, platform=platform)
     return _jitted(*operands, primitive=primitive, **options)
 
 
-def _lower(primitive, program, platform, context, *operands, tree, implementation, **options):
-    q, k, _, layer, facts = tree.unflatten(context.avals_in[: tree.num_leaves])
-    divided = is_partitioned_by_xla(context.module_context)
+def _path(primitive, operands, tree, implementation, platform: str, *, divided: bool) -> AttentionBackend:
+    q, k, _, layer, facts = tree.unflatten(operands[: tree.num_leaves])
     path = choose_path(q, k, layer, facts, implementation, platform=platform, divided=divided)
-    if primitive is tangent_p and path == "splash":  # the kernel has no forward mode
-        path = "blocks"
+    # The kernel has no forward mode.
+    return "blocks" if primitive is tangent_p and path == "splash" else path
+
+
+def _lower(primitive, program, platform, context, *operands, tree, implementation, **options):
+    divided = is_partitioned_by_xla(context.module_context)
+    path = _path(primitive, context.avals_in, tree, implementation, platform, divided=divided)
     lowered = mlir.lower_fun(functools.partial(program, path=path, platform=platform), multiple_results=True)
     return lowered(context, *operands, tree=tree, implementation=implementation, **options)
 
@@ -252,7 +271,7 @@ def _register(primitive, program, types) -> None:
 
 
 _register(attention_p, _forward, _forward_types)
-_register(tangent_p, _tangent, _forward_types)
+_register(tangent_p, _tangent, _tangent_types)
 _register(backward_p, _backward, _backward_types)
 ad.primitive_jvps[attention_p] = _jvp
 ad.primitive_jvps[tangent_p] = functools.partial(_jvp_of_blocks, _tangent)

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from rope_jax._checks import check_axes, check_dtype, check_integer, check_real, device_array
+from rope_jax._checks import check_axes, check_dtype, check_integer, device_array
 from rope_jax.attention import blocks
-from rope_jax.attention.attend import check_options, checked_scores
+from rope_jax.attention.attend import check_options, checked_scores, fold_traced_scale
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.mask import checked_sequence_index, window_size
 from rope_jax.attention.tiling import BlockSizes
@@ -90,9 +90,8 @@ def ring_attention(
     check_dtype("v", v, jnp.floating, "floating")
     sequence_index = checked_sequence_index(sequence_index, batch, length)
     check_options(logit_cap)
-    window, scale = window_size(window), check_real("scale", scale)
-    if isinstance(scale, jax.core.Tracer):
-        raise TypeError("scale must be a concrete number in ring_attention, got a traced number")
+    window = window_size(window)
+    q, scale = fold_traced_scale(q, scale)
     block_size = check_integer("block_size", block_size, 1)
     if not length:
         raise ValueError(f"q must have at least one token, got shape {q.shape}")
@@ -126,13 +125,11 @@ def ring_attention(
 
     chunk = length // 2 if length % 2 == 0 else length  # a block must not straddle the two chunks of zigzag
     block = next(size for size in range(min(block_size, chunk), 0, -1) if chunk % size == 0)
-    known = window if isinstance(window, int) else None
-    options = _Options(
-        axis_name, BlockSizes(block, block), Facts(causal=causal, window=known, scale=scale, logit_cap=logit_cap)
-    )
+    known, traced = (window, None) if isinstance(window, int) else (None, window)
+    facts = Facts(causal=causal, window=known, scale=scale, logit_cap=logit_cap)
+    options = _Options(axis_name, BlockSizes(block, block), facts)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     q, k, v, sequence_index = unify_varying_axes(q, k, v, sequence_index)
-    traced = window if known is None else None
     return _ring_attention(q, k, v, sequence_index, traced, options).swapaxes(1, 2)
 
 
@@ -141,10 +138,11 @@ class _Options(NamedTuple):
 
     axis_name: str
     sizes: BlockSizes
-    facts: Facts  # without arrays
+    facts: Facts  # without arrays, and without a traced window
 
     def facts_of(self, query_index, key_index, window) -> Facts:
-        return dataclasses.replace(self.facts, query_index=query_index, key_index=key_index, traced_window=window)
+        window = self.facts.window if window is None else window
+        return dataclasses.replace(self.facts, query_index=query_index, key_index=key_index, window=window)
 
 
 class _Keys(NamedTuple):
@@ -167,28 +165,32 @@ def _forward(q, k, v, sequence_index, window, options: _Options):
     sequence_index, _ = lax.optimization_barrier((sequence_index, q[0, 0, 0, 0]))
 
     def attend_to(state, keys: _Keys):
-        out, log_total = state
+        out, maximum, log_sum = state
         facts = options.facts_of(sequence_index, keys.sequence_index, window)
-        new_out, new_log = blocks.forward(q, keys.k, keys.v, None, facts, options.sizes, dtype=out.dtype)
-        new_log = jnp.where(new_log == jnp.inf, -jnp.inf, new_log)  # queries that read none of these keys
-        both = jnp.logaddexp(log_total, new_log)
-        old_share, new_share = (jnp.exp(log - both)[..., None] for log in (log_total, new_log))
-        return (old_share * out + new_share * new_out, both), None
+        new = blocks.forward(q, keys.k, keys.v, None, facts, options.sizes, dtype=out.dtype)
+        new_log = jnp.where(new[2] == jnp.inf, -jnp.inf, new[2])  # queries that read none of these keys
+        top = jnp.maximum(maximum, new[1])
+        logs = maximum - top + log_sum, new[1] - top + new_log
+        both = jnp.logaddexp(*logs)
+        old_share, new_share = (jnp.exp(log - both)[..., None] for log in logs)
+        return (old_share * out + new_share * new[0], top, both), None
 
     # Each query reads its own key on its own device, so that the log of the sum is finite from then on.
-    start = jnp.zeros_like(q, wide_dtype(q)), jnp.full_like(q[..., 0], -jnp.inf, wide_dtype(q))
+    dtype = wide_dtype(q)
+    numbers = functools.partial(jnp.full_like, q[..., 0], dtype=dtype)
+    start = jnp.zeros_like(q, dtype), numbers(jnp.finfo(dtype).min), numbers(-jnp.inf)
     keys = _Keys(k, v, sequence_index)
-    (out, log_total), _ = _pass_keys_around_ring(attend_to, start, keys, None, options.axis_name)
+    (out, maximum, log_sum), _ = _pass_keys_around_ring(attend_to, start, keys, None, options.axis_name)
     out = out.astype(q.dtype)
-    return out, (q, k, v, sequence_index, window, out, log_total)
+    return out, (q, k, v, sequence_index, window, out, maximum, log_sum)
 
 
 def _backward(options: _Options, residuals, dout):
-    q, k, v, sequence_index, window, out, log_total = residuals
+    q, k, v, sequence_index, window, out, maximum, log_sum = residuals
 
     def differentiate(dq, keys: _Keys):
         facts = options.facts_of(sequence_index, keys.sequence_index, window)
-        operands = q, keys.k, keys.v, facts, out, log_total, dout, None, options.sizes
+        operands = q, keys.k, keys.v, facts, out, maximum, log_sum, dout, None, options.sizes
         new, dk, dv, _ = blocks.backward(*operands, dtype=dq.dtype)
         return dq + new, (dk, dv)
 

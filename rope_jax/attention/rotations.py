@@ -32,9 +32,14 @@ def check_ropes(ropes: Ropes) -> None:
         if not isinstance(rope, Rope | None):
             raise TypeError(f"rope must be a Rope, None, or a tuple of these, got {type(rope).__name__}")
     rotating = [rope for rope in distinct_ropes(ropes) if rope is not None]
-    for rope in rotating:
-        if dataclasses.replace(rope, schedule=rotating[0].schedule) != rotating[0]:
-            raise ValueError(f"rope must be of layers that differ by schedule alone, got {rotating[0]} and {rope}")
+    for rope in rotating[1:]:
+        first = rotating[0]
+        same = (rope.num_axes, rope.num_heads) == (first.num_axes, first.num_heads)
+        if dataclasses.replace(rope, schedule=first.schedule) != first or not same:
+            raise ValueError(
+                "rope must be of layers that differ by schedule alone, with equal axes and heads, "
+                f"got {first} and {rope}"
+            )
 
 
 def _depends_on_length(rope: Rope) -> bool:
@@ -62,7 +67,7 @@ def rotations_at(ropes: Ropes, positions, context_length, so_far) -> tuple[Rotat
         length = context_length if rope in takers else None
         if length is None and rope.needs_context_length:
             length = so_far
-        rotations[rope] = rope.rotation(positions, context_length=length)
+        rotations[rope] = with_batch_axis(rope.rotation(positions, context_length=length), rope)
     if not isinstance(ropes, tuple) or len(distinct) == 1:
         return rotations[distinct[0]], None
     like = rotations[rotating[0]]
@@ -70,6 +75,13 @@ def rotations_at(ropes: Ropes, positions, context_length, so_far) -> tuple[Rotat
     parts = zip(*(rotations.get(rope, identity) for rope in distinct), strict=True)
     stacked = Rotation(*(jnp.stack(jnp.broadcast_arrays(*part)) for part in parts))
     return stacked, jnp.array([distinct.index(rope) for rope in ropes], jnp.int32)
+
+
+def with_batch_axis(rotation: Rotation, rope: Rope) -> Rotation:
+    """A rotation for each head as ``[B or 1, T, N, R/2]``: rotate tells it by as many axes as x has."""
+    if rope.num_heads is None or rotation.cos.ndim == 4:
+        return rotation
+    return Rotation(*(part[None] for part in rotation))
 
 
 def stored_context_length(cache: KVCache, ropes: Ropes, context_length, so_far, num_tokens, by_count: bool):

@@ -6,6 +6,7 @@ A block of queries is ``[B, K, G, t, H]``, where the G = N/K query heads of a ke
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -94,6 +95,11 @@ class Tiling:
         return self.k.shape[-3]
 
     @property
+    def group(self) -> int:
+        """G, the query heads of a key head."""
+        return self.q.shape[1] // self.kv_heads
+
+    @property
     def num_queries(self):
         """Blocks of queries."""
         return -(-self.length // self.sizes.queries)
@@ -142,12 +148,12 @@ class Tiling:
             return *lows, of_queries.max(axis=-1, keepdims=True), of_keys.max(axis=-1)
 
         visible = jnp.ones((1, self.num_keys), bool)
-        if facts.causal or facts.any_window is not None:
+        if facts.causal or facts.window is not None:
             low, key_low, high, key_high = extremes(self.query_index(i), facts.key_indices(self.kv_length))
             if facts.causal:
                 visible &= high >= key_low
-            if facts.any_window is not None:
-                near = (low - key_high < facts.any_window) & (high - key_low > -facts.any_window)
+            if facts.window is not None:
+                near = (low - key_high < facts.window) & (high - key_low > -facts.window)
                 visible &= near | (key_low < facts.num_sink_tokens) if facts.num_sink_tokens else near
         if facts.segments is not None:
             segments = self._cut(facts.segments, i, self.sizes.queries, 1)
@@ -172,7 +178,7 @@ class Tiling:
     def queries(self, x, i):
         """Block i of ``[B, N, T, ...]``, as ``[B, K, G, t, ...]``."""
         block = self._cut(x, i, self.sizes.queries, 2)
-        return block.reshape(block.shape[0], self.kv_heads, -1, *block.shape[2:])
+        return block.reshape(block.shape[0], self.kv_heads, self.group, *block.shape[2:])
 
     def keys(self, x, j):
         """Block j of keys or values, ``[B, K, s, H]`` in q's dtype."""
@@ -214,8 +220,8 @@ class Tiling:
 
     def _grouped(self, x):
         """``[B or 1, N or 1, t or 1, s]`` as ``[B or 1, K or 1, G or 1, t or 1, s]``."""
-        kv_heads = 1 if x.shape[1] == 1 else self.kv_heads
-        return x.reshape(x.shape[0], kv_heads, -1, *x.shape[2:])
+        heads = (1, 1) if x.shape[1] == 1 else (self.kv_heads, self.group)
+        return x.reshape(x.shape[0], *heads, *x.shape[2:])
 
     # ----------------------------------------------------------------------------------------------------- scores
 
@@ -250,13 +256,13 @@ class Tiling:
     def _allowed(self, i, j):
         """The mask of a pair of blocks, bool ``[B or 1, K or 1, G or 1, t, s]``; None if all is visible."""
         facts, conditions = self.facts, []
-        if facts.causal or facts.any_window is not None:
+        if facts.causal or facts.window is not None:
             conditions.append(
                 attention_mask(
                     self.query_index(i),
                     self.key_index(j),
                     causal=facts.causal,
-                    window=facts.any_window,
+                    window=facts.window,
                     num_sink_tokens=facts.num_sink_tokens,
                 )
             )
@@ -281,13 +287,16 @@ class Tiling:
         return self._start(number, size, length) + jnp.arange(size, dtype=jnp.int32) >= number * size
 
     def drop(self, weights, i, j):
-        """Dropout of weights ``[B, K, G, t, s]``: the same entries at each call."""
+        """Dropout of weights ``[B, K, G, t, s]``: the same tokens in each block, whatever its size."""
         facts = self.facts
         if facts.dropout_key is None:
             return weights
+        starts = (
+            self._start(i, self.sizes.queries, self.length),
+            self._start(j, self.sizes.keys, self.kv_length),
+        )
         keep = 1.0 - facts.dropout_rate
-        key = jax.random.wrap_key_data(facts.dropout_key, impl=facts.dropout_impl)
-        kept = jax.random.bernoulli(jax.random.fold_in(key, i * self.num_keys + j), keep, weights.shape)
+        kept = _random_bits(facts, weights.shape, starts) < jnp.uint32(int(keep * 2.0**32))
         return jnp.where(kept, weights / jnp.asarray(keep, weights.dtype), 0)
 
     # ---------------------------------------------------------------------------------------------------- results
@@ -325,6 +334,23 @@ class Tiling:
 
 # The axis that a product sums over, of [b, k, gt, s, h].
 _REDUCTIONS = {("bkgth,bksh", "bkgts"): 4, ("bkgts,bksh", "bkgth"): 3}
+
+
+def _random_bits(facts: Facts, shape, starts) -> jax.Array:
+    """uint32 ``[B, K, G, t, s]``, each from the number of its head, query and key."""
+    assert facts.dropout_key is not None
+    key = jax.random.wrap_key_data(facts.dropout_key, impl=facts.dropout_impl)
+    # Threefry, since other generators are slow for a key of each entry.
+    key = jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl="threefry2x32")
+    for start, size in zip((0, *starts), (math.prod(shape[:3]), *shape[3:]), strict=True):
+        key = _fold_in_each(key, start + jnp.arange(size, dtype=jnp.int32))
+    return jax.random.key_data(key)[..., 0].reshape(shape)
+
+
+def _fold_in_each(keys, numbers) -> jax.Array:
+    """Folds each of the numbers ``[n]`` in each of the keys ``[...]``: keys ``[..., n]``."""
+    fold = jax.random.fold_in if keys.ndim == 0 else _fold_in_each
+    return jax.vmap(fold, (None, 0) if keys.ndim == 0 else (0, None))(keys, numbers)
 
 
 def _reduced(a, b, axis: int, dtype) -> jax.Array:

@@ -1,12 +1,8 @@
-"""Cosine and sine at a position, exact for every integer position.
+"""Cosine and sine of the angle of each pair at a position, exact for every integer position."""
 
-A frequency is stored in turns per position, as a fraction of 2^64 in two uint32 words. The phase is the product of
-position and frequency modulo 2^64: whole turns fall off by overflow, and large positions lose no digits. Short
-polynomials give the sine and cosine of the phase.
-"""
-
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +10,24 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from rope_jax._checks import check_axes, device_array
+from rope_jax._checks import check_axes, check_integer, device_array
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice
+from rope_jax.core.phases import (
+    cos_and_sin,
+    fixed_point_turns,
+    rounded_turns,
+    scaled_coefficients,
+    subtract_turns,
+    sum_of_phases,
+)
 
 
 class Rotation(NamedTuple):
     """``attention_factor`` times the cosine and the sine of the angle of each pair.
 
     Attributes:
-      cos: float32 ``[..., T, R/2]``.
-      sin: float32 ``[..., T, R/2]``.
+      cos: float32 ``[..., T, R/2]``, or ``[..., T, N, R/2]`` with frequencies for each head.
+      sin: float32, likewise.
     """
 
     cos: jax.Array
@@ -41,39 +45,73 @@ class Rotation(NamedTuple):
         square = self.cos * self.cos + self.sin * self.sin  # attention_factor^2
         return Rotation(self.cos / square, -self.sin / square)
 
+    def prepend_identity(self, num_tokens: int, *, token_axis: int = -2) -> "Rotation":
+        """With tokens in front that are not rotated: class, register or prefix tokens.
 
-def rotation(
-    positions, frequencies: Frequencies | FrequencyChoice, *, axes: Sequence[int] | None = None
-) -> Rotation:
-    """``a * (cos, sin)(m * theta_i)`` for every position m and pair i (RoFormer, section 3.2.2).
+        Args:
+          num_tokens: how many tokens to add, at least 0.
+          token_axis: the axis T: -2, or -3 with frequencies for each head.
+
+        Raises:
+          TypeError: if ``num_tokens`` is not an integer.
+          ValueError: if ``num_tokens`` is below 0, or ``token_axis`` is neither -2 nor -3.
+
+        Example:
+          >>> import jax.numpy as jnp, rope_jax
+          >>> half_turn = rope_jax.Rotation(jnp.array([[-1.0]]), jnp.array([[0.0]]))
+          >>> half_turn.prepend_identity(2).cos.ravel().tolist()
+          [1.0, 1.0, -1.0]
+        """
+
+        count = check_integer("num_tokens", num_tokens, 0)
+        if token_axis not in (-2, -3):
+            raise ValueError(f"token_axis must be -2, or -3 with frequencies for each head, got {token_axis}")
+
+        def pad(part, value):
+            shape = list(part.shape)
+            shape[token_axis] = count
+            return jnp.concatenate([jnp.full(shape, value, part.dtype), part], token_axis)
+
+        return Rotation(pad(self.cos, 1), pad(self.sin, 0))
+
+
+def rotation(positions, frequencies: Frequencies | FrequencyChoice) -> Rotation:
+    """``a * (cos, sin)(m . theta_i + phase_i)`` for every position m and pair i (RoFormer, section 3.2.2).
+
+    Text has one position axis: ``m * theta_i``. With A axes, each pair has a wave vector: ``m . theta_i = sum_a m_a
+    theta_ai`` (Heo et al. 2024, "Rotary Position Embedding for Vision Transformer", section 3.2).
 
     Integer positions and host frequencies: the error is at most ``1.2e-7 * max(1, a)`` at every int32
-    position, for any matmul precision and with x64 on or off. With x64, int64 positions add
-    ``|m| * 2^-62`` radians.
+    position, for any matmul precision and with x64 on or off, if no pair reads more than 7 axes; each further axis
+    adds ``4.4e-9``. With x64, int64 positions add ``|m| * 2^-62`` radians. A phase in a jax array is added by a
+    product in float32, and the bound is then ``3e-7 * max(1, a)``.
 
     Float positions, or frequencies in a jax array (learned, traced): the angle is computed in float32, with an
-    error up to ``|m * theta_i| * 2^-23`` radians. Both positions and frequencies are then differentiable.
+    error up to ``(A + 1) 2^-24 sum_a |m_a * theta_ai|`` radians; a phase counts as one more axis. Both positions
+    and frequencies are then differentiable.
 
     Args:
-      positions: integers or float32/float64 ``[..., T]``, or ``[..., T, A]`` with ``axes``; in the unit
+      positions: integers or float32/float64 ``[..., T]``, or ``[..., T, A]`` for frequencies of A axes; in the unit
         of the frequencies.
-      frequencies: :class:`Frequencies` or a :class:`FrequencyChoice`, as schedules return them. Traced frequencies
-        and the index of a choice have the axes of the positions before T: ``[B, R/2]`` for positions ``[B, T]``.
-      axes: for each of the R/2 pairs, the index of its position axis, in ``[0, A)``.
+      frequencies: :class:`Frequencies` or a :class:`FrequencyChoice`, as schedules return them. Batch axes, and
+        the index of a choice, are the axes of the positions before T: ``[B, R/2]`` for positions ``[B, T]``.
 
     Returns:
-      :class:`Rotation` of float32 ``[..., T, R/2]``.
+      :class:`Rotation` of float32 ``[..., T, R/2]``, or ``[..., T, N, R/2]`` with frequencies for each head.
 
     Raises:
       TypeError: if positions are bool, bfloat16 or float16, or frequencies are of another type.
-      ValueError: if host positions do not fit in the integer dtype, ``axes`` does not have R/2 entries in
-        ``[0, A)``, or the leading axes do not broadcast.
+      ValueError: if host positions do not fit in the integer dtype, positions do not have the A axes of the
+        frequencies, or the leading axes do not broadcast.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
       >>> cos, sin = rope_jax.rotation(jnp.array([2_147_483_647]), rope_jax.Standard()(128))
       >>> cos.shape, f"{cos[0, 0]:.6f}"  # cos(2147483647)
       ((1, 64), '-0.688837')
+      >>> diagonal = rope_jax.Frequencies([[1.0, 0.0], [1.0, 0.1]])  # the first pair reads the sum of both axes
+      >>> rope_jax.rotation(rope_jax.grid_positions(4, 6), diagonal).cos.shape
+      (24, 2)
     """
     if not isinstance(frequencies, Frequencies | FrequencyChoice):
         raise TypeError(
@@ -84,8 +122,7 @@ def rotation(
     is_integer = jnp.issubdtype(positions.dtype, jnp.integer)
     if not is_integer and positions.dtype not in (jnp.float32, jnp.float64):
         raise TypeError(f"positions must be integers, float32 or float64, got dtype {positions.dtype}")
-    check_axes("positions", positions, "... T" if axes is None else "... T A")
-    leading = positions.shape[: -1 if axes is None else -2]
+    leading = leading_axes(positions, frequencies.num_axes)
     try:
         jnp.broadcast_shapes(leading, frequencies.leading_shape)
     except ValueError:
@@ -94,50 +131,126 @@ def rotation(
             f"got {leading} and {frequencies.leading_shape}"
         ) from None
 
-    # From here on positions are [..., T, R/2], or [..., T, 1] if all pairs share a position.
-    positions = positions[..., None] if axes is None else _select_axes(positions, axes, frequencies.num_pairs)
-    if is_integer and frequencies.on_host:
-        words, coefficients = _lookup(frequencies, fixed_point_turns), _lookup(frequencies, _coefficients)
-        return _exact_rotation(positions, words, coefficients)
-    return _float_rotation(positions, frequencies)
+    coordinates, columns = _coordinates(positions, frequencies)
+    first = _first(frequencies)
+    if is_integer and not isinstance(first.inv_freq, jax.Array):
+        coefficients = _lookup(frequencies, lambda f: scaled_coefficients(f.attention_factor))
+        result = _exact_rotation(coordinates, *_words(frequencies, columns), coefficients)
+        if isinstance(first.phase, jax.Array):
+            result = _add_phase(result, first.phase)
+    else:
+        result = _float_rotation(coordinates, frequencies, columns)
+    return _split_heads(result, frequencies)
+
+
+def _first(frequencies: Frequencies | FrequencyChoice) -> Frequencies:
+    return frequencies if isinstance(frequencies, Frequencies) else frequencies.options[0]
+
+
+def _split_heads(rotation: Rotation, frequencies) -> Rotation:
+    """``[..., T, N R/2]`` as ``[..., T, N, R/2]``, if heads have frequencies of their own."""
+    if frequencies.num_heads is None:
+        return rotation
+    sizes = frequencies.num_heads, frequencies.num_pairs
+    return Rotation(*(part.reshape(*part.shape[:-1], *sizes) for part in rotation))
+
+
+def leading_axes(positions, num_axes: int, name: str = "positions", **sizes: int) -> tuple[int, ...]:
+    """The axes ``[...]`` of positions ``[..., T]`` for one axis, else ``[..., T, A]``.
+
+    Raises:
+      ValueError: if positions have other axes.
+    """
+    if num_axes == 1:
+        check_axes(name, positions, "... T", **sizes)
+        return positions.shape[:-1]
+    if positions.ndim < 2 or positions.shape[-1] != num_axes:
+        raise ValueError(
+            f"{name} must be [..., T, A={num_axes}] for frequencies of {num_axes} position axes, "
+            f"got shape {positions.shape}: pass a coordinate for each axis"
+        )
+    check_axes(name, positions, "... T A", **sizes)
+    return positions.shape[:-2]
 
 
 def rotation_change(positions, old, new) -> Rotation:
-    """The rotation from ``old`` to ``new`` frequencies: ``(a'/a) (cos, sin)(m (theta'_i - theta_i))``.
+    """The rotation from ``old`` to ``new`` frequencies: ``(a'/a) (cos, sin)(m . (theta'_i - theta_i))``.
 
     As exact as :func:`rotation` at every int32 position, since frequencies are subtracted as 64-bit fixed-point
     turns.
 
     Args:
-      positions: integers ``[..., T]``.
+      positions: integers ``[..., T]``, or ``[..., T, A]``.
       old: host frequencies, or a choice among host frequencies.
-      new: likewise, with the same number of pairs.
+      new: likewise, of the same shape.
 
     Returns:
-      :class:`Rotation` of float32 ``[..., T, R/2]``.
+      :class:`Rotation` as of :func:`rotation`.
     """
-    (old_hi, old_lo), (new_hi, new_lo) = (
-        jnp.moveaxis(_lookup(frequencies, fixed_point_turns), -2, 0) for frequencies in (old, new)
-    )
-    words = jnp.stack([new_hi - old_hi - (new_lo < old_lo).astype(jnp.uint32), new_lo - old_lo], axis=-2)
+    every_axis = [_of_axis(axis) for axis in range(new.num_axes)]
+    (old_words, old_phase), (new_words, new_phase) = (_words(each, every_axis) for each in (old, new))
+    phase = None
+    if old_phase is not None or new_phase is not None:
+        old_phase, new_phase = (jnp.uint32([0]) if each is None else each for each in (old_phase, new_phase))
+        phase = new_phase - old_phase
+    words = list(map(subtract_turns, new_words, old_words))
     new_factor, old_factor = (
         _lookup(frequencies, lambda f: np.array(f.attention_factor, np.float32)) for frequencies in (new, old)
     )
     factor = (new_factor / old_factor)[..., None, None]
-    one = Frequencies(np.ones(1))
-    turn = _polynomials(_phases(positions[..., None], words), jnp.asarray(_coefficients(one)))
-    return Rotation(factor * turn.cos, factor * turn.sin)
+    cos, sin = _cos_sin(_all_coordinates(positions, new.num_axes), words, phase, scaled_coefficients(1.0))
+    return _split_heads(Rotation(factor * cos, factor * sin), new)
 
 
-def _select_axes(positions, axes: Sequence[int], num_pairs: int) -> jax.Array:
-    """``[..., T, A] -> [..., T, R/2]``: the position of each pair, from its axis."""
-    num_axes = positions.shape[-1]
-    if len(axes) != num_pairs or not all(0 <= axis < num_axes for axis in axes):
-        raise ValueError(
-            f"axes must name one position axis in [0, A={num_axes}) for each of the R/2={num_pairs} pairs, "
-            f"got {len(axes)} entries: {tuple(axes)}"
-        )
-    return positions[..., np.array(axes)]
+# ----------------------------------------------------------------------------------- which coordinate a pair reads
+
+Column = Callable[[Any], Any]
+"""From an array ``[..., A, M]`` to the entries ``[..., M]`` that multiply one of the summed coordinates."""
+
+
+def _coordinates(positions, frequencies) -> tuple[list[jax.Array], list[Column]]:
+    """The coordinates ``[..., T, M or 1]`` whose multiples are summed, and the entries that multiply them.
+
+    M counts the pairs of all heads with frequencies of their own. If each pair reads one axis at most, its
+    coordinate is gathered, and nothing is summed.
+    """
+    num_axes = frequencies.num_axes
+    if num_axes > 1 and (axes := _single_axes(frequencies)) is not None:
+        return [positions[..., axes]], [lambda matrix: matrix[..., axes, np.arange(axes.size)]]
+    return _all_coordinates(positions, num_axes), [_of_axis(axis) for axis in range(num_axes)]
+
+
+def _all_coordinates(positions, num_axes: int) -> list[jax.Array]:
+    return [positions[..., None]] if num_axes == 1 else [positions[..., a, None] for a in range(num_axes)]
+
+
+def _of_axis(axis: int) -> Column:
+    return lambda matrix: matrix[..., axis, :]
+
+
+def _phase(frequencies: Frequencies):
+    """The phases of all heads side by side: ``[..., M]``."""
+    phase = frequencies.phase
+    assert phase is not None
+    return phase if frequencies.num_heads is None else phase.reshape(*phase.shape[:-2], -1)
+
+
+def _single_axes(frequencies) -> np.ndarray | None:
+    """The axis that each pair reads, ``[M]``; None if a pair reads several, or the frequencies are not known."""
+    options = (frequencies,) if isinstance(frequencies, Frequencies) else frequencies.options
+    if isinstance(options[0].inv_freq, jax.Array):
+        return None
+    read = np.any([_matrix(option) != 0 for option in options], axis=0)
+    return np.argmax(read, axis=0) if np.all(read.sum(axis=0) <= 1) else None
+
+
+def _matrix(frequencies: Frequencies):
+    """Frequencies of all heads side by side: ``[..., A, M]``."""
+    inv_freq, num_heads = frequencies.inv_freq, frequencies.num_heads
+    if num_heads is not None:
+        inv_freq = inv_freq.swapaxes(-3, -2)
+        return inv_freq.reshape(*inv_freq.shape[:-2], num_heads * frequencies.num_pairs)
+    return inv_freq if inv_freq.ndim - frequencies.num_batch_axes == 2 else inv_freq[..., None, :]
 
 
 def _lookup(
@@ -154,120 +267,63 @@ def _lookup(
 # --------------------------------------------------------------------------------------- the exact path
 
 
-def _cos_sin(positions, words, coefficients) -> Rotation:
-    return _polynomials(_phases(positions, words), coefficients)
+def _words(frequencies, columns: list[Column]) -> tuple[list[jax.Array], jax.Array | None]:
+    """The fixed-point turns of each coordinate, uint32 ``[..., 2, M]``, and of the phase ``[..., M]``."""
+
+    def turns(column: Column) -> jax.Array:
+        return _lookup(frequencies, lambda f: fixed_point_turns(column(_matrix(f))))
+
+    phase = None
+    if isinstance(_first(frequencies).phase, np.ndarray):
+        phase = _lookup(frequencies, lambda f: rounded_turns(_phase(f)))
+    return [turns(column) for column in columns], phase
+
+
+def _cos_sin(coordinates, words, phase, coefficients) -> Rotation:
+    phases = sum_of_phases(coordinates, words)
+    return Rotation(*cos_and_sin(phases if phase is None else phases + phase[..., None, :], coefficients))
 
 
 @jax.jit
-def _cos_sin_call(positions, words, coefficients) -> Rotation:
+def _cos_sin_call(coordinates, words, phase, coefficients) -> Rotation:
     with set_xla_metadata(inlineable=None):  # only this call stays whole; calls inside it are inlined
-        return _cos_sin(positions, words, coefficients)
+        return _cos_sin(coordinates, words, phase, coefficients)
 
 
-def _cos_sin_not_inlined(positions, words, coefficients) -> Rotation:
+def _cos_sin_not_inlined(coordinates, words, phase, coefficients) -> Rotation:
     """A call that XLA does not inline: inlined, XLA for CPUs evaluates the angles again for each head."""
     with set_xla_metadata(inlineable="false"):
-        return _cos_sin_call(positions, words, coefficients)
+        return _cos_sin_call(coordinates, words, phase, coefficients)
 
 
 @jax.jit
-def _exact_rotation(positions, words, coefficients) -> Rotation:
-    return lax.platform_dependent(positions, words, coefficients, cpu=_cos_sin_not_inlined, default=_cos_sin)
+def _exact_rotation(coordinates, words, phase, coefficients) -> Rotation:
+    arguments = coordinates, words, phase, coefficients
+    return lax.platform_dependent(*arguments, cpu=_cos_sin_not_inlined, default=_cos_sin)
 
 
-# floor(2^256 / 2 pi): enough digits to know any frequency below 2^64 to 2^-65 of a turn.
-_TURN_PER_RADIAN = 0x28BE60DB9391054A7F09D5F47D4D377036D8A5664F10E4107F9458EAF7AEF158
-
-
-def fixed_point_turns(frequencies: Frequencies) -> np.ndarray:
-    """Turns per position modulo 1, to the nearest 2^-64: uint32 ``[2, R/2]``, high word first."""
-    turns = []
-    for inv_freq in frequencies.inv_freq.tolist():
-        numerator, denominator = inv_freq.as_integer_ratio()  # exact: denominator is a power of two
-        scaled = numerator * _TURN_PER_RADIAN // (denominator << 191)
-        turns.append(((scaled + 1) >> 1) % 2**64)
-    return np.array([[turn >> 32 for turn in turns], [turn & 0xFFFF_FFFF for turn in turns]], np.uint32)
-
-
-def _phases(positions, words) -> jax.Array:
-    """The high word of ``positions * words`` modulo 2^64: the fraction of a turn in units of 2^-32.
-
-    With ``m = upper * 2^32 + lower``, ``words = hi * 2^32 + lo``, modulo 2^32 this is ``lower * hi +
-    upper * lo + (lower * lo) / 2^32``. The last term is summed from 16-bit pieces without the carries of
-    the lowest, so the phase is at most 3 units, 4.4e-9 radians, too low.
-    """
-    hi, lo = words[..., None, 0, :], words[..., None, 1, :]
-    lower = positions.astype(jnp.uint32)
-    if positions.dtype.itemsize == 8:
-        upper = (positions >> 32).astype(jnp.uint32)
-    else:
-        upper = jnp.where(positions < 0, jnp.uint32(0xFFFF_FFFF), jnp.uint32(0))  # two's complement
-    m1, m0, lo1, lo0 = lower >> 16, lower & 0xFFFF, lo >> 16, lo & 0xFFFF
-    return lower * hi + upper * lo + m1 * lo1 + (m1 * lo0 >> 16) + (m0 * lo1 >> 16)
-
-
-def _minimax(function, degree: int) -> np.ndarray:
-    """Coefficients of a polynomial close to ``function(v)``, for squares v of up to an eighth of a turn."""
-    chebyshev = np.polynomial.Chebyshev.interpolate(function, degree, domain=[0, 1 / 64])
-    return chebyshev.convert(kind=np.polynomial.Polynomial).coef
-
-
-# cos(2 pi t) = 1 + v C(v), sin(2 pi t) = t (2 pi + v S(v)) with v = t^2, to 1e-10 for |t| <= 1/8.
-_COS = _minimax(lambda v: (np.cos(2 * np.pi * np.sqrt(v)) - 1) / v, 3)
-_SIN = _minimax(lambda v: (np.sin(2 * np.pi * np.sqrt(v)) / np.sqrt(v) - 2 * np.pi) / v, 3)
-
-
-def _coefficients(frequencies: Frequencies) -> np.ndarray:
-    """The polynomials times ``attention_factor``, float32 ``[2, 6]``, with leading terms in two parts.
-
-    Rounding a leading term to a single float32 would cost half an ulp of the result.
-    """
-    rows = []
-    for leading, rest in ((1.0, _COS), (2 * np.pi, _SIN)):
-        exact = frequencies.attention_factor * np.array([leading, *rest])
-        rows.append([exact[0], exact[0] - np.float32(exact[0]), *exact[1:]])
-    return np.array(rows, np.float32)
-
-
-def _polynomials(phases, coefficients) -> Rotation:
-    """Cosine and sine of uint32 phases: a quarter turn from the top bits, polynomials on at most an eighth."""
-    # Without the barrier, XLA would fold the two parts of a leading coefficient into a single float32.
-    coefficients = lax.optimization_barrier(coefficients)[..., None, None, :]
-    quarter = (phases + jnp.uint32(1 << 29)) >> 30
-    rest = (phases - (quarter << 30)).astype(jnp.int32)
-    t = rest.astype(jnp.float32) * jnp.float32(2.0**-32)
-    v = t * t
-
-    def series(row):
-        leading, correction, c0, c1, c2, c3 = (coefficients[..., row, :, :, i] for i in range(6))
-        return leading, correction + v * (c0 + v * (c1 + v * (c2 + v * c3)))
-
-    cos_leading, cos_rest = series(0)
-    sin_leading, sin_rest = series(1)
-    cos = cos_leading + cos_rest
-    sin = t * sin_leading + t * sin_rest
-    odd = (quarter & 1) == 1
-    # Quarters 1 and 2 have a negative cosine, 2 and 3 a negative sine: bit 1 of each, moved to the sign bit.
-    return Rotation(
-        cos=_flip_sign(jnp.where(odd, sin, cos), (quarter + 1) & 2),
-        sin=_flip_sign(jnp.where(odd, cos, sin), quarter & 2),
-    )
-
-
-def _flip_sign(x, two) -> jax.Array:
-    """``-x`` for ``two`` = 2, ``x`` for ``two`` = 0."""
-    return lax.bitcast_convert_type(lax.bitcast_convert_type(x, jnp.uint32) ^ (two << 30), jnp.float32)
+def _add_phase(rotation: Rotation, phase) -> Rotation:
+    """Rotates further by phases ``[R/2]`` or ``[N, R/2]`` in a jax array, differentiable in them."""
+    phase = phase.astype(jnp.float64 if phase.dtype == jnp.float64 else jnp.float32).ravel()
+    cos, sin = (part.astype(jnp.float32) for part in (jnp.cos(phase), jnp.sin(phase)))
+    return Rotation(rotation.cos * cos - rotation.sin * sin, rotation.sin * cos + rotation.cos * sin)
 
 
 # --------------------------------------------------------------------------------------- the float path
 
 
-def _float_rotation(positions, frequencies: Frequencies | FrequencyChoice) -> Rotation:
-    dtypes = [positions.dtype]
-    if isinstance(frequencies, Frequencies) and not frequencies.on_host:
-        dtypes.append(frequencies.inv_freq.dtype)
-    dtype = np.dtype(np.float64 if jnp.float64 in dtypes else np.float32)
-    inv_freq = _lookup(frequencies, lambda f: f.inv_freq.astype(dtype))[..., None, :]
+def _float_rotation(coordinates, frequencies, columns: list[Column]) -> Rotation:
+    arrays = [coordinates[0]]
+    if isinstance(frequencies, Frequencies):
+        arrays += [part for part in (frequencies.inv_freq, frequencies.phase) if isinstance(part, jax.Array)]
+    dtype = np.dtype(np.float64 if any(array.dtype == jnp.float64 for array in arrays) else np.float32)
+    matrix = _lookup(frequencies, lambda f: _matrix(f).astype(dtype))
     factor = _lookup(frequencies, lambda f: np.array(f.attention_factor, dtype))[..., None, None]
-    angles = positions.astype(dtype) * inv_freq
+    terms = [
+        coordinate.astype(dtype) * column(matrix)[..., None, :]
+        for coordinate, column in zip(coordinates, columns, strict=True)
+    ]
+    if _first(frequencies).phase is not None:
+        terms.append(_lookup(frequencies, lambda f: _phase(f).astype(dtype))[..., None, :])
+    angles = functools.reduce(jnp.add, terms)
     return Rotation((factor * jnp.cos(angles)).astype(jnp.float32), (factor * jnp.sin(angles)).astype(jnp.float32))

@@ -8,24 +8,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_dtype
+from rope_jax._checks import check_dtype
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Frequencies:
-    """Radians per position of each pair, and the factor of cos and sin.
+    """The wave vector of each pair, and the factor of cos and sin.
+
+    The angle of pair i in head n is ``sum_a positions[t, a] inv_freq[n, a, i] + phase[n, i]``. Text has a single
+    position axis, and most forms have the same frequencies in all heads: both axes are optional.
 
     Host numbers (a list, a numpy array) are kept in float64. They compare and hash by value, and
     :func:`rotation` is exact for them. A jax array (learned, or traced) is kept as given: :func:`rotation` works
     in float32 and is differentiable in the array. Such a value has no hash.
 
     Attributes:
-      inv_freq: radians per position, ``[R/2]`` on the host, or a jax array ``[..., R/2]`` with the
-        leading axes of the positions, without T.
+      inv_freq: radians per position: ``[R/2]`` for text, ``[A, R/2]`` for A position axes, ``[N, A, R/2]`` with a
+        matrix for each head. A pair reads one axis if its column has one entry that is not 0.
       attention_factor: the factor of cos and sin in YaRN (section 3.4) and LongRoPE; 1 in other schedules.
+      phase: radians at position 0, ``[R/2]`` or ``[N, R/2]``, after the batch axes or without; None is 0.
+      num_batch_axes: the leading axes of a jax array that are the axes of the positions before T: 1 for
+        ``[B, R/2]``, frequencies for each row.
 
     Raises:
-      ValueError: if host frequencies are not ``[R/2]`` finite numbers below 2^64, with R/2 of at least 1, or the
+      ValueError: if host frequencies are not finite numbers below 2^64, shapes do not match, a size is 0, or the
         factor is not a positive finite number.
       TypeError: if a jax array is not floating.
 
@@ -33,21 +39,29 @@ class Frequencies:
       >>> import rope_jax
       >>> rope_jax.Frequencies([1.0, 0.1]) == rope_jax.Frequencies([1.0, 0.1])
       True
+      >>> rope_jax.Frequencies([[1.0, 0.0], [0.0, 1.0]]).num_axes  # the first pair reads axis 0, the second axis 1
+      2
     """
 
     inv_freq: np.ndarray | jax.Array
     attention_factor: float = 1.0
+    phase: np.ndarray | jax.Array | None = None
+    num_batch_axes: int = 0
 
     def __post_init__(self):
-        if isinstance(self.inv_freq, jax.Array):
-            check_dtype("inv_freq", self.inv_freq, jnp.floating, "floating")
-            check_axes("inv_freq", self.inv_freq, "... R/2")
-        else:
-            inv_freq = np.array(self.inv_freq, np.float64)
-            if inv_freq.ndim != 1 or not inv_freq.size or not np.all(np.abs(inv_freq) < 2.0**64):
-                raise ValueError(f"inv_freq must be [R/2] finite numbers below 2^64, got {self.inv_freq}")
-            inv_freq.flags.writeable = False
-            object.__setattr__(self, "inv_freq", inv_freq)
+        for name in ("inv_freq",) if self.phase is None else ("inv_freq", "phase"):
+            object.__setattr__(self, name, _as_numbers(name, getattr(self, name)))
+        axes = self.inv_freq.ndim - self.num_batch_axes
+        batched_host = self.num_batch_axes and isinstance(self.inv_freq, np.ndarray)
+        if not 1 <= axes <= 3 or self.num_batch_axes < 0 or 0 in self.inv_freq.shape or batched_host:
+            raise ValueError(
+                "inv_freq must be [R/2], [A, R/2] or [N, A, R/2], after num_batch_axes axes of a jax array, "
+                f"got shape {self.inv_freq.shape} and num_batch_axes={self.num_batch_axes}"
+            )
+        if self.phase is not None:
+            shape = (self.num_pairs,) if self.num_heads is None else (self.num_heads, self.num_pairs)
+            if self.phase.shape not in (shape, (*self.leading_shape, *shape)):
+                raise ValueError(f"phase must have shape {(*self.leading_shape, *shape)}, got {self.phase.shape}")
         if not (self.attention_factor > 0 and math.isfinite(self.attention_factor)):
             raise ValueError(f"attention_factor must be positive and finite, got {self.attention_factor}")
         object.__setattr__(self, "attention_factor", float(self.attention_factor))
@@ -55,7 +69,7 @@ class Frequencies:
     @property
     def on_host(self) -> bool:
         """True if the frequencies are host numbers, so that phases are exact."""
-        return not isinstance(self.inv_freq, jax.Array)
+        return not any(isinstance(part, jax.Array) for part in (self.inv_freq, self.phase))
 
     @property
     def num_pairs(self) -> int:
@@ -63,9 +77,19 @@ class Frequencies:
         return self.inv_freq.shape[-1]
 
     @property
+    def num_axes(self) -> int:
+        """A, the position axes; 1 for text."""
+        return 1 if self.inv_freq.ndim - self.num_batch_axes == 1 else self.inv_freq.shape[-2]
+
+    @property
+    def num_heads(self) -> int | None:
+        """N, the heads with frequencies of their own; None if all heads share the frequencies."""
+        return None if self.inv_freq.ndim - self.num_batch_axes < 3 else self.inv_freq.shape[-3]
+
+    @property
     def leading_shape(self) -> tuple[int, ...]:
-        """The axes before R/2, which are the axes of the positions without T."""
-        return self.inv_freq.shape[:-1]
+        """The axes of the positions before T."""
+        return self.inv_freq.shape[: self.num_batch_axes]
 
     def _value(self):
         if not self.on_host:
@@ -73,7 +97,8 @@ class Frequencies:
                 "Frequencies made from a jax array cannot be hashed or compared: "
                 "pass the array through jit and build Frequencies inside"
             )
-        return self.inv_freq.tobytes(), self.attention_factor
+        phase = None if self.phase is None else self.phase.tobytes()
+        return self.inv_freq.shape, self.inv_freq.tobytes(), self.attention_factor, phase
 
     def __eq__(self, other):
         return isinstance(other, Frequencies) and self._value() == other._value()
@@ -82,16 +107,32 @@ class Frequencies:
         return hash(self._value())
 
     def __reduce__(self):
-        return Frequencies, (self.inv_freq, self.attention_factor)
+        return Frequencies, (self.inv_freq, self.attention_factor, self.phase, self.num_batch_axes)
 
     def __repr__(self):
-        if not self.on_host:
-            shown = f"<jax {self.inv_freq.dtype}{list(self.inv_freq.shape)}>"
-        else:
-            shown = np.array2string(
-                np.asarray(self.inv_freq), precision=6, threshold=6, edgeitems=2, separator=", "
-            )
-        return f"Frequencies({shown}, attention_factor={self.attention_factor})"
+        def shown(numbers):
+            if isinstance(numbers, jax.Array):
+                return f"<jax {numbers.dtype}{list(numbers.shape)}>"
+            return np.array2string(numbers, precision=6, threshold=6, edgeitems=2, separator=", ")
+
+        phase = "" if self.phase is None else f", phase={shown(self.phase)}"
+        batch = f", num_batch_axes={self.num_batch_axes}" if self.num_batch_axes else ""
+        return f"Frequencies({shown(self.inv_freq)}, attention_factor={self.attention_factor}{phase}{batch})"
+
+
+def _as_numbers(name: str, numbers) -> np.ndarray | jax.Array:
+    """A floating jax array as it is, or host numbers in float64, which cannot be written to."""
+    if isinstance(numbers, jax.Array):
+        check_dtype(name, numbers, jnp.floating, "floating")
+        return numbers
+    try:
+        host = np.array(numbers, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be numbers of one shape, got {numbers!r}") from None
+    if not np.all(np.abs(host) < 2.0**64):
+        raise ValueError(f"{name} must be finite numbers below 2^64, got {numbers}")
+    host.flags.writeable = False
+    return host
 
 
 @jax.tree_util.register_dataclass
@@ -102,21 +143,21 @@ class FrequencyChoice:
     LongRoPE chooses by context length, for each batch row; a scanned stack of layers may choose by layer.
 
     Attributes:
-      options: C frequencies of one rotary_dim.
+      options: C frequencies of one shape, all of them with a phase or none.
       index: integer ``[...]`` in ``[0, C)``, with the axes of the positions, without T. Any other index
         gives NaN.
 
     Raises:
-      ValueError: if options are empty, not on the host, or of several rotary_dims.
+      ValueError: if options are empty, not on the host, or of several shapes.
     """
 
     options: tuple[Frequencies, ...] = dataclasses.field(metadata={"static": True})
     index: jax.Array
 
     def __post_init__(self):
-        sizes = [option.num_pairs for option in self.options]
-        if len(set(sizes)) != 1 or not all(option.on_host for option in self.options):
-            raise ValueError(f"options must be one or more host Frequencies of one rotary_dim, got {self.options}")
+        shapes = {(option.inv_freq.shape, option.phase is None) for option in self.options}
+        if len(shapes) != 1 or not all(option.on_host for option in self.options):
+            raise ValueError(f"options must be one or more host Frequencies of one shape, got {self.options}")
 
     on_host = True
 
@@ -124,6 +165,16 @@ class FrequencyChoice:
     def num_pairs(self) -> int:
         """R/2."""
         return self.options[0].num_pairs
+
+    @property
+    def num_axes(self) -> int:
+        """A, the position axes; 1 for text."""
+        return self.options[0].num_axes
+
+    @property
+    def num_heads(self) -> int | None:
+        """N, the heads with frequencies of their own; None if all heads share the frequencies."""
+        return self.options[0].num_heads
 
     @property
     def leading_shape(self) -> tuple[int, ...]:

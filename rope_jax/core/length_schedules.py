@@ -82,7 +82,7 @@ class DynamicNTK:
         # L/original - 1 is formed from an exact integer, so that float32 loses nothing near the original.
         excess = jnp.maximum(context_length - self.original_length, 0).astype(jnp.float32) / self.original_length
         shrink = jnp.exp(-jnp.log1p(self.factor * excess)[..., None] * jnp.asarray(ramp, jnp.float32))
-        return Frequencies(jnp.asarray(inv_freq, jnp.float32) * shrink)
+        return Frequencies(jnp.asarray(inv_freq, jnp.float32) * shrink, num_batch_axes=context_length.ndim)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,7 @@
-"""Positions from masks, segment ids and grids."""
+"""Positions from masks and segment ids."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rope_jax._checks import check_axes, check_dtype, check_mask, device_array
 
@@ -78,25 +77,3 @@ def segment_starts(segment_ids) -> jax.Array:
     check_dtype("segment_ids", segment_ids, jnp.integer, "integer")
     first = jnp.ones_like(segment_ids[..., :1], bool)
     return jnp.concatenate([first, segment_ids[..., 1:] != segment_ids[..., :-1]], axis=-1)
-
-
-def grid_positions(*sizes: int) -> jax.Array:
-    """Positions of the cells of a grid, row by row: the last axis runs fastest.
-
-    Args:
-      *sizes: the number of cells along each of the A axes, at least 1: ``grid_positions(height, width)``.
-
-    Returns:
-      int32 ``[T, A]`` with ``T = prod(sizes)``, in cells.
-
-    Raises:
-      ValueError: if no size is given, or a size is below 1.
-
-    Example:
-      >>> import rope_jax
-      >>> rope_jax.grid_positions(2, 2).tolist()
-      [[0, 0], [0, 1], [1, 0], [1, 1]]
-    """
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"sizes must be one or more lengths of at least 1, got {sizes}")
-    return jnp.asarray(np.indices(sizes, np.int32).reshape(len(sizes), -1).T)

@@ -20,13 +20,15 @@ Layout = Literal["half", "interleaved"]
 """The two features of a pair: i and i + R/2 (GPT-NeoX, Llama in transformers), or 2i and 2i + 1 (GPT-J)."""
 
 
-def rotate_arrays(xs, cos, sin, *, layout: Layout, implementation: RotateBackend | None = None) -> list[jax.Array]:
-    """Rotates each x ``[..., T, N, H]`` by ``cos, sin [..., T, R/2]``, without checks of shapes."""
+def rotate_arrays(
+    xs, cos, sin, *, layout: Layout, start: int = 0, implementation: RotateBackend | None = None
+) -> list[jax.Array]:
+    """Rotates each x ``[..., T, N, H]`` by ``cos, sin [..., T, R/2]`` from feature ``start`` on, without checks."""
     # Inside shard_map, x must vary over every mesh axis over which the rotation varies.
     varying = jax.typeof(cos).manual_axis_type.varying | jax.typeof(sin).manual_axis_type.varying
     missing = [tuple(varying - jax.typeof(x).manual_axis_type.varying) for x in xs]
     xs = [lax.pcast(x, axes, to="varying") if axes else x for x, axes in zip(xs, missing, strict=True)]
-    return rotate_p.bind(cos, sin, *xs, layout=layout, implementation=implementation)
+    return rotate_p.bind(cos, sin, *xs, layout=layout, start=start, implementation=implementation)
 
 
 def unify_varying_axes(*arrays) -> list[jax.Array]:
@@ -42,7 +44,7 @@ def unify_varying_axes(*arrays) -> list[jax.Array]:
 # ------------------------------------------------------------------------------------------- forms for XLA
 
 
-def rotate_by_parts(x, cos, sin, layout: Layout) -> jax.Array:
+def rotate_by_parts(x, cos, sin, layout: Layout, start: int = 0) -> jax.Array:
     """Slices the first and the second features of all pairs out of the heads, and joins their rotations."""
     num_pairs, axis = cos.shape[-1], x.ndim - 1
     rotary_dim, dtype = 2 * num_pairs, wide_dtype(x)
@@ -50,34 +52,42 @@ def rotate_by_parts(x, cos, sin, layout: Layout) -> jax.Array:
     # Widened before it is sliced: XLA for GPUs then reads more features at once.
     second_start, stride = (num_pairs, 1) if layout == "half" else (1, 2)
     first, second = (
-        lax.slice_in_dim(x.astype(dtype), start, start + stride * (num_pairs - 1) + 1, stride, axis)
-        for start in (0, second_start)
+        lax.slice_in_dim(x.astype(dtype), begin, begin + stride * (num_pairs - 1) + 1, stride, axis)
+        for begin in (start, start + second_start)
     )
     rotated = [(first * cos - second * sin).astype(x.dtype), (second * cos + first * sin).astype(x.dtype)]
     if layout == "interleaved":
         pairs = lax.concatenate([part[..., None] for part in rotated], x.ndim)
         rotated = [pairs.reshape(*x.shape[:-1], rotary_dim)]
-    if rotary_dim < x.shape[-1]:
-        rotated.append(_shard_like(lax.slice_in_dim(x, rotary_dim, None, axis=axis), rotated[0]))
-    return lax.concatenate(rotated, axis)
+    return _join_unrotated(x, rotated, start, rotary_dim)
 
 
-def rotate_by_partners(x, cos, sin) -> jax.Array:
+def _join_unrotated(x, rotated: list, start: int, rotary_dim: int) -> jax.Array:
+    """Rotated features from ``start`` on, between the features of x that are not rotated."""
+    axis, like = x.ndim - 1, rotated[0]
+    if start:
+        rotated = [_shard_like(lax.slice_in_dim(x, 0, start, axis=axis), like), *rotated]
+    if start + rotary_dim < x.shape[-1]:
+        rotated = [*rotated, _shard_like(lax.slice_in_dim(x, start + rotary_dim, None, axis=axis), like)]
+    return lax.concatenate(rotated, axis) if len(rotated) > 1 else like
+
+
+def rotate_by_partners(x, cos, sin, start: int = 0) -> jax.Array:
     """Adds to ``x cos`` the partner of each feature times sin: interleaved pairs, without a shorter axis than H.
 
     Partners are swapped as bits: XLA adds narrow floats in float32.
     """
     head_dim, num_pairs, dtype = x.shape[-1], cos.shape[-1], wide_dtype(x)
 
-    def pad_to_head(part, start):
-        zero = jnp.zeros((), part.dtype)
-        end = head_dim - start - 2 * num_pairs + 1
-        return lax.pad(part, zero, [(0, 0, 0)] * (part.ndim - 1) + [(start, end, 1)])
+    def pad_to_head(part, feature):  # 0 or 1, of each pair
+        zero, begin = jnp.zeros((), part.dtype), start + feature
+        end = head_dim - begin - 2 * num_pairs + 1
+        return lax.pad(part, zero, [(0, 0, 0)] * (part.ndim - 1) + [(begin, end, 1)])
 
     cos, sin = (_match_rank(x, part).astype(dtype)[..., None, :] for part in (cos, sin))
     bits = _bits(x)
     first, second = (
-        lax.slice_in_dim(bits, start, start + 2 * num_pairs - 1, 2, axis=x.ndim - 1) for start in (0, 1)
+        lax.slice_in_dim(bits, begin, begin + 2 * num_pairs - 1, 2, axis=x.ndim - 1) for begin in (start, start + 1)
     )
     partner = lax.bitcast_convert_type(pad_to_head(second, 0) | pad_to_head(first, 1), x.dtype)
     head_cos = pad_to_head(cos, 0) + pad_to_head(cos, 1)
@@ -85,11 +95,12 @@ def rotate_by_partners(x, cos, sin) -> jax.Array:
     rotated = (x.astype(dtype) * head_cos + partner.astype(dtype) * head_sin).astype(x.dtype)
     if 2 * num_pairs == head_dim:
         return rotated
-    is_rotary = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1) < 2 * num_pairs
+    feature = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    is_rotary = (feature >= start) & (feature < start + 2 * num_pairs)
     return jnp.where(is_rotary, rotated, _shard_like(x, rotated))
 
 
-def rotate_in_one_loop(x, cos, sin, layout: Layout) -> jax.Array:
+def rotate_in_one_loop(x, cos, sin, layout: Layout, start: int = 0) -> jax.Array:
     """Rotates pairs along an axis of their own: XLA for CPUs compiles a single vectorised loop over the result.
 
     Any form that joins features becomes a loop for each part, over all of x. The call stays whole because XLA would
@@ -97,9 +108,9 @@ def rotate_in_one_loop(x, cos, sin, layout: Layout) -> jax.Array:
     """
     num_pairs, head_dim = cos.shape[-1], x.shape[-1]
     rotary_dim, dtype = 2 * num_pairs, wide_dtype(x)
-    # A head is rotary_dim features several times over, of which the first are rotated. Else x is cut and joined.
-    blocks, rest = divmod(head_dim, rotary_dim)
-    blocks = 1 if rest else blocks
+    # A head is rotary_dim features several times over, of which one block is rotated. Else x is cut and joined.
+    whole = head_dim % rotary_dim == start % rotary_dim == 0
+    blocks, rotated_block, begin = (head_dim // rotary_dim, start // rotary_dim, 0) if whole else (1, 0, start)
 
     @jax.jit
     def rotate_pairs(x, cos, sin):
@@ -107,7 +118,7 @@ def rotate_in_one_loop(x, cos, sin, layout: Layout) -> jax.Array:
             # Of x: [..., T, N, blocks, 2, R/2] for half, [..., T, N, blocks, R/2, 2] for interleaved.
             sizes = (2, num_pairs) if layout == "half" else (num_pairs, 2)
             axis = x.ndim if layout == "half" else x.ndim + 1
-            pairs = lax.slice_in_dim(x, 0, blocks * rotary_dim, axis=x.ndim - 1)
+            pairs = lax.slice_in_dim(x, begin, begin + blocks * rotary_dim, axis=x.ndim - 1)
             pairs = pairs.reshape(*x.shape[:-1], blocks, *sizes)
             first, second = (part.astype(dtype) for part in lax.split(pairs, (1, 1), axis))
             cos, sin = (lax.expand_dims(part.astype(dtype), (x.ndim - 2, x.ndim - 1)) for part in (cos, sin))
@@ -122,17 +133,15 @@ def rotate_in_one_loop(x, cos, sin, layout: Layout) -> jax.Array:
                 return rotated
             block = lax.broadcasted_iota(jnp.int32, pairs.shape, x.ndim - 1, out_sharding=sharding)
             unrotated = _shard_like(_narrow_bits(x).reshape(pairs.shape), rotated)
-            selected = lax.select(block == 0, _narrow_bits(rotated), unrotated)
+            selected = lax.select(block == rotated_block, _narrow_bits(rotated), unrotated)
             return lax.bitcast_convert_type(selected, x.dtype)
 
     with set_xla_metadata(inlineable="false"):
         pairs = rotate_pairs(x, _match_rank(x, cos), _match_rank(x, sin))
-    if not rest:
+    if whole:
         return pairs.reshape(x.shape)
-    rotated = pairs.reshape(*x.shape[:-1], rotary_dim)
-    unrotated = lax.slice_in_dim(_narrow_bits(x), rotary_dim, None, axis=x.ndim - 1)
-    joined = lax.concatenate([_narrow_bits(rotated), _shard_like(unrotated, rotated)], x.ndim - 1)
-    return lax.bitcast_convert_type(joined, x.dtype)
+    rotated = _narrow_bits(pairs.reshape(*x.shape[:-1], rotary_dim))
+    return lax.bitcast_convert_type(_join_unrotated(_narrow_bits(x), [rotated], start, rotary_dim), x.dtype)
 
 
 def wide_dtype(x):
@@ -171,18 +180,18 @@ rotate_p = Primitive("rotate")  # cos, sin, *xs -> the rotated xs
 rotate_p.multiple_results = True
 
 
-@functools.partial(jax.jit, static_argnames=("layout", "implementation"))
-def _jitted(cos, sin, *xs, layout, implementation):
-    return rotate_p.bind(cos, sin, *xs, layout=layout, implementation=implementation)
+@functools.partial(jax.jit, static_argnames=("layout", "start", "implementation"))
+def _jitted(cos, sin, *xs, **options):
+    return rotate_p.bind(cos, sin, *xs, **options)
 
 
 def _impl(*arguments, **options):
     return (_rotate_with_xla if jax.config.jax_disable_jit else _jitted)(*arguments, **options)  # type: ignore[attr-defined]
 
 
-def _abstract_eval(cos, sin, *xs, layout, implementation):
+def _abstract_eval(cos, sin, *xs, layout, start, implementation):
     """The types of XLA's program, so that shardings and varying mesh axes follow from ordinary operations."""
-    rotate_one = functools.partial(rotate_by_parts, layout=layout)
+    rotate_one = functools.partial(rotate_by_parts, layout=layout, start=start)
     return [jax.make_jaxpr(rotate_one)(x, cos, sin).out_avals[0] for x in xs]
 
 
@@ -195,9 +204,9 @@ def _jvp(primals, tangents, **options):
 
     # Learned frequencies: x is saved, and the sum of both parts of its tangent is rounded once.
     dcos, dsin = ad.instantiate_zeros(dcos), ad.instantiate_zeros(dsin)
-    wide = [jnp.float64 if x.dtype == jnp.float64 else jnp.float32 for x in xs]
+    wide, start = [wide_dtype(x) for x in xs], options["start"]
     out_tangents = [
-        rotate_by_parts(_zero_unrotated(x.astype(dtype), cos), dcos, dsin, options["layout"])
+        rotate_by_parts(_zero_unrotated(x.astype(dtype), cos, start), dcos, dsin, options["layout"], start)
         for x, dtype in zip(xs, wide, strict=True)
     ]
     wide_dxs = _replace(dxs, active, [dxs[i].astype(wide[i]) for i in active])
@@ -217,9 +226,10 @@ def _rotate_some(cos, sin, xs, indices, options) -> list:
     return rotate_p.bind(cos, sin, *(xs[i] for i in indices), **options) if indices else []
 
 
-def _zero_unrotated(x, cos) -> jax.Array:
-    """x with zeros from rotary_dim on, since those features do not depend on the rotation."""
-    is_rotary = jnp.arange(x.shape[-1], dtype=jnp.int32) < 2 * cos.shape[-1]
+def _zero_unrotated(x, cos, start: int) -> jax.Array:
+    """x with zeros outside of the R features from ``start`` on, since those do not depend on the rotation."""
+    feature = jnp.arange(x.shape[-1], dtype=jnp.int32)
+    is_rotary = (feature >= start) & (feature < start + 2 * cos.shape[-1])
     return jnp.where(is_rotary, x, jnp.zeros_like(x))
 
 
@@ -268,7 +278,7 @@ def _batch(arguments, axes, **options):
 # -------------------------------------------------------------------------------------------------- lowering
 
 
-def _rotate_with_xla(cos, sin, *xs, layout, implementation, swaps_partial_heads=False):
+def _rotate_with_xla(cos, sin, *xs, layout, start, implementation, swaps_partial_heads=False):
     """Swaps the partners of interleaved pairs: a TPU keeps the layout of heads, a GPU moves more of them at once.
 
     A GPU would read partial heads feature by feature.
@@ -277,17 +287,17 @@ def _rotate_with_xla(cos, sin, *xs, layout, implementation, swaps_partial_heads=
     def rotate_one(x):
         swaps = layout == "interleaved" and (swaps_partial_heads or 2 * cos.shape[-1] == x.shape[-1])
         if swaps and _has_bits(x) and x.dtype != jnp.float64:  # XLA for TPUs knows no bits of float64
-            return rotate_by_partners(x, cos, sin)
-        return rotate_by_parts(x, cos, sin, layout)
+            return rotate_by_partners(x, cos, sin, start)
+        return rotate_by_parts(x, cos, sin, layout, start)
 
     return [rotate_one(x) for x in xs]
 
 
-def _rotate_on_cpu(cos, sin, *xs, layout, implementation):
-    return [rotate_in_one_loop(x, cos, sin, layout) for x in xs]
+def _rotate_on_cpu(cos, sin, *xs, layout, start, implementation):
+    return [rotate_in_one_loop(x, cos, sin, layout, start) for x in xs]
 
 
-def _rotate_with_kernel(cos, sin, *xs, layout, implementation):
+def _rotate_with_kernel(cos, sin, *xs, layout, start, implementation):
     from rope_jax.core.kernels import tpu
 
     # Inside shard_map, all arrays of a kernel must vary over the same mesh axes.
@@ -295,7 +305,7 @@ def _rotate_with_kernel(cos, sin, *xs, layout, implementation):
     return tpu.rotate(aligned_xs, cos, sin, layout=layout)
 
 
-def _lower_on_tpu(context, *arguments, layout, implementation):
+def _lower_on_tpu(context, *arguments, layout, start, implementation):
     from rope_jax.core.kernels import tpu
 
     _, _, *xs = context.avals_in
@@ -307,7 +317,7 @@ def _lower_on_tpu(context, *arguments, layout, implementation):
                 "call rotate inside shard_map"
             )
         use_kernel = False
-    if use_kernel and not tpu.supports(xs):
+    if use_kernel and (start or not tpu.supports(xs)):
         if implementation == "pallas":
             shapes = ", ".join(x.str_short() for x in xs)
             raise ValueError(
@@ -317,7 +327,7 @@ def _lower_on_tpu(context, *arguments, layout, implementation):
         use_kernel = False
     program = _rotate_with_kernel if use_kernel else functools.partial(_rotate_with_xla, swaps_partial_heads=True)
     lower = mlir.lower_fun(program, multiple_results=True)
-    return lower(context, *arguments, layout=layout, implementation=implementation)
+    return lower(context, *arguments, layout=layout, start=start, implementation=implementation)
 
 
 def is_partitioned_by_xla(module_context) -> bool:
@@ -329,11 +339,11 @@ def is_partitioned_by_xla(module_context) -> bool:
     return any(mesh[name] > 1 for name in set(mesh) - set(axes.manual_axes)) if axes.manual_axes else mesh != {}
 
 
-def _lower_without_kernel(program, context, *arguments, layout, implementation):
+def _lower_without_kernel(program, context, *arguments, layout, start, implementation):
     if implementation == "pallas":
         raise ValueError("implementation must be None or 'xla' on anything but a TPU, got 'pallas'")
     lower = mlir.lower_fun(program, multiple_results=True)
-    return lower(context, *arguments, layout=layout, implementation=implementation)
+    return lower(context, *arguments, layout=layout, start=start, implementation=implementation)
 
 
 rotate_p.def_impl(_impl)

@@ -1,22 +1,26 @@
-"""A layer's rotation as a value: schedule, layout and position axes."""
+"""A layer's rotation as a value: schedule, and the features that make a pair."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from rope_jax._checks import check_axes, device_array
-from rope_jax.core.angles import Rotation, rotation, rotation_change
+from rope_jax.core.angles import Rotation, leading_axes, rotation, rotation_change
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule
 from rope_jax.core.primitive import Layout, RotateBackend
-from rope_jax.core.rotate import rotate_all
+from rope_jax.core.rotate import check_pairing, rotate_all
+from rope_jax.core.schedules import repr_without_defaults
 
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Schedule, layout and position axes of a layer's rotation: hashable, picklable, equal by value.
+    """Schedule and pairs of features of a layer's rotation: hashable, picklable, equal by value.
 
     ``rope(q, k, positions)`` rotates queries and keys, so that ``q_m . k_n`` depends on ``m - n`` only
     (RoFormer, section 3.2). Rotations compose, ``R(m) R(n) = R(m + n)``, if the attention factor is 1.
@@ -24,13 +28,15 @@ class Rope:
     Attributes:
       head_dim: H, the features of one head.
       schedule: maps rotary_dim to :class:`Frequencies`: ``Standard()``, ``Yarn(...)``, or your own.
-      rotary_dim: R, the number of leading features to rotate, even; None for all of H.
+      rotary_dim: R, the number of features to rotate, even; None for all from ``start`` on.
       layout: the two features of a pair, ``"half"`` or ``"interleaved"``.
-      axes: for positions ``[..., T, A]``, the axis of each of the R/2 pairs.
+      start: the first feature to rotate.
+      blocks: the R features are so many equal blocks, and the halves of a pair lie in one block; see
+        :func:`rotate`.
 
     Raises:
-      ValueError: if rotary_dim is odd, below 2 or over head_dim, axes does not have R/2 entries, or the layout is
-        unknown.
+      ValueError: if rotary_dim is odd, below 2 or over ``head_dim - start``, R/2 is not a multiple of blocks, or
+        the layout is unknown.
       TypeError: if the schedule is not callable and hashable.
 
     Example:
@@ -40,40 +46,64 @@ class Rope:
       >>> q, k = jax.jit(rope)(q, k, jnp.arange(5)[None])
       >>> q.shape, k.shape
       ((2, 5, 8, 64), (2, 5, 2, 64))
+      >>> video = rope_jax.Rope(128, rope_jax.Axial(sizes=(44, 42, 42)), layout="interleaved")  # Wan
+      >>> video(q.repeat(2, -1), k.repeat(2, -1), jnp.zeros((5, 3), int))[0].shape  # positions [T, A]
+      (2, 5, 8, 128)
     """
 
     head_dim: int
     schedule: Schedule
     rotary_dim: int | None = None
     layout: Layout = "half"
-    axes: tuple[int, ...] | None = None
+    start: int = 0
+    blocks: int = 1
+
+    __repr__ = repr_without_defaults
 
     def __post_init__(self):
-        rotary_dim = self.head_dim if self.rotary_dim is None else self.rotary_dim
-        if not 2 <= rotary_dim <= self.head_dim or rotary_dim % 2:
-            raise ValueError(f"rotary_dim must be even, from 2 to head_dim={self.head_dim}, got {rotary_dim}")
-        # The whole head is stored as None: both spellings compare equal, and replace(head_dim=...) keeps it whole.
-        object.__setattr__(self, "rotary_dim", None if rotary_dim == self.head_dim else rotary_dim)
+        check_pairing(self.layout, self.start, self.blocks)
+        most = self.head_dim - self.start
+        rotary_dim = most if self.rotary_dim is None else self.rotary_dim
+        if not 2 <= rotary_dim <= most or rotary_dim % 2:
+            before = f" - start {self.start}" if self.start else ""
+            raise ValueError(
+                f"rotary_dim must be even, from 2 to head_dim={self.head_dim}{before}, got {rotary_dim}"
+            )
+        # All features are stored as None: both spellings compare equal, and replace(head_dim=...) keeps them all.
+        object.__setattr__(self, "rotary_dim", None if rotary_dim == most else rotary_dim)
+        if rotary_dim // 2 % self.blocks:
+            raise ValueError(f"blocks must divide R/2 = {rotary_dim // 2}, got {self.blocks}")
         if not callable(self.schedule) or isinstance(self.schedule, type):
             raise TypeError(f"schedule must be a schedule like Standard(), got {self.schedule!r}")
         try:
             hash(self.schedule)
         except TypeError:
             raise TypeError(f"schedule must be hashable, got {self.schedule!r}") from None
-        if self.layout not in get_args(Layout):
-            raise ValueError(f"layout must be one of {get_args(Layout)}, got {self.layout!r}")
-        if self.axes is not None:
-            object.__setattr__(self, "axes", tuple(int(axis) for axis in self.axes))
-            if len(self.axes) != self.num_pairs or min(self.axes) < 0:
-                raise ValueError(
-                    f"axes must name a position axis, 0 or above, for each of the R/2 = {self.num_pairs} "
-                    f"pairs, got {self.axes}"
-                )
 
     @property
     def num_pairs(self) -> int:
         """R/2."""
-        return (self.rotary_dim or self.head_dim) // 2
+        return (self.rotary_dim or self.head_dim - self.start) // 2
+
+    @property
+    def feature_pairs(self) -> np.ndarray:
+        """The two features of each pair: integers ``[2, R/2]``."""
+        first = np.arange(self.num_pairs)
+        if self.layout == "interleaved":
+            return self.start + np.stack([2 * first, 2 * first + 1])
+        half = self.num_pairs // self.blocks
+        first = first % half + first // half * 2 * half
+        return self.start + np.stack([first, first + half])
+
+    @property
+    def num_axes(self) -> int:
+        """A, the position axes of the frequencies; 1 for text."""
+        return _axes_and_heads(self)[0]
+
+    @property
+    def num_heads(self) -> int | None:
+        """N, the heads with frequencies of their own; None if all heads share the frequencies."""
+        return _axes_and_heads(self)[1]
 
     @property
     def needs_context_length(self) -> bool:
@@ -111,23 +141,43 @@ class Rope:
           >>> rope.rotation(jnp.zeros((2, 3), int), context_length=jnp.array([8, 24])).cos.shape
           (2, 3, 32)
         """
-        return rotation(positions, self.frequencies(context_length), axes=self.axes)
+        return rotation(positions, self.frequencies(context_length))
 
-    def rotate(self, x, rotation: Rotation, *, implementation: RotateBackend | None = None) -> jax.Array:
-        """Rotates ``x [..., T, N, H]`` by a given rotation; ``implementation`` as for :func:`rotate`."""
-        (rotated,) = self.rotate_all([x], rotation, implementation=implementation)
+    def rotate(
+        self, x, rotation: Rotation, *, token_axis: int = -3, implementation: RotateBackend | None = None
+    ) -> jax.Array:
+        """Rotates ``x [..., T, N, H]`` by a given rotation; options as for :func:`rotate`."""
+        (rotated,) = self.rotate_all([x], rotation, token_axis=token_axis, implementation=implementation)
         return rotated
 
     def rotate_all(
-        self, xs: Sequence, rotation: Rotation, *, implementation: RotateBackend | None = None
+        self,
+        xs: Sequence,
+        rotation: Rotation,
+        *,
+        token_axis: int = -3,
+        implementation: RotateBackend | None = None,
     ) -> list[jax.Array]:
         """Rotates arrays ``[..., T, N, H]`` of equal T together, in a single launch if a kernel is used."""
         xs = [jnp.asarray(x) for x in xs]
         for x in xs:
-            check_axes("x", x, "... T N H", H=self.head_dim)
+            check_axes("x", x, _axes_of("N", token_axis), H=self.head_dim)
         if isinstance(rotation, Rotation):
-            check_axes("rotation.cos", rotation.cos, "... T R/2", **{"R/2": self.num_pairs})
-        return rotate_all(xs, rotation, layout=self.layout, implementation=implementation)
+            heads = {} if self.num_heads is None else {"N": self.num_heads}
+            axes = "... T N R/2" if heads else "... T R/2"
+            check_axes("rotation.cos", rotation.cos, axes, **heads, **{"R/2": self.num_pairs})
+            if heads:  # rotate tells frequencies for each head by the number of axes
+                missing = range(max(x.ndim for x in xs) - rotation.cos.ndim)
+                rotation = Rotation(*(lax.expand_dims(jnp.asarray(part), missing) for part in rotation))
+        return rotate_all(
+            xs,
+            rotation,
+            layout=self.layout,
+            start=self.start,
+            blocks=self.blocks,
+            token_axis=token_axis,
+            implementation=implementation,
+        )
 
     def __call__(
         self,
@@ -136,11 +186,16 @@ class Rope:
         positions,
         *,
         context_length: int | jax.Array | None = None,
+        token_axis: int = -3,
         implementation: RotateBackend | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Rotates ``q [..., T, N, H]`` and ``k [..., T, K, H]`` to ``positions [..., T]``; dtypes are kept."""
-        rotation = self._checked_rotation(q, k, positions, context_length)
-        q, k = self.rotate_all([q, k], rotation, implementation=implementation)
+        """Rotates ``q [..., T, N, H]`` and ``k [..., T, K, H]`` to ``positions [..., T]``; dtypes are kept.
+
+        Positions are ``[..., T, A]`` if the schedule has A axes. With ``token_axis=-2``, q is ``[..., N, T, H]``
+        and k ``[..., K, T, H]``.
+        """
+        rotation = self._checked_rotation(q, k, positions, context_length, token_axis)
+        q, k = self.rotate_all([q, k], rotation, token_axis=token_axis, implementation=implementation)
         return q, k
 
     def rerotate(self, k, positions, *, old_context_length, new_context_length) -> jax.Array:
@@ -152,12 +207,12 @@ class Rope:
 
         Args:
           k: ``[B, S, K, H]``, rotated to ``positions`` with the frequencies of ``old_context_length``.
-          positions: integers ``[B or 1, S]``.
+          positions: integers ``[B or 1, S]``, or ``[B or 1, S, A]``.
           old_context_length: integers, ``[]`` or ``[B]``; may be traced.
           new_context_length: likewise.
 
         Raises:
-          ValueError: if the frequencies of the schedule change with every context length, or the rope has axes.
+          ValueError: if the frequencies of the schedule change with every context length.
 
         Example:
           >>> import jax.numpy as jnp, rope_jax
@@ -178,9 +233,8 @@ class Rope:
                 f"schedule must choose among fixed frequencies, got {type(self.schedule).__name__}: "
                 "store unrotated keys, with init_cache(rotated=False)"
             )
-        if self.axes is not None:
-            raise ValueError(f"axes must be None to rotate keys again, got {self.axes}")
         positions = device_array("positions", positions)
+        leading_axes(positions, self.num_axes)
         return self.rotate(k, rotation_change(positions, old, new))
 
     def inverse(
@@ -190,6 +244,7 @@ class Rope:
         positions,
         *,
         context_length: int | jax.Array | None = None,
+        token_axis: int = -3,
         implementation: RotateBackend | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Inverts ``rope(q, k, positions)``, including the attention factor.
@@ -201,13 +256,25 @@ class Rope:
           >>> bool(jnp.allclose(rope.inverse(*rope(q, q, positions), positions)[0], q, atol=1e-6))
           True
         """
-        rotation = self._checked_rotation(q, k, positions, context_length).inverse()
-        q, k = self.rotate_all([q, k], rotation, implementation=implementation)
+        rotation = self._checked_rotation(q, k, positions, context_length, token_axis).inverse()
+        q, k = self.rotate_all([q, k], rotation, token_axis=token_axis, implementation=implementation)
         return q, k
 
-    def _checked_rotation(self, q, k, positions, context_length) -> Rotation:
-        check_axes("q", q, "... T N H", H=self.head_dim)
-        check_axes("k", k, "... T K H", T=q.shape[-3], H=self.head_dim)
+    def _checked_rotation(self, q, k, positions, context_length, token_axis: int) -> Rotation:
+        check_axes("q", q, _axes_of("N", token_axis), H=self.head_dim)
+        length = q.shape[token_axis]
+        check_axes("k", k, _axes_of("K", token_axis), T=length, H=self.head_dim)
         positions = device_array("positions", positions)
-        check_axes("positions", positions, "... T" if self.axes is None else "... T A", T=q.shape[-3])
+        leading_axes(positions, self.num_axes, T=length)
         return self.rotation(positions, context_length=context_length)
+
+
+@functools.lru_cache
+def _axes_and_heads(rope: Rope) -> tuple[int, int | None]:
+    """A and N of the frequencies, once for each rope: every call asks for them."""
+    frequencies = rope.frequencies(1 if rope.needs_context_length else None)
+    return frequencies.num_axes, frequencies.num_heads
+
+
+def _axes_of(heads: str, token_axis: int) -> str:
+    return f"... T {heads} H" if token_axis == -3 else f"... {heads} T H"

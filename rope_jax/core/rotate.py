@@ -1,56 +1,84 @@
 """Rotates the pairs of features of queries and keys."""
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from rope_jax._checks import check_axes, check_dtype
+from rope_jax._checks import check_axes, check_dtype, check_integer
 from rope_jax.core.angles import Rotation
 from rope_jax.core.primitive import Layout, RotateBackend, rotate_arrays
 
 
 def rotate(
-    x, rotation: Rotation, *, layout: Layout = "half", implementation: RotateBackend | None = None
+    x,
+    rotation: Rotation,
+    *,
+    layout: Layout = "half",
+    start: int = 0,
+    blocks: int = 1,
+    token_axis: int = -3,
+    implementation: RotateBackend | None = None,
 ) -> jax.Array:
     """Rotates each pair: ``(x1, x2)`` becomes ``(x1 cos - x2 sin, x2 cos + x1 sin)`` (RoFormer, equation 34).
 
-    Pairs are features ``(i, i + R/2)`` for ``"half"``, ``(2i, 2i + 1)`` for ``"interleaved"``. Features from
-    R on pass through bit for bit. Computed in float32 (float64 for float64), rounded once to x's dtype.
+    Pairs are features ``(i, i + R/2)`` for ``"half"``, ``(2i, 2i + 1)`` for ``"interleaved"``, of the R features
+    from ``start`` on. Other features pass through bit for bit. Computed in float32 (float64 for float64), rounded
+    once to x's dtype.
 
     The derivative in x is the rotation itself, and the transpose is the inverse rotation. Neither saves anything as
     large as x, unless the rotation is differentiated too.
 
     Args:
-      x: floating ``[..., T, N, H]``: queries, or keys with K heads instead of N.
-      rotation: cos and sin ``[..., T, R/2]``; the axes before T broadcast against the axes of x.
+      x: floating ``[..., T, N, H]``: queries, or keys with K heads instead of N. ``[..., N, T, H]`` if
+        ``token_axis`` is -2.
+      rotation: cos and sin ``[..., T, R/2]`` with fewer axes than x; the axes before T broadcast against the axes
+        of x. With as many axes as x, ``[..., T, M, R/2]``: frequencies for each of M heads, where N is a multiple
+        of M, and head n takes those of head ``n // (N/M)``.
       layout: the two features of a pair, ``"half"`` or ``"interleaved"``.
+      start: the first feature to rotate.
+      blocks: the R features are so many blocks of equal size, and the halves of a pair lie in one block (Gemma 4's
+        vision tower has 2, for rows and columns); for ``"half"``.
+      token_axis: the axis T of x: -3, or -2 with heads before tokens.
       implementation: ``"xla"`` for XLA's program, ``"pallas"`` for the TPU kernel. On a TPU, for a single device or
         inside ``shard_map``, None selects the kernel if x is bfloat16 or float32, T is at least 128, H is a
-        multiple of 16 up to 1,024, and the smallest block of all heads fits on the chip; otherwise XLA.
+        multiple of 16 up to 1,024, ``start`` is 0, and the smallest block of all heads fits on the chip; otherwise
+        XLA. With frequencies for each head, and with blocks, None selects XLA.
 
     Returns:
-      ``[..., T, N, H]`` in x's dtype.
+      As x, in x's dtype.
 
     Raises:
       TypeError: if x or the rotation is not floating, or ``rotation`` is not a :class:`Rotation`.
-      ValueError: if the shapes do not match (for example x as ``[B, N, T, H]``), R is over H, H is odd with
-        interleaved pairs, or the layout or implementation is unknown. ``"pallas"`` raises while lowering if the
-        chip, the shapes or the dtypes do not suit the kernel.
+      ValueError: if the shapes do not match (for example x as ``[B, N, T, H]`` without ``token_axis=-2``),
+        ``start + R`` is over H, H is odd with interleaved pairs, R/2 is not a multiple of ``blocks``, or the layout
+        or implementation is unknown. ``"pallas"`` raises while lowering if the chip, the shapes or the dtypes do
+        not suit the kernel.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
       >>> quarter_turn = rope_jax.Rotation(cos=jnp.array([[0.0]]), sin=jnp.array([[1.0]]))
       >>> rope_jax.rotate(jnp.array([[[3.0, 4.0, 5.0]]]), quarter_turn).tolist()
       [[[-4.0, 3.0, 5.0]]]
+      >>> rope_jax.rotate(jnp.array([[[3.0, 4.0, 5.0]]]), quarter_turn, start=1).tolist()
+      [[[3.0, -5.0, 4.0]]]
     """
-    (rotated,) = rotate_all([x], rotation, layout=layout, implementation=implementation)
+    options: dict = dict(layout=layout, start=start, blocks=blocks, token_axis=token_axis)
+    (rotated,) = rotate_all([x], rotation, implementation=implementation, **options)
     return rotated
 
 
 def rotate_all(
-    xs: Sequence, rotation: Rotation, *, layout: Layout = "half", implementation: RotateBackend | None = None
+    xs: Sequence,
+    rotation: Rotation,
+    *,
+    layout: Layout = "half",
+    start: int = 0,
+    blocks: int = 1,
+    token_axis: int = -3,
+    implementation: RotateBackend | None = None,
 ) -> list[jax.Array]:
     """:func:`rotate` of several arrays, such as queries and keys, by a shared rotation.
 
@@ -61,32 +89,105 @@ def rotate_all(
         raise TypeError(
             f"rotation must be a Rotation, as rope.rotation(positions) gives, got {type(rotation).__name__}"
         )
-    cos, sin = (jnp.asarray(part) for part in rotation)
-    for name, part in (("rotation.cos", cos), ("rotation.sin", sin)):
+    rotation = Rotation(*(jnp.asarray(part) for part in rotation))
+    for name, part in (("rotation.cos", rotation.cos), ("rotation.sin", rotation.sin)):
         check_dtype(name, part, jnp.floating, "floating")
-    if layout not in get_args(Layout):
-        raise ValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}")
+    check_pairing(layout, start, blocks)
+    if token_axis not in (-3, -2):
+        raise ValueError(f"token_axis must be -3 for [..., T, N, H] or -2 for [..., N, T, H], got {token_axis}")
     if implementation not in (None, *get_args(RotateBackend)):
         raise ValueError(f"implementation must be None or one of {get_args(RotateBackend)}, got {implementation!r}")
     for x in xs:
-        _check_shapes(x, cos, sin, layout)
-    return rotate_arrays(xs, cos, sin, layout=layout, implementation=implementation)
+        _check_shapes(x, rotation, layout, start, blocks, token_axis)
+    options: dict = dict(layout=layout, start=start, blocks=blocks, token_axis=token_axis)
+    return rotate_unchecked(xs, rotation, implementation=implementation, **options)
 
 
-def _check_shapes(x, cos, sin, layout: Layout) -> None:
-    """Raises unless x ``[..., T, N, H]`` and ``cos, sin [..., T, R/2]`` have matching shapes."""
+def rotate_unchecked(
+    xs, rotation: Rotation, *, layout: Layout, start: int, blocks: int, token_axis: int = -3, implementation=None
+) -> list[jax.Array]:
+    """:func:`rotate_all` for arguments that are known to be right."""
+    per_head = any(rotation.cos.ndim == x.ndim for x in xs)
+    if blocks == 1 and not per_head and token_axis == -3:
+        return rotate_arrays(xs, *rotation, layout=layout, start=start, implementation=implementation)
+    if implementation is None and (blocks > 1 or per_head):
+        implementation = "xla"
+    rotated = []
+    for x in xs:
+        view, parts = _as_tokens_and_heads(x, rotation, token_axis)
+        kept: Any = None
+        if blocks > 1:
+            rotary_dim = 2 * rotation.cos.shape[-1]
+            kept, view = view, lax.slice_in_dim(view, start, start + rotary_dim, axis=view.ndim - 1)
+            view = view.reshape(*view.shape[:-1], blocks, 1, rotary_dim // blocks)
+            parts = [part.reshape(*part.shape[:-1], 1, blocks, part.shape[-1] // blocks) for part in parts]
+        begin = 0 if blocks > 1 else start
+        (out,) = rotate_arrays([view], *parts, layout=layout, start=begin, implementation=implementation)
+        if kept is not None:
+            out = out.reshape(*kept.shape[:-1], rotary_dim)
+            pieces = [kept[..., :start], out, kept[..., start + rotary_dim :]]
+            out = lax.concatenate([piece for piece in pieces if piece.shape[-1]], out.ndim - 1)
+        rotated.append(out.reshape(x.shape))
+    return rotated
+
+
+def _as_tokens_and_heads(x, rotation: Rotation, token_axis: int) -> tuple[jax.Array, list[jax.Array]]:
+    """x with axes that read as ``[..., T, N, H]``, not transposed, and cos and sin as ``[..., T, R/2]``."""
+    if rotation.cos.ndim < x.ndim:
+        if token_axis == -3:
+            return x, list(rotation)
+        # [..., N, T, H] is N rows of T tokens with one head.
+        return x[..., None, :], [part[..., None, :, :] for part in rotation]
+    num_heads = rotation.cos.shape[-2]
+    if token_axis == -3:
+        # [..., T, M, G, H] is T rows of M tokens with the G heads of a group.
+        return x.reshape(*x.shape[:-2], num_heads, -1, x.shape[-1]), list(rotation)
+    # [..., M, G, T, H] is M rows of G rows of T tokens with one head.
+    *leading, _, length, head_dim = x.shape
+    parts = [part.swapaxes(-3, -2)[..., None, :, :] for part in rotation]
+    return x.reshape(*leading, num_heads, -1, length, 1, head_dim), parts
+
+
+def check_pairing(layout: Layout, start: int, blocks: int) -> None:
+    """Raises unless the layout is known, and start and blocks are integers in range."""
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}")
+    check_integer("start", start, 0)
+    if check_integer("blocks", blocks, 1) > 1 and layout == "interleaved":
+        raise ValueError(f"blocks must be 1 with interleaved pairs, which are neighbours anyway, got {blocks}")
+
+
+def _check_shapes(x, rotation: Rotation, layout: Layout, start: int, blocks: int, token_axis: int) -> None:
+    """Raises unless x ``[..., T, N, H]`` matches ``cos, sin [..., T, R/2]`` or ``[..., T, M, R/2]``."""
+    cos, sin = rotation
     check_dtype("x", x, jnp.floating, "floating")
-    check_axes("x", x, "... T N H")
-    *leading, length, _, head_dim = x.shape
-    check_axes("rotation.cos", cos, "... T R/2", T=length)
+    check_axes("x", x, "... T N H" if token_axis == -3 else "... N T H")
+    length, heads, head_dim = x.shape[token_axis], x.shape[-5 - token_axis], x.shape[-1]
+    leading = x.shape[:-3]
     num_pairs = cos.shape[-1]
+    per_head = cos.ndim == x.ndim
+    if per_head:
+        check_axes("rotation.cos", cos, "... T M R/2", T=length)
+        if not cos.shape[-2] or heads % cos.shape[-2]:
+            raise ValueError(
+                f"x must have a multiple of M={cos.shape[-2]} heads, as rotation [..., T, M, R/2] = {cos.shape}, "
+                f"got N={heads}"
+            )
+    else:
+        check_axes("rotation.cos", cos, "... T R/2", T=length)
     if sin.shape != cos.shape:
         raise ValueError(f"rotation.sin must have the shape of rotation.cos {cos.shape}, got {sin.shape}")
-    if cos.ndim >= x.ndim or any(c not in (1, n) for c, n in zip(cos.shape[-3::-1], leading[::-1], strict=False)):
+    own = cos.shape[: -3 if per_head else -2]
+    if cos.ndim > x.ndim or any(c not in (1, n) for c, n in zip(own[::-1], leading[::-1], strict=False)):
         raise ValueError(
             f"rotation [..., T, R/2] = {cos.shape} must broadcast against x [..., T, N, H] = {x.shape} before T"
         )
-    if not 1 <= num_pairs <= head_dim // 2:
-        raise ValueError(f"rotary_dim R must be from 2 to head_dim H={head_dim}, got R={2 * num_pairs}")
+    if not 1 <= num_pairs <= (head_dim - start) // 2:
+        raise ValueError(
+            f"rotary_dim R must be from 2 to head_dim H={head_dim}{f' - start {start}' if start else ''}, "
+            f"got R={2 * num_pairs}"
+        )
+    if num_pairs % blocks:
+        raise ValueError(f"blocks must divide R/2 = {num_pairs}, got {blocks}")
     if layout == "interleaved" and head_dim % 2:
         raise ValueError(f"head_dim H must be even for interleaved pairs, got {head_dim}")

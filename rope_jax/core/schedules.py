@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule
+from rope_jax.core.frequencies import Frequencies
 
 
 def geometric(rotary_dim: int, base: float) -> np.ndarray:
@@ -49,6 +49,13 @@ def check_hyperparameters(schedule, positive: Sequence[str] = (), **at_least: fl
         if not (in_range and math.isfinite(value)):
             expected = "positive" if bound is None else f"at least {bound}"
             raise ValueError(f"{type(schedule).__name__}: {name} must be {expected} and finite, got {value}")
+
+
+def repr_without_defaults(self) -> str:
+    """The call that makes this dataclass, without fields that have their default: a ``__repr__``."""
+    fields = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
+    given = [f"{field.name}={value!r}" for field, value in fields if value != field.default]
+    return f"{type(self).__name__}({', '.join(given)})"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -255,66 +262,3 @@ class Proportional:
         inv_freq = geometric(rotary_dim, self.base) / self.factor
         inv_freq[int(self.proportion * rotary_dim // 2) :] = 0.0
         return Frequencies(inv_freq)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Negated:
-    """The negated frequencies of another schedule: ``-theta_i`` (nanochat, Karpathy 2025, released code).
-
-    Example:
-      >>> import rope_jax
-      >>> rope_jax.Negated(schedule=rope_jax.Standard())(4).inv_freq.tolist()
-      [-1.0, -0.01]
-    """
-
-    schedule: Schedule
-
-    @property
-    def context_length(self) -> int | None:
-        """The inner schedule's ``context_length``; AttributeError if the inner schedule has none."""
-        return self.schedule.context_length  # type: ignore[attr-defined]
-
-    def __call__(self, rotary_dim: int, *context_length) -> Frequencies | FrequencyChoice:
-        frequencies = self.schedule(rotary_dim, *context_length)
-        if isinstance(frequencies, FrequencyChoice):
-            return FrequencyChoice(tuple(map(_negate, frequencies.options)), frequencies.index)
-        return _negate(frequencies)
-
-
-def _negate(frequencies: Frequencies) -> Frequencies:
-    return Frequencies(-frequencies.inv_freq, frequencies.attention_factor)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Axial:
-    """Another schedule over R/A features, repeated for each of A position axes.
-
-    For images, half of the pairs read the row and half the column; :class:`Rope` takes this map as ``axes`` (Heo et
-    al. 2024, "Rotary Position Embedding for Vision Transformer", section 3.1).
-
-    Raises:
-      ValueError: if ``num_axes`` is below 1, rotary_dim is not a multiple of 2A, or the inner frequencies are not
-        on the host.
-
-    Example:
-      >>> import rope_jax
-      >>> rope_jax.Axial(schedule=rope_jax.Standard())(8).inv_freq.tolist()
-      [1.0, 0.01, 1.0, 0.01]
-      >>> rope = rope_jax.Rope(8, rope_jax.Axial(schedule=rope_jax.Standard()), axes=(0, 0, 1, 1))
-      >>> rope.rotation(rope_jax.grid_positions(2, 3)).cos.shape
-      (6, 4)
-    """
-
-    schedule: Schedule
-    num_axes: int = 2
-
-    def __post_init__(self):
-        check_hyperparameters(self, num_axes=1)
-
-    def __call__(self, rotary_dim: int) -> Frequencies:
-        if rotary_dim % (2 * self.num_axes):
-            raise ValueError(f"rotary_dim must be a multiple of 2A={2 * self.num_axes}, got {rotary_dim}")
-        per_axis = self.schedule(rotary_dim // self.num_axes)
-        if not (isinstance(per_axis, Frequencies) and per_axis.on_host):
-            raise ValueError(f"Axial: schedule must give host Frequencies, got {per_axis} from {self.schedule}")
-        return Frequencies(np.tile(per_axis.inv_freq, self.num_axes), per_axis.attention_factor)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from rope_jax.interop.family import Family, FullEvery, LayerBase, NullSwitch, Switch, Values
 from rope_jax.interop.rope_types import alpha, alpha_or_dynamic, longrope
-from rope_jax.interop.sections import Sections
+from rope_jax.interop.sections import PairAxes
 
 FAMILIES: dict[str, Family] = {}
 
@@ -292,37 +292,37 @@ _family(
 
 # ------------------------------------------------------------- positions with several axes: text, height, width
 
-_family("qwen2_vl qwen2_vl_text qwen2_5_vl qwen2_5_vl_text", base=1e6, sections=Sections("chunked", (16, 24, 24)))
-_family("qwen2_5_omni_text qwen2_5_omni_talker", base=1e6, sections=Sections("chunked", (16, 24, 24)))
-_family("paddleocr_vl_text", base=5e5, sections=Sections("chunked", (16, 24, 24)))
+_family("qwen2_vl qwen2_vl_text qwen2_5_vl qwen2_5_vl_text", base=1e6, sections=PairAxes("chunked", (16, 24, 24)))
+_family("qwen2_5_omni_text qwen2_5_omni_talker", base=1e6, sections=PairAxes("chunked", (16, 24, 24)))
+_family("paddleocr_vl_text", base=5e5, sections=PairAxes("chunked", (16, 24, 24)))
 _family(
     "hunyuan_vl_text",
     rope_types={"dynamic": alpha_or_dynamic, "xdrope": alpha},
-    sections=Sections("chunked"),
+    sections=PairAxes("chunked"),
     ignored=("beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
 )
 _family(
     "glm4v_text glm_ocr_text",
     layout="interleaved",
     proportion=1.0,
-    sections=Sections("chunked", (8, 12, 12)),
+    sections=PairAxes("chunked", (8, 12, 12)),
 )
-_family("glm4v_moe_text", proportion=0.5, sections=Sections("chunked", (8, 12, 12)))
-_family("glm_image_text", proportion=1.0, sections=Sections("chunked", (8, 12, 12)))
-_family("qwen3_vl_text qwen3_vl_moe_text", base=5e5, sections=Sections("strided", (24, 20, 20)))
-_family("qwen3_omni_moe_text", base=1e6, sections=Sections("strided", (24, 20, 20)))
-_family("qwen3_omni_moe_talker_text", sections=Sections("strided", (24, 20, 20)))
-_family("cosmos3_edge_text", base=1e8, sections=Sections("strided", (24, 20, 20)))
-_family("cohere_compass_text", nested=True, sections=Sections("strided", (24, 20, 20)))
+_family("glm4v_moe_text", proportion=0.5, sections=PairAxes("chunked", (8, 12, 12)))
+_family("glm_image_text", proportion=1.0, sections=PairAxes("chunked", (8, 12, 12)))
+_family("qwen3_vl_text qwen3_vl_moe_text", base=5e5, sections=PairAxes("strided", (24, 20, 20)))
+_family("qwen3_omni_moe_text", base=1e6, sections=PairAxes("strided", (24, 20, 20)))
+_family("qwen3_omni_moe_talker_text", sections=PairAxes("strided", (24, 20, 20)))
+_family("cosmos3_edge_text", base=1e8, sections=PairAxes("strided", (24, 20, 20)))
+_family("cohere_compass_text", nested=True, sections=PairAxes("strided", (24, 20, 20)))
 _family(
     "qwen3_5_text qwen3_5_moe_text",
     proportion=0.25,
-    sections=Sections("strided", (11, 11, 10)),
+    sections=PairAxes("strided", (11, 11, 10)),
     full_every=FullEvery("full_attention_interval", period=4, first=3, other="linear_attention"),
 )
-_family("qwen4_exp_text", proportion=1.0, sections=Sections("strided", (11, 11, 10)))
-_family("ernie4_5_vl_moe_text", layout="interleaved", base=5e5, sections=Sections("alternating", (22, 22, 20)))
-_family("neomme", nested=True, proportion=1.0, sections=Sections("rows_columns_alternating"))
+_family("qwen4_exp_text", proportion=1.0, sections=PairAxes("strided", (11, 11, 10)))
+_family("ernie4_5_vl_moe_text", layout="interleaved", base=5e5, sections=PairAxes("alternating", (22, 22, 20)))
+_family("neomme", nested=True, proportion=1.0, sections=PairAxes("rows_columns_alternating"))
 
 # -------------------------------------------------------------------------------- images: rows and columns
 
@@ -331,21 +331,21 @@ _family(
     "glm_ocr_vision qwen2_5_omni_vision_encoder qwen2_5_vl_vision qwen3_5_vision qwen3_5_moe_vision "
     "qwen3_omni_moe_vision_encoder qwen3_vl_vision qwen3_vl_moe_vision qwen4_exp_vision",
     keys={"num_attention_heads": "num_heads", "num_hidden_layers": "depth"},
-    sections=Sections("rows_columns"),
+    sections=PairAxes("rows_columns"),
 )
 _family(
     "qwen2_vl_vision",
     keys={"hidden_size": "embed_dim", "num_attention_heads": "num_heads", "num_hidden_layers": "depth"},
-    sections=Sections("rows_columns"),
+    sections=PairAxes("rows_columns"),
 )
 _family(
     "dots3_note_vision_encoder mlcd_vision_model muse_glimmer_vision muse_spark_vision paddleocr_vl_vision "
     "video_llama_3_vision",
-    sections=Sections("rows_columns"),
+    sections=PairAxes("rows_columns"),
 )
-_family("lfm3_vl_vision", base=1e6, sections=Sections("rows_columns"))
-_family("step3p5_vision", sections=Sections("columns_rows"))
-_family("inkling2_vision", layout="interleaved", sections=Sections("columns_rows"))
+_family("lfm3_vl_vision", base=1e6, sections=PairAxes("rows_columns"))
+_family("step3p5_vision", sections=PairAxes("columns_rows"))
+_family("inkling2_vision", layout="interleaved", sections=PairAxes("columns_rows"))
 
 # ------------------------------------------------------- H, if a config gives none and D/N is wrong
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from rope_jax.core.primitive import Layout
 from rope_jax.interop.config import Config
 from rope_jax.interop.rope_types import Reader
-from rope_jax.interop.sections import Sections
+from rope_jax.interop.sections import PairAxes
 
 RotatingLayers = Literal[
     "all",
@@ -122,7 +122,7 @@ class Family:
     rotary_dim: int | None = None
     negated: bool = False
     rope_types: Mapping[str, Reader] = dataclasses.field(default_factory=dict)
-    sections: Sections | None = None
+    sections: PairAxes | None = None
     logit_factor: bool = False
     temperature: Temperature | None = None
     beyond: str | None = None

@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
+from rope_jax.core.composed_schedules import Negated
 from rope_jax.core.frequencies import Schedule
 from rope_jax.core.rope import Rope
-from rope_jax.core.schedules import Axial, Negated, Standard, Yarn
+from rope_jax.core.schedules import Standard, Yarn
 from rope_jax.interop.config import Config, did_you_mean, load_config, text_part, vision_part
 from rope_jax.interop.families import FAMILIES
 from rope_jax.interop.family import Family
@@ -204,8 +205,7 @@ def _layer_rope(
         return LayerRope(None, layer.type, query_temperature=temperature)
 
     rotary_dim = _rotary_dim(layer, entry, family, compat)
-    schedule = _schedule(layer, entry, config, family, compat, by_layer_type)
-    axes = None if family.sections is None else family.sections.axes(entry, rotary_dim // 2)
+    schedule = _schedule(layer, entry, config, family, compat, by_layer_type, rotary_dim)
     layout = family.layout
     if family.layout_key is not None:
         layout = "interleaved" if config.flag(family.layout_key, layout == "interleaved") else "half"
@@ -218,7 +218,7 @@ def _layer_rope(
     entry.ignore(*family.ignored)
     entry.refuse_unread(_CONSTANTS)
     try:
-        rope = Rope(layer.head_dim, schedule, rotary_dim=rotary_dim, layout=layout, axes=axes)
+        rope = Rope(layer.head_dim, schedule, rotary_dim=rotary_dim, layout=layout)
         # Frequencies that do not fit fail here, not at the first call.
         rope.frequencies(1 if hasattr(schedule, "context_length") else None)
     except ValueError as error:
@@ -250,7 +250,13 @@ def _rotary_dim(layer: LayerKind, entry: Config, family: Family, compat: Compat 
 
 
 def _schedule(
-    layer: LayerKind, entry: Config, config: Config, family: Family, compat: Compat | None, by_layer_type: bool
+    layer: LayerKind,
+    entry: Config,
+    config: Config,
+    family: Family,
+    compat: Compat | None,
+    by_layer_type: bool,
+    rotary_dim: int,
 ) -> Schedule:
     name = rope_type(entry)
     readers = {**ROPE_TYPES, **family.rope_types}
@@ -266,6 +272,6 @@ def _schedule(
     schedule = readers[name](RopeParameters(entry, config, base, by_layer_type, compat is not None))
     if not layer.scaled:
         schedule = Standard(base=base)
-    if family.sections is not None and family.sections.axial:
-        schedule = Axial(schedule=schedule)
+    if family.sections is not None:
+        schedule = family.sections.dealt(schedule, entry, rotary_dim)
     return Negated(schedule=schedule) if family.negated else schedule

@@ -4,9 +4,10 @@ import dataclasses
 import math
 from typing import Any
 
+from rope_jax.core.composed_schedules import Axial, Negated, Sections
 from rope_jax.core.length_schedules import DynamicNTK, LongRope
 from rope_jax.core.rope import Rope
-from rope_jax.core.schedules import Axial, Linear, Llama3, Negated, NTKAware, Proportional, Standard, Yarn
+from rope_jax.core.schedules import Linear, Llama3, NTKAware, Proportional, Standard, Yarn
 from rope_jax.interop.families import FAMILIES
 from rope_jax.interop.family import WITHOUT_ATTENTION, Family
 from rope_jax.interop.layers import SLIDING
@@ -128,7 +129,7 @@ def _rope_parameters(layers: tuple[LayerRope, ...], family: Family) -> dict[str,
 
 def _inner_schedule(rope: Rope | None):
     schedule = None if rope is None else rope.schedule
-    return schedule.schedule if isinstance(schedule, Negated | Axial) else schedule
+    return schedule.schedule if isinstance(schedule, Negated | Axial | Sections) else schedule
 
 
 def _entry(layer: LayerRope, rope: Rope, family: Family) -> dict[str, Any]:
@@ -155,8 +156,8 @@ def _entry(layer: LayerRope, rope: Rope, family: Family) -> dict[str, Any]:
             proportion = math.nextafter(proportion, 1.0)
         if proportion != 1.0 or family.proportion is not None:
             entry["partial_rotary_factor"] = proportion
-    if rope.axes is not None and family.sections is not None:
-        entry |= family.sections.written(rope.axes)
+    if family.sections is not None:
+        entry |= family.sections.written(rope.schedule)
     return entry
 
 

@@ -43,7 +43,7 @@ def plain(p: Problem, operands, factors=1.0):
     if facts.bias is not None:  # the constant holds it already
         bias = bias + facts.bias - jax.lax.stop_gradient(facts.bias)
     if p.buckets is not None:
-        bias = bias + jnp.moveaxis(facts.position_bias.params[p.buckets], -1, 1)
+        bias = bias + jnp.moveaxis(facts.position_bias.params[0][p.buckets], -1, 1)
     allowed = jnp.asarray(p.allowed)
     empty = ~allowed.any(-1)
     scores = jnp.where(allowed, scores + bias, -jnp.inf)
@@ -267,6 +267,33 @@ def test_without_leaks(monkeypatch):
             jax.jvp(jax.grad(loss), (p.differentiable,), (p.differentiable,))
 
 
+def test_integers_beside_a_table_have_no_derivative(monkeypatch):
+    """A bias as a Partial over a table and a number: gradients and tangents are those of the table."""
+    in_blocks(monkeypatch, 3, 4)
+    p = problem("causal", **SMALL)
+    table = jnp.asarray(np.random.default_rng(3).normal(size=(8, p.q.shape[1])), jnp.float32)
+
+    def look_up(table, most, distance, num_heads, causal):
+        return jnp.moveaxis(table[jnp.clip(distance, 0, most - 1)], -1, 1)
+
+    def out(table, q, form):
+        sizes = p.q.shape[2], p.k.shape[2]
+        bias = form(table)
+        function = bias_function(bias, p.q.shape[1], True, sizes)
+        return attention(q, p.k, p.v, dataclasses.replace(p.facts, position_bias=function))
+
+    beside = lambda table: jax.tree_util.Partial(look_up, table, jnp.int32(8))
+    without = lambda table: jax.tree_util.Partial(lambda table, *rest: look_up(table, 8, *rest), table)
+    for form in (beside, without):
+        program = lambda table, q, form=form: out(table, q, form)
+        pulled = jax.vjp(program, table, p.q)[1](p.dout)
+        pushed = jax.jvp(program, (table, p.q), (jnp.ones_like(table), p.q))[1]
+        if form is beside:
+            got = pulled, pushed
+    for mine, theirs in zip(jax.tree.leaves(got), jax.tree.leaves((pulled, pushed)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
 def test_a_flax_table(monkeypatch):
     """The gradient of the table through the module that holds it, as a layer takes it."""
     in_blocks(monkeypatch, 10, 16)
@@ -278,5 +305,5 @@ def test_a_flax_table(monkeypatch):
         function = bias_function(module.bind({"params": {"table": table}}), 4, True, (37, 37))
         return attention(p.q, p.k, p.v, dataclasses.replace(p.facts, position_bias=function))
 
-    got = jax.jit(lambda table: jax.vjp(out, table)[1](p.dout)[0])(p.facts.position_bias.params)
+    got = jax.jit(lambda table: jax.vjp(out, table)[1](p.dout)[0])(p.facts.position_bias.params[0])
     assert_close(got, want["table"], 1e-5)

@@ -100,7 +100,7 @@ Q, KEYS = (jax.ShapeDtypeStruct((1, 4096, heads, 128), jnp.bfloat16) for heads i
         (Facts(causal=True), dict(platform="cpu", implementation="xla"), "xla of 4096 queries and 4096 keys"),
         (Facts(causal=True), dict(platform="gpu", implementation="cudnn"), "cudnn: asked for by name"),
         (Facts(bias=jnp.zeros((1, 1, 1, 4096))), dict(platform="tpu"), "the kernel has no bias"),
-        (Facts(traced_window=jnp.int32(3)), dict(platform="tpu"), "the kernel has no traced window"),
+        (Facts(window=jnp.int32(3)), dict(platform="tpu"), "the kernel has no traced window"),
         (
             Facts(query_index=jnp.zeros((1, 4096), jnp.int32)),
             dict(platform="tpu"),
@@ -138,3 +138,46 @@ def test_a_name_that_cannot_serve_is_an_error_with_the_reason():
     q = jnp.ones((1, 600, 4, 16))
     with pytest.raises(ValueError, match="got 'splash': the kernel is for a TPU, not for a CPU"):
         rope_jax.attend(q, q, q, causal=True, implementation="splash")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        (lambda y: y[:, :1], ValueError, r"attention_fn\(q, k, v, facts\) must have shape \[B, T, N, H\]"),
+        (lambda y: y[:1], ValueError, "must have shape"),
+        (lambda y: y[:, :, :K], ValueError, "must have shape"),
+        (lambda y: y.astype(jnp.bfloat16), TypeError, "attention_fn must return q's dtype float32, got bfloat16"),
+        (lambda y: None, TypeError, r"attention_fn must return an array \[B, T, N, H\], got NoneType"),
+    ],
+)
+def test_its_output_is_checked(change, error, says):
+    x = jnp.ones((B, T, D))
+    layer = rope_jax.RotaryAttention(num_heads=N, num_kv_heads=K, head_dim=H, rope=ROPE)
+    params = layer.init(jax.random.key(0), x)
+    with pytest.raises(error, match=says):
+        layer.clone(attention_fn=lambda *args: change(from_facts(*args))).apply(params, x)
+
+
+def test_it_reads_the_window_of_each_layer_of_a_stack():
+    """Also a window that only the running program knows is `facts.window`."""
+
+    def by_window(q, k, v, facts):
+        return rope_jax.attend(q, k, v, causal=facts.causal, window=facts.window)
+
+    model = decoders.build(num_layers=2, window=(3, None))
+    tokens = jnp.arange(2 * T).reshape(2, T) % 7
+    params = model.init(jax.random.key(0), tokens)
+    want, got = (m.apply(params, tokens) for m in (model, model.clone(attention_fn=by_window)))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_dropout_by_rate_alone_is_no_matter_for_the_kernel():
+    q, k = (jax.ShapeDtypeStruct((1, 1024, heads, 64), jnp.float32) for heads in (4, 2))
+    assert explain(q, k, Facts(causal=True, dropout_rate=0.1), platform="tpu").path == "blocks"
+    for facts, says in ((None, "facts must be Facts"), ({}, "facts must be Facts")):
+        with pytest.raises(TypeError, match=says):
+            explain(q, k, facts, platform="tpu")
+    with pytest.raises(TypeError, match="q must be an array or a jax.ShapeDtypeStruct, got tuple"):
+        explain(q.shape, k, Facts(), platform="tpu")
+    with pytest.raises(ValueError, match="q must have a multiple of K=2 heads, got N=3"):
+        explain(jax.ShapeDtypeStruct((1, 8, 3, 64), jnp.float32), k, Facts(), platform="tpu")

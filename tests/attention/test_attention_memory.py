@@ -32,7 +32,7 @@ def facts(name, length):
         "plain": Facts(),
         "causal": Facts(causal=True),
         "window": Facts(causal=True, window=512),
-        "traced window": Facts(causal=True, traced_window=int32()),
+        "traced window": Facts(causal=True, window=int32()),
         "cap": Facts(causal=True, logit_cap=30.0),
         "T5": Facts(causal=True, position_bias=t5(table, True)),
         "ALiBi": Facts(causal=True, position_bias=bias_function(ALiBi(), N, True, (1, 1))),
@@ -235,7 +235,7 @@ def test_blocks_that_run():
     log = jnp.zeros(p.dlog.shape)
     for differentiable in (False, True):  # a loop, or a condition in a scan
         backward = functools.partial(blocks.backward, sizes=BlockSizes(8, 8), differentiable=differentiable)
-        run = lambda q, k, v, backward=backward: backward(q, k, v, p.facts, q, log, p.dout, None)
+        run = lambda q, k, v, backward=backward: backward(q, k, v, p.facts, q, log, log, p.dout, None)
         assert counted(run, p.q, p.k, p.v) == 2 * (8 + 7)  # weights, and their gradients
 
 

@@ -212,7 +212,7 @@ REASONS = [
     (Facts(), dict(layer=jnp.int32(0)), "outside a cache"),
     (Facts(), dict(k=quantize(jnp.ones((1, 2, 4, 8)))), "outside a cache"),
     (Facts(query_index=one), {}, "in the order of their sequence indices"),
-    (Facts(traced_window=jnp.int32(3)), {}, "the kernel has no traced window"),
+    (Facts(window=jnp.int32(3)), {}, "the kernel has no traced window"),
     (Facts(mask=jnp.ones((1, 1, 1, 1), bool)), {}, "the kernel has no attention mask"),
     (Facts(bias=jnp.ones((1, 1, 1, 1))), {}, "the kernel has no bias"),
     (problem("alibi").facts, {}, "the kernel has no position bias"),
@@ -244,10 +244,10 @@ def test_chooses_the_kernel_for_long_sequences_on_a_tpu():
     assert choose(implementation="blocks") == "blocks" and choose(implementation="xla") == "xla"
     for platform in ("cpu", "gpu"):
         assert choose(platform=platform) == "blocks"
-    assert choose(Facts(traced_window=jnp.int32(1))) == "blocks"
+    assert choose(Facts(window=jnp.int32(1))) == "blocks"
 
 
-@pytest.mark.parametrize("facts", [Facts(), Facts(causal=True, traced_window=jnp.int32(3))], ids=["", "window"])
+@pytest.mark.parametrize("facts", [Facts(), Facts(causal=True, window=jnp.int32(3))], ids=["", "window"])
 def test_a_kernel_by_name_is_an_error_where_it_cannot_serve(facts):
     """When the program is lowered: it may be traced for another platform."""
     q = jnp.ones((1, 4, 16, 8))

@@ -23,7 +23,7 @@ FACTS = {
     "bias": "bias_011 cap",
     "query_index": "reordered causal window",
     "key_index": "ragged",
-    "traced_window": "traced_window causal",
+    "window": "traced_window causal",
     "dropout_key": "dropout causal",
     "bias_key_index": "ring window alibi",
 }

@@ -365,13 +365,16 @@ def test_a_bias_may_be_planned():
     plain = layer()
     params = init_layer(plain)
     want = layer("alibi").apply(params, x)
+    biased = layer("alibi")
     plan = functools.partial(
         rope_jax.attention.make_plan, plain.rope, (B, T), position_bias=rope_jax.attention.ALiBi(), num_heads=N
     )
-    np.testing.assert_array_equal(plain.apply(params, x, plan=plan()), want)
+    np.testing.assert_array_equal(biased.apply(params, x, plan=plan()), want)
+    with pytest.raises(ValueError, match="the layer's position_bias, got one: the layer has none"):
+        plain.apply(params, x, plan=plan())
     cache = rope_jax.init_cache(batch=B, capacity=T + 2, num_kv_heads=2, head_dim=H)
     assert plan(cache=cache).position_bias(jnp.zeros((1, 2, 3), jnp.int32)).shape == (1, N, 2, 3)
-    cached, _ = plain.apply(params, x, plan=plan(cache=cache), cache=cache)
+    cached, _ = biased.apply(params, x, plan=plan(cache=cache), cache=cache)
     np.testing.assert_allclose(cached, want, atol=TOLERANCE)
 
 
@@ -492,10 +495,11 @@ def test_a_window_is_the_same_number_in_every_integer_type(kind, window):
     np.testing.assert_array_equal(rope_jax.attend(q, k, v, causal=True, window=kind(window)), want)
     module, x = layer(), embedded()
     params = init_layer(module)
-    by_field = layer(window=kind(window)).apply(params, x)
+    windowed = layer(window=kind(window))
+    by_field = windowed.apply(params, x)
     for same in (window, kind(window)):
         plan = rope_jax.attention.make_plan(module.rope, x.shape[:2], window=same)
-        np.testing.assert_array_equal(module.apply(params, x, plan=plan), by_field)
+        np.testing.assert_array_equal(windowed.apply(params, x, plan=plan), by_field)
 
 
 @pytest.mark.parametrize("window", [2, 2**32 + 2])

@@ -88,6 +88,15 @@ def test_dropout(monkeypatch, features, queries, keys):
     check(p)
 
 
+@pytest.mark.parametrize("implementation", ["blocks", "xla"])
+def test_dropout_drops_the_same_weights_in_blocks_of_any_size(monkeypatch, implementation):
+    p = problem("dropout causal")
+    in_blocks(monkeypatch, 37, 37)
+    whole = read_factors(p)
+    in_blocks(monkeypatch, 10, 16)
+    np.testing.assert_array_equal(read_factors(p, implementation=implementation), whole)
+
+
 def test_dropout_differs_from_block_to_block(monkeypatch):
     in_blocks(monkeypatch, 8, 8)
     factors = read_factors(problem("dropout", T=32))
@@ -221,6 +230,32 @@ def test_large_scores(monkeypatch):
     assert np.abs(out - want_out).max() <= 2 * error * np.abs(np.asarray(p.v)).max()
     for name, gradient in gradients.items():
         assert np.abs(gradient - want[name]).max() <= 4 * error * np.abs(want[name]).max(), name
+
+
+@pytest.mark.parametrize("offset", [-1e3, -1e9, float(jnp.finfo(jnp.float32).min)])
+def test_a_large_bias_of_a_whole_row_leaves_the_gradients(monkeypatch, offset):
+    """A bias of padding, added to all scores of a row: the softmax is that of rounded scores."""
+    in_blocks(monkeypatch, 10, 16)
+    p = problem("causal bias_111")
+    bias = p.facts.bias.at[:, :, 3].set(offset)
+    p = dataclasses.replace(p, facts=dataclasses.replace(p.facts, bias=bias))
+    got = jax.jit(
+        lambda o, facts: jax.vjp(lambda o: attention(*dataclasses.replace(p, facts=facts).replaced(o)), o)[1](
+            p.dout
+        )[0]
+    )(p.differentiable, p.facts)
+    with jax.enable_x64(True):
+        rounded = np.asarray(p.q, np.float32)
+        raw = np.einsum("bnth,bnsh->bnts", rounded, np.repeat(np.asarray(p.k), p.q.shape[1] // p.k.shape[1], 1))
+        scores = (raw * np.float32(p.q.shape[-1] ** -0.5) + np.asarray(bias)).astype(np.float64)
+        scores = np.where(p.allowed, scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        dv = np.einsum("bnts,bnth->bnsh", weights, np.asarray(p.dout, np.float64))
+        want = dv.reshape(dv.shape[0], p.k.shape[1], -1, *dv.shape[2:]).sum(2)
+    # Scores of size 1e3 are known to 2^-14: so are the weights.
+    share = 1e-5 if abs(offset) > 1e4 else 2.0**-13
+    assert np.abs(np.asarray(got["v"]) - want).max() <= share * np.abs(want).max()
 
 
 def _solved(p):

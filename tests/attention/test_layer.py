@@ -475,9 +475,9 @@ def call(module, *args, **kwargs):
         (call(build(heads="mha"), cache=new_cache(build())), ValueError, r"cache.key must .* with B=2, K=4, H=8, got"),
         (call(build(), cache=new_cache(build(), 5)), ValueError, "T=10 tokens were given, capacity S=5"),
         (
-            call(build(rope=rope_jax.Rope(H, rope_jax.Standard(), axes=(0, 1, 0, 1)))),
+            call(build(rope=rope_jax.Rope(H, rope_jax.Sections(sections=(2, 2), order="strided")))),
             ValueError,
-            r"positions \[\.\.\., T, A\] must be given to a rope with axes",
+            r"positions must be \[B, T, A=2\] for a rope of 2 axes, got None",
         ),
         (call(build(num_heads=0)), ValueError, "num_heads must be at least 1, got 0"),
         (call(build(num_kv_heads=0)), ValueError, "num_kv_heads must divide num_heads=4, got 0"),
@@ -585,11 +585,22 @@ def test_a_plan_for_another_layer_or_call_is_refused():
         ),
         ({}, dict(plan=plan, cache=3), "cache must be a KVCache, as from init_cache, got int"),
         (dict(causal=False), dict(plan=plan), "plan must be for causal=False, got a plan for causal=True"),
-        (dict(position_bias=rope_jax.attention.ALiBi()), dict(plan=plan), "plan must be made with position_bias="),
+        (
+            dict(position_bias=rope_jax.attention.ALiBi()),
+            dict(plan=plan),
+            "plan must be made with the layer's position_bias, got none: the layer has one",
+        ),
+        ({}, dict(plan=make_plan(rope, (B, T), window=3)), "plan must be for window=None, got a plan for window=3"),
         ({}, dict(plan=make_plan(rope, (B, T), learn_frequencies=True)), "plan must have a rotation for a layer"),
     ):
         with pytest.raises((TypeError, ValueError), match=says):
             module.clone(**change).apply(params, x, **how)
+    alike = make_plan((rope, rope), (B, T), window=(3, None))
+    for layer, window in enumerate((3, None)):  # layers whose ropes are alike, and whose windows differ
+        windowed = module.clone(window=window)
+        np.testing.assert_array_equal(
+            windowed.apply(params, x, plan=alike.of_layer(layer)), windowed.apply(params, x)
+        )
     learned = build(learn_frequencies=True)
     with_frequencies = init(learned)
     for learns in (False, True):  # a layer that learns its frequencies rotates by them, whatever the plan says

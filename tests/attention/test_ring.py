@@ -300,7 +300,7 @@ def test_refusals_of_the_modules():
     ring = attention.clone(ring_axis="sequence")
     mask, segments = jnp.ones((B, T), bool), jnp.ones((B, T), int)
     dropped = dict(deterministic=False, rngs=dict(dropout=jax.random.key(0)))
-    axes = rope_jax.Rope(H, rope_jax.Standard(), axes=(0, 1, 0, 1))
+    axes = rope_jax.Rope(H, rope_jax.Sections(sections=(2, 2), order="strided"))
     for module, how, error, says in (
         (
             ring,
@@ -373,7 +373,7 @@ def test_refusals_of_the_modules():
             attention.clone(rope=axes),
             dict(sequence_index=order),
             ValueError,
-            "positions .* must be given to a rope with axes",
+            r"positions must be \[B, T, A=2\] for a rope of 2 axes, got None",
         ),
     ):
         with pytest.raises(error, match=says):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,9 +163,15 @@ class TestFloatPath:
 
     def test_frequencies_per_row(self):
         inv_freq = jnp.array([[1.0, 0.5], [0.25, 2.0]])
-        got = rope_jax.rotation(jnp.array([[1, 2, 3], [4, 5, 6]]), rope_jax.Frequencies(inv_freq))
+        got = rope_jax.rotation(jnp.array([[1, 2, 3], [4, 5, 6]]), rope_jax.Frequencies(inv_freq, num_batch_axes=1))
         want = np.array([[1, 2, 3], [4, 5, 6]])[..., None] * np.asarray(inv_freq)[:, None]
         np.testing.assert_allclose(got.sin, np.sin(want), atol=1e-6)
+
+
+def dealt(frequencies, axes):
+    """The frequencies of one ladder, where pair i reads the position axis ``axes[i]``."""
+    is_read = np.arange(max(axes) + 1)[:, None] == np.array(axes)
+    return dataclasses.replace(frequencies, inv_freq=np.where(is_read, frequencies.inv_freq, 0))
 
 
 class TestAxes:
@@ -171,7 +179,7 @@ class TestAxes:
         grid = rope_jax.grid_positions(3, 5)
         frequencies = rope_jax.Standard()(8)
         axes = (0, 1, 1, 0)
-        got = rope_jax.rotation(grid, frequencies, axes=axes)
+        got = rope_jax.rotation(grid, dealt(frequencies, axes))
         for pair, axis in enumerate(axes):
             one = rope_jax.rotation(grid[:, axis], frequencies)
             np.testing.assert_array_equal(got.cos[:, pair], one.cos[:, pair])
@@ -180,9 +188,8 @@ class TestAxes:
     def test_one_axis_is_plain(self):
         frequencies = rope_jax.Standard()(8)
         plain = rope_jax.rotation(jnp.arange(6), frequencies)
-        np.testing.assert_array_equal(
-            rope_jax.rotation(jnp.arange(6)[:, None], frequencies, axes=(0,) * 4).sin, plain.sin
-        )
+        one_row = rope_jax.Frequencies(frequencies.inv_freq[None])
+        np.testing.assert_array_equal(rope_jax.rotation(jnp.arange(6), one_row).sin, plain.sin)
 
 
 STANDARD8 = rope_jax.Standard()(8)
@@ -211,17 +218,20 @@ STANDARD8 = rope_jax.Standard()(8)
         ),
         (lambda: rope_jax.rotation(np.array([-(2**40)]), STANDARD8), ValueError, "positions must fit in int32"),
         (
-            lambda: rope_jax.rotation(jnp.zeros((3, 2), int), STANDARD8, axes=(0, 1)),
+            lambda: rope_jax.rotation(jnp.zeros(3, int), dealt(STANDARD8, (0, 1, 1, 0))),
             ValueError,
-            r"axes must name one position axis in \[0, A=2\) for each of the R/2=4 pairs, got 2 entries",
+            r"positions must be \[\.\.\., T, A=2\] for frequencies of 2 position axes, got shape \(3,\): "
+            "pass a coordinate for each axis",
         ),
         (
-            lambda: rope_jax.rotation(jnp.zeros((3, 2), int), STANDARD8, axes=(0, 1, 2, 0)),
+            lambda: rope_jax.rotation(jnp.zeros((3, 2), int), dealt(STANDARD8, (0, 1, 2, 0))),
             ValueError,
-            "axes must name",
+            r"positions must be \[\.\.\., T, A=3\] .* got shape \(3, 2\)",
         ),
         (
-            lambda: rope_jax.rotation(jnp.zeros((3, 4), int), rope_jax.Frequencies(jnp.ones((2, 8)))),
+            lambda: rope_jax.rotation(
+                jnp.zeros((3, 4), int), rope_jax.Frequencies(jnp.ones((2, 8)), num_batch_axes=1)
+            ),
             ValueError,
             r"positions before T and frequencies before R/2 must have the same axes, got \(3,\) and \(2,\)",
         ),

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 import pickle
 
@@ -208,7 +209,7 @@ class TestFrequencies:
         with pytest.raises(TypeError, match="cannot be hashed or compared"):
             assert learned == learned
 
-    @pytest.mark.parametrize("bad", [[], [[1.0]], [math.nan], [math.inf], [2.0**64], 1.0])
+    @pytest.mark.parametrize("bad", [[], [[[[1.0]]]], [[1.0], []], [math.nan], [math.inf], [2.0**64], 1.0])
     def test_bad_frequencies(self, bad):
         with pytest.raises(ValueError, match="inv_freq must be"):
             rope_jax.Frequencies(bad)
@@ -221,7 +222,10 @@ class TestFrequencies:
     def test_bad_jax_arrays(self):
         with pytest.raises(TypeError, match="inv_freq must be floating, got dtype int32"):
             rope_jax.Frequencies(jnp.ones(3, int))
-        with pytest.raises(ValueError, match="inv_freq must have shape"):
+        with pytest.raises(
+            ValueError,
+            match=r"inv_freq must be \[R/2\], \[A, R/2\] or \[N, A, R/2\], .* got shape \(\) and num_batch_axes=0",
+        ):
             rope_jax.Frequencies(jnp.float32(1))
 
     def test_bad_choices(self):
@@ -311,13 +315,16 @@ class TestSchedulesOfSchedules:
 
     def test_axial_repeats_the_frequencies_for_each_axis(self):
         for num_axes, rotary_dim in [(1, 8), (2, 72), (3, 12)]:
-            got = rope_jax.Axial(schedule=rope_jax.Linear(factor=2.0, base=100.0), num_axes=num_axes)(rotary_dim)
+            sizes = (rotary_dim // num_axes,) * num_axes
+            got = rope_jax.Axial(sizes=sizes, schedule=rope_jax.Linear(factor=2.0, base=100.0))(rotary_dim)
             pairs = rotary_dim // num_axes // 2
-            want = [100.0 ** (-i / pairs) / 2.0 for _ in range(num_axes) for i in range(pairs)]
-            np.testing.assert_allclose(got.inv_freq, want, rtol=8 * 2.0**-53)
+            want = np.zeros((num_axes, num_axes, pairs))
+            for axis in range(num_axes):
+                want[axis, axis] = [100.0 ** (-i / pairs) / 2.0 for i in range(pairs)]
+            np.testing.assert_allclose(got.inv_freq, want.reshape(num_axes, -1), rtol=8 * 2.0**-53)
 
     def test_axial_rotates_by_rows_and_columns(self):
-        rope = rope_jax.Rope(8, rope_jax.Axial(schedule=rope_jax.Standard(base=100.0)), axes=(0, 0, 1, 1))
+        rope = rope_jax.Rope(8, rope_jax.Axial(sizes=(4, 4), schedule=rope_jax.Standard(base=100.0)))
         grid = np.array([[row, column] for row in range(3) for column in range(5)])
         angles = np.concatenate([grid[:, :1] * [1.0, 0.1], grid[:, 1:] * [1.0, 0.1]], axis=1)
         rotation = rope.rotation(rope_jax.grid_positions(3, 5))
@@ -325,19 +332,31 @@ class TestSchedulesOfSchedules:
         np.testing.assert_allclose(rotation.sin, np.sin(angles), atol=1.2e-7)
 
     @pytest.mark.parametrize("inner", [rope_jax.Standard(base=3e3), rope_jax.Proportional(proportion=0.5)])
-    @pytest.mark.parametrize("outer", [rope_jax.Axial, rope_jax.Negated])
+    @pytest.mark.parametrize(
+        "outer",
+        [
+            functools.partial(rope_jax.Axial, sizes=[4, 8], axes=[1, 0]),
+            functools.partial(rope_jax.Sections, sections=[2, 1, 1], order="strided"),
+            functools.partial(rope_jax.Affine, scale=[0.5, 2], offset=-1),
+            rope_jax.Negated,
+        ],
+        ids=["Axial", "Sections", "Affine", "Negated"],
+    )
     def test_they_are_values(self, outer, inner):
         one, two = outer(schedule=inner), outer(schedule=inner)
         assert one == two and hash(one) == hash(two) and eval(repr(one), vars(rope_jax.core)) == one
         assert pickle.loads(pickle.dumps(one)) == one and one != outer(schedule=rope_jax.Standard())
 
     def test_axial_refuses(self):
-        with pytest.raises(ValueError, match="rotary_dim must be a multiple of 2A=4, got 6"):
-            rope_jax.Axial(schedule=rope_jax.Standard())(6)
-        with pytest.raises(ValueError, match="Axial: num_axes must be at least 1"):
-            rope_jax.Axial(schedule=rope_jax.Standard(), num_axes=0)
+        with pytest.raises(ValueError, match=r"Axial: sizes must add up to rotary_dim 6, got \(4, 4\)"):
+            rope_jax.Axial(sizes=(4, 4), schedule=rope_jax.Standard())(6)
+        with pytest.raises(
+            ValueError, match=r"Axial: sizes must be even numbers of features, at least 2, got \(\)"
+        ):
+            rope_jax.Axial(sizes=(), schedule=rope_jax.Standard())
         with pytest.raises(ValueError, match="Axial: schedule must give host Frequencies"):
-            rope_jax.Axial(schedule=lambda rotary_dim: rope_jax.Frequencies(jnp.ones(rotary_dim // 2)))(8)
+            schedule = lambda rotary_dim: rope_jax.Frequencies(jnp.ones(rotary_dim // 2))
+            rope_jax.Axial(sizes=(4, 4), schedule=schedule)(8)
 
     def test_longrope_has_a_factor_for_each_list(self):
         schedule = rope_jax.LongRope(

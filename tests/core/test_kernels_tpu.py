@@ -95,6 +95,23 @@ def test_nothing_is_copied_between_a_projection_and_the_kernel(layout, head_dim)
     assert max(copied(hlo, 2048), default=0) <= 2048 * head_dim  # cos and sin may be, q and k are not
 
 
+@pytest.mark.parametrize("layout", ["half", pytest.param("interleaved", marks=full)])
+@pytest.mark.parametrize("rows", [2, pytest.param(1, marks=full)])
+def test_heads_before_tokens_share_the_table_of_their_row(layout, rows):
+    """The largest array of float32 is the table ``[rows, 1, T, H]``: no head has a copy of it."""
+    x = jax.ShapeDtypeStruct((2, 8, 1024, 128), jnp.bfloat16)
+    part = jax.ShapeDtypeStruct((rows, 1024, 64), jnp.float32)
+
+    def fn(x, cos, sin):
+        return rope_jax.rotate(x, rope_jax.Rotation(cos, sin), layout=layout, token_axis=-2)
+
+    hlo = compiled("v5e", fn, x, part, part)
+    assert kernels(hlo) == 1
+    sizes = [np.prod([int(n) for n in shape.split(",")]) for shape in re.findall(r"f32\[([\d,]+)\]", hlo)]
+    assert max(sizes) == rows * 1024 * 128
+    assert max(copied(hlo, 1024), default=0) <= rows * 1024 * 128
+
+
 @pytest.mark.parametrize("head_dim", [128, pytest.param(64, marks=full)])
 def test_with_x64(head_dim):
     with jax.enable_x64(True):

@@ -62,13 +62,6 @@ def test_no_tokens():
     assert rope_jax.positions_from_segments(jnp.zeros((2, 0), int)).shape == (2, 0)
 
 
-def test_grid_runs_row_by_row():
-    grid = rope_jax.grid_positions(2, 3, 4)
-    assert grid.dtype == jnp.int32
-    want = [[i, j, k] for i in range(2) for j in range(3) for k in range(4)]
-    assert grid.tolist() == want
-
-
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
@@ -86,8 +79,6 @@ def test_grid_runs_row_by_row():
             ValueError,
             "segment_ids must fit in int32",
         ),
-        (lambda: rope_jax.grid_positions(), ValueError, "sizes must be"),
-        (lambda: rope_jax.grid_positions(3, 0), ValueError, r"got \(3, 0\)"),
     ],
 )
 def test_refusals(call, error, says):

@@ -138,6 +138,16 @@ class TestTheKernelInterpreted:
             for a, b in zip(got, want, strict=True):
                 np.testing.assert_allclose(a, b, atol=6 * oracles.EPS32)
 
+    @pytest.mark.parametrize(
+        "rows", [(), (3,), (2, 1), pytest.param((1, 3), marks=full), pytest.param((2, 3), marks=full)]
+    )
+    @pytest.mark.parametrize("head_dim", [128, pytest.param(64, marks=full)])
+    def test_heads_before_tokens_are_rows_that_share_a_rotation(self, layout, head_dim, rows):
+        (x,), *_ = inputs(head_dim, head_dim, batch=(2, 3), heads=(1,))
+        _, cos, sin = inputs(head_dim, head_dim, batch=rows, seed=1)
+        (got,) = rotate_interpreted([x], cos, sin, layout=layout)
+        assert_rotated(got, x, *(np.broadcast_to(part, (2, 3, *part.shape[-2:])) for part in (cos, sin)), layout)
+
     @pytest.mark.parametrize("head_dim", [128, 64])
     def test_features_from_rotary_dim_on_pass_bit_for_bit(self, layout, head_dim):
         odd_ones = np.resize(

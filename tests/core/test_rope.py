@@ -112,14 +112,22 @@ def test_inverse_includes_the_attention_factor():
 
 
 def test_is_a_value():
-    build = lambda: rope_jax.Rope(64, rope_jax.Yarn(factor=2.0, original_length=8), rotary_dim=32, axes=[0, 1] * 8)
+    yarn = rope_jax.Yarn(factor=2.0, original_length=8)
+    alternating = lambda: rope_jax.Sections(sections=[8, 8], schedule=yarn, order="strided")
+    build = lambda: rope_jax.Rope(64, alternating(), rotary_dim=32, start=4, blocks=2)
     rope = build()
     assert rope == build() and hash(rope) == hash(build()) and pickle.loads(pickle.dumps(rope)) == rope
     assert eval(repr(rope), vars(rope_jax)) == rope
     whole = rope_jax.Rope(64, rope_jax.Standard())
     assert whole == rope_jax.Rope(64, rope_jax.Standard(), rotary_dim=64)
     assert dataclasses.replace(whole, head_dim=128).num_pairs == 64
-    for change in (dict(layout="interleaved"), dict(rotary_dim=64, axes=None), dict(schedule=rope_jax.Standard())):
+    for change in (
+        dict(layout="interleaved", blocks=1),
+        dict(rotary_dim=60, schedule=yarn, blocks=1),
+        dict(schedule=rope_jax.Standard()),
+        dict(start=0),
+        dict(blocks=1),
+    ):
         assert dataclasses.replace(rope, **change) != rope
 
 
@@ -132,13 +140,13 @@ def test_any_hashable_callable_is_a_schedule():
 
 
 def test_axes_rotate_an_image():
-    rope = rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 0, 1, 1))
+    rope = rope_jax.Rope(8, rope_jax.Sections(sections=(2, 2)))
     x = jnp.ones((6, 1, 8))
     q, _ = rope(x, x, rope_jax.grid_positions(2, 3))
     inv_freq = rope_jax.Standard()(8).inv_freq
     grid = np.asarray(rope_jax.grid_positions(2, 3))
     cos, sin = np.empty((6, 4)), np.empty((6, 4))
-    for pair, axis in enumerate(rope.axes):
+    for pair, axis in enumerate((0, 0, 1, 1)):
         cos[:, [pair]], sin[:, [pair]] = oracles.cos_sin(grid[:, axis], inv_freq[[pair]])
     np.testing.assert_allclose(q, oracles.rotate_features(x, cos, sin, "half"), atol=1.5 * ROTATION_ERROR)
 
@@ -201,8 +209,16 @@ class Unhashable:
             ValueError,
             "layout must be one of .*'neox'",
         ),
-        (lambda: rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 1)), ValueError, "R/2 = 4 pairs, got \\(0, 1\\)"),
-        (lambda: rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 1, -1, 0)), ValueError, "0 or above"),
+        (
+            lambda: rope_jax.Rope(8, rope_jax.Sections(sections=(1, 1))).frequencies(),
+            ValueError,
+            r"Sections: sections must add up to R/2 = 4, got \(1, 1\)",
+        ),
+        (
+            lambda: rope_jax.Rope(8, rope_jax.Sections(sections=(5, -1))),
+            ValueError,
+            r"Sections: sections must be numbers of pairs, for two axes or more, got \(5, -1\)",
+        ),
         (lambda: rope_jax.Rope(8, rope_jax.Standard), TypeError, "schedule must be a schedule like Standard()"),
         (
             lambda: rope_jax.Rope(8, lambda r: rope_jax.Frequencies([1.0])).frequencies(),

@@ -214,7 +214,16 @@ ROTATION = rope_jax.Rotation(jnp.ones((2, 5, 4)), jnp.ones((2, 5, 4)))
             ValueError,
             r"rotation .* = \(2, 5, 4\) must broadcast against x",
         ),
-        (lambda: rope_jax.rotate(X[0], ROTATION), ValueError, "must broadcast against x"),
+        (
+            lambda: rope_jax.rotate(X[0], ROTATION),  # as many axes: frequencies for each head
+            ValueError,
+            r"rotation.cos must have shape \[\.\.\., T, M, R/2\] with T=5, got \(2, 5, 4\)",
+        ),
+        (
+            lambda: rope_jax.rotate(X[0], jax.tree.map(lambda a: a[None], ROTATION)),
+            ValueError,
+            r"rotation .* = \(1, 2, 5, 4\) must broadcast against x",
+        ),
         (lambda: rope_jax.rotate(X[..., :6], ROTATION), ValueError, "R must be from 2 to head_dim H=6, got R=8"),
         (
             lambda: rope_jax.rotate(X, ROTATION, layout="neox"),

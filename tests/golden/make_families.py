@@ -65,10 +65,10 @@ def ask(census, cls, modeling, config_class, values):
     apply, halves_out = census.apply_function(modeling, config)
     answers = {}
     for label, rope in census.ropes_by_label(model_rope, config).items():
-        axes = 1 if rope.axes is None else max(rope.axes) + 1
+        axes = rope.num_axes
         text_only = config.model_type == "hunyuan_vl_text"  # see from_hf_config
         at = [3] * axes if text_only else [3 - axis for axis in range(axes)]
-        positions = np.array(at).reshape(axes, 1, 1) if rope.axes is not None else np.array([at])
+        positions = np.array(at).reshape(axes, 1, 1) if axes > 1 else np.array([at])
         cos_sin = census.their_cos_sin(copy.deepcopy(module), positions, label)
         q = torch.tensor(query(rope.head_dim))[None, None, None]
         turned = census.turn(apply, q, cos_sin, 2 * rope.num_pairs)
@@ -82,7 +82,7 @@ def ask(census, cls, modeling, config_class, values):
             factor = None
         layer = next(i for i, layer in enumerate(model_rope.layers) if layer.rope == rope)
         answers[str(layer)] = dict(
-            position=at if rope.axes is not None else at[0],
+            position=at if axes > 1 else at[0],
             inv_freq=[float(f"{f:.9g}") for f in inv_freq[[0, 1, len(inv_freq) // 2, -1]]],
             attention_factor=factor,
             logit_factor=modeling.yarn_apply_mscale(config.rope_parameters, 1.0)

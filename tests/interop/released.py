@@ -3,7 +3,7 @@
 import numpy as np
 
 import rope_jax
-from rope_jax import DynamicNTK, Linear, Llama3, LongRope, NTKAware, Proportional, Rope, Standard, Yarn
+from rope_jax import DynamicNTK, Linear, Llama3, LongRope, NTKAware, Proportional, Rope, Sections, Standard, Yarn
 from rope_jax.interop.model_rope import LayerRope, QueryTemperature
 
 
@@ -368,19 +368,19 @@ RELEASED = {
     ),
     "Qwen2-VL, v4": (
         config_of("qwen2_vl", rope_theta=1e6, rope_scaling=dict(type="mrope", mrope_section=[16, 24, 24])),
-        every(Rope(128, Standard(base=1e6), axes=(0,) * 16 + (1,) * 24 + (2,) * 24)),
+        every(Rope(128, Sections(sections=(16, 24, 24), schedule=Standard(base=1e6)))),
     ),
     "Qwen2.5-VL, v4": (
         config_of("qwen2_5_vl", rope_theta=1e6, rope_scaling=dict(type="mrope", mrope_section=[16, 24, 24])),
-        every(Rope(128, Standard(base=1e6), axes=(0,) * 16 + (1,) * 24 + (2,) * 24)),
+        every(Rope(128, Sections(sections=(16, 24, 24), schedule=Standard(base=1e6)))),
     ),
     "Qwen2-VL without keys of rotation": (
         config_of("qwen2_vl"),
-        every(Rope(128, Standard(base=1e6), axes=(0,) * 16 + (1,) * 24 + (2,) * 24)),
+        every(Rope(128, Sections(sections=(16, 24, 24), schedule=Standard(base=1e6)))),
     ),
     "Qwen2.5-VL without keys of rotation": (
         config_of("qwen2_5_vl"),
-        every(Rope(128, Standard(base=1e6), axes=(0,) * 16 + (1,) * 24 + (2,) * 24)),
+        every(Rope(128, Sections(sections=(16, 24, 24), schedule=Standard(base=1e6)))),
     ),
     "Qwen3-Next, v4": (
         config_of(
@@ -406,11 +406,17 @@ RELEASED = {
                 rope_scaling=dict(mrope_interleaved=True, mrope_section=[24, 20, 20], rope_type="default"),
             ),
         ),
-        every(Rope(128, Standard(base=5e6), axes=(0, 1, 2) * 20 + (0,) * 4)),
+        every(Rope(128, Sections(sections=(24, 20, 20), schedule=Standard(base=5e6), order="strided"))),
     ),
     "Ernie 4.5 VL": (
         config_of("ernie4_5_vl_moe_text", head_dim=128, rope_theta=500000),
-        every(Rope(128, Standard(base=5e5), layout="interleaved", axes=(1, 2) * 22 + (0,) * 20)),
+        every(
+            Rope(
+                128,
+                Sections(sections=(20, 22, 22), schedule=Standard(base=5e5), order="alternating"),
+                layout="interleaved",
+            )
+        ),
     ),
     "GPT-NeoX, later in v4": (
         config_of("gpt_neox", rotary_pct=0.25, rotary_emb_base=10000, rope_theta=10000, partial_rotary_factor=0.25),
@@ -475,7 +481,7 @@ RELEASED = {
             head_dim=128,
             rope_scaling=dict(alpha=1000.0, beta_fast=32, factor=1.0, type="xdrope", xdrope_section=[16] * 4),
         ),
-        every(Rope(128, NTKAware(factor=1000.0), axes=tuple(i // 16 for i in range(64)))),
+        every(Rope(128, Sections(sections=(16,) * 4, schedule=NTKAware(factor=1000.0)))),
     ),
     "nanochat": (config_of("nanochat"), every(Rope(128, rope_jax.Negated(schedule=Standard())))),
     "Zamba2": (config_of("zamba2", use_mem_rope=False, attention_head_dim=160), every(None)),

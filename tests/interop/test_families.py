@@ -31,11 +31,15 @@ def check_layer(layer, theirs):
     if isinstance(schedule, rope_jax.Negated):  # transformers negates the sine instead
         schedule, sign = schedule.schedule, -1
     ladder = rotary_dim
+    axes = None
     if isinstance(schedule, rope_jax.Axial):
-        schedule, ladder = schedule.schedule, rotary_dim // schedule.num_axes
-    ours = sign * frequencies.inv_freq
+        ladder = schedule.sizes[0]
+    if isinstance(schedule, rope_jax.Axial | rope_jax.Sections):
+        axes, schedule = np.argmax(frequencies.inv_freq != 0, axis=0), schedule.schedule
+        assert np.all(np.count_nonzero(frequencies.inv_freq, axis=0) <= 1)
+    ours = sign * np.atleast_2d(frequencies.inv_freq).sum(axis=0)
     allowed = frequency_error(schedule, ladder, ours)
-    if rope.layout == "interleaved" and rope.axes is not None and rope.axes[:2] == (1, 2):
+    if rope.layout == "interleaved" and axes is not None and axes[:2].tolist() == [1, 2]:
         # Ernie 4.5 VL keeps them in another order.
         ours, allowed = (np.concatenate([x[:44:2], x[1:44:2], x[44:]]) for x in (ours, allowed))
     kept = [0, 1, ours.size // 2, -1]  # by make_families

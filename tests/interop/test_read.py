@@ -22,13 +22,13 @@ def test_released_configs(name):
 
 def test_the_vision_tower():
     tower = dict(depth=2, embed_dim=1280, num_heads=16, hidden_size=3584)
-    rope = Rope(80, rope_jax.Axial(schedule=Standard()), axes=(0,) * 20 + (1,) * 20)
+    rope = Rope(80, rope_jax.Axial(sizes=(40, 40), schedule=Standard()))
     for model_type in (None, "qwen2_vl", "qwen2_vl_vision"):  # older files
         config = config_of(
             "qwen2_vl", vision_config=tower | ({} if model_type is None else dict(model_type=model_type))
         )
         assert rope_jax.from_hf_config(config, part="vision").rope == rope
-    assert rope_jax.from_hf_config(config).rope.axes[:17] == (0,) * 16 + (1,)
+    assert rope_jax.from_hf_config(config).rope.schedule.axis_of_pair[:17] == (0,) * 16 + (1,)
     with pytest.raises(ValueError, match="config must have the key 'vision_config' for part='vision'"):
         rope_jax.from_hf_config(config_of("llama"), part="vision")
     with pytest.raises(ValueError, match="part must be one of .*, got 'audio'"):
@@ -330,7 +330,8 @@ def test_rotary_dim_of_minimax_m3_counts():
 
 def test_hunyuan_vl_is_a_rotation():
     config = config_of("hunyuan_vl_text", rope_parameters=dict(rope_theta=1e4, mrope_section=[16, 16, 16, 16]))
-    assert rope_jax.from_hf_config(config).rope.axes == sum(((axis,) * 16 for axis in range(4)), ())
+    axis_of_pair = rope_jax.from_hf_config(config).rope.schedule.axis_of_pair
+    assert axis_of_pair == sum(((axis,) * 16 for axis in range(4)), ())
 
 
 def test_dbrx_base_and_compat():

@@ -45,7 +45,8 @@ def test_a_rotation_that_the_family_cannot_express_is_refused():
         two_layers(Rope(64, Standard(), layout="interleaved")),
         two_layers(Rope(64, DynamicNTK(factor=2.0, original_length=4096, context_length=8192))),
         two_layers(Rope(64, Standard()), logit_factor=2.0),
-        two_layers(Rope(64, Standard(), axes=(0,) * 32)),
+        two_layers(Rope(64, rope_jax.Sections(sections=(32, 0)))),
+        two_layers(Rope(64, rope_jax.Axial(sizes=(32, 32)))),
         two_layers(None),
     ]:
         with pytest.raises(ValueError, match="a config of 'llama' cannot express"):

@@ -337,7 +337,7 @@ def decode(ids=IDS, positions=None, **change):
         (decode(position_bias=lambda *_: None), TypeError, "position_bias must return an array, got NoneType"),
         (decode(position_embedding=lambda *_: None), TypeError, "position_embedding must return an array, got NoneType"),
         (decode(position_embedding=lambda where, width: jnp.zeros((1, T, width), int)), TypeError, r"position_embedding\(positions\) must be floating"),
-        (decode(rope=rope_jax.Rope(8, rope_jax.Standard(), axes=(0, 0, 1, 1)), **ENCODINGS["sinusoidal"]), ValueError, "position_embedding must be left out with a rope that has axes"),
+        (decode(rope=rope_jax.Rope(8, rope_jax.Sections(sections=(2, 2))), **ENCODINGS["sinusoidal"]), ValueError, "position_embedding must be left out with a rope of 2 axes: it reads one position"),
         (decode(width=15, **ENCODINGS["sinusoidal"]), ValueError, "width must be even and at least 2, got 15"),
     ],
 )  # fmt: skip

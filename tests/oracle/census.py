@@ -266,9 +266,9 @@ def as_numpy(x):
 def position_ids(rope, values, text_only):
     """The positions ``[(A,) B, T]`` for them and ``[B, T(, A)]`` for us; axes differ, except in text."""
     flat = np.array([list(values)])
-    if rope.axes is None:
+    if rope.num_axes == 1:
         return flat, flat
-    axes = np.stack([flat if text_only else np.maximum(flat - 2 * axis, 0) for axis in range(max(rope.axes) + 1)])
+    axes = np.stack([flat if text_only else np.maximum(flat - 2 * axis, 0) for axis in range(rope.num_axes)])
     return axes, np.moveaxis(axes, 0, -1)
 
 
@@ -303,7 +303,8 @@ def compare_rotation(rope, module, label, model_type):
         # Their float32 product of a frequency and a position: design.md, numeric contract, 6; or what the error of
         # the frequency itself makes of it, where R is no power of two.
         error = max(
-            2.0**-23, float(np.max(frequency_error(rope.schedule, 2 * rope.num_pairs, frequencies.inv_freq)))
+            2.0**-23,
+            float(np.max(frequency_error(one_axis(rope.schedule), 2 * rope.num_pairs, ladder(frequencies)))),
         )
         allowed = frequencies.attention_factor * (2e-7 + np.maximum(np.array([list(values)]), 1) * error)
         for our_part, their_part in zip(our_rotation(rope, name, text_only, length), theirs, strict=True):
@@ -314,13 +315,26 @@ def compare_rotation(rope, module, label, model_type):
     return worst
 
 
+def ladder(frequencies):
+    """The frequency of each pair, ``[R/2]``: of several axes, a pair reads one at most."""
+    matrix = np.atleast_2d(frequencies.inv_freq)
+    if np.any(np.count_nonzero(matrix, axis=0) > 1):
+        raise Different("a pair reads several axes")
+    return matrix.sum(axis=0)
+
+
+def one_axis(schedule):
+    """The schedule whose pairs are dealt to the axes."""
+    return schedule.schedule if isinstance(schedule, rope_jax.Sections) else schedule
+
+
 def compare_frequencies(rope, module, label):
     """The worst difference of the frequencies: in ulp of float32, and as a share of what float32 allows them."""
     name = "inv_freq" if label is None else f"{label}_inv_freq"
     theirs = as_numpy(getattr(module, name))
     length = 1 if hasattr(rope.schedule, "context_length") else None
     frequencies = rope.frequencies(length)
-    ours = np.abs(frequencies.inv_freq)
+    ours = np.abs(ladder(frequencies))
     if theirs.shape != ours.shape:
         raise Different(f"{theirs.size} frequencies, ours {ours.size}")
     if type(module).__name__ == "Ernie4_5_VLMoeTextRotaryEmbedding":  # theirs stand in another order
@@ -331,7 +345,9 @@ def compare_frequencies(rope, module, label):
         raise Different(f"attention factor {scaling}, ours {frequencies.attention_factor}")
     off = np.abs(theirs - ours)
     ulp = np.spacing(ours.astype(np.float32)).astype(np.float64)
-    allowed = frequency_error(rope.schedule, 2 * rope.num_pairs, ours) + 1e-30  # a pair that stands still has none
+    allowed = (
+        frequency_error(one_axis(rope.schedule), 2 * rope.num_pairs, ours) + 1e-30
+    )  # a pair that stands still has none
     return float(np.max(off / ulp)), float(np.max(off / allowed))
 
 
@@ -474,7 +490,7 @@ def compare_axial(cls, modeling, config):
     rope = next(layer.rope for layer in layers if layer.rope is not None)
     module = cls(copy.deepcopy(config))
     theirs = np.abs(as_numpy(module.inv_freq))
-    ours = rope.frequencies().inv_freq[: theirs.size]
+    ours = ladder(rope.frequencies())[: theirs.size]
     if theirs.size * 2 != rope.num_pairs:
         raise Different(f"{theirs.size} frequencies for each axis, ours {rope.num_pairs / 2}")
     off = np.abs(theirs - ours)

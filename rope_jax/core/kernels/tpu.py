@@ -50,8 +50,11 @@ def rotate(xs, cos, sin, *, layout: str, interpret: bool = False) -> list[jax.Ar
     """Rotates each x ``[..., T, N, H]`` by ``cos, sin [..., T, R/2]``; leading axes broadcast."""
     *leading, length, _, head_dim = xs[0].shape
     num_pairs = cos.shape[-1]
-    if any(size != 1 for size in cos.shape[:-2]):
-        cos, sin = (jnp.broadcast_to(part, (*leading, length, num_pairs)) for part in (cos, sin))
+    # The last leading axes may share a rotation, as heads before tokens do: no table is repeated for them.
+    own = (1,) * (len(leading) + 2 - cos.ndim) + cos.shape[:-2]
+    kept = max((i + 1 for i, size in enumerate(own) if size != 1), default=0)
+    sharing = math.prod(leading[kept:])
+    cos, sin = (jnp.broadcast_to(part, (*leading[:kept], *own[kept:], length, num_pairs)) for part in (cos, sin))
     arrays = [_table(cos, sin, layout, head_dim), *(x.reshape(-1, *x.shape[-3:]).swapaxes(1, 2) for x in xs)]
     tokens = _tokens_per_block(xs)
     rows, columns, feature_axis = tokens, head_dim, 1
@@ -59,12 +62,12 @@ def rotate(xs, cos, sin, *, layout: str, interpret: bool = False) -> list[jax.Ar
         arrays = [array.swapaxes(2, 3) for array in arrays]
         rows, columns, feature_axis = head_dim, tokens, 0
 
-    def block(array):
+    def block(array, sharing=1):
         batch, heads, *_ = array.shape
 
         def block_index(b, t):
             zero = jnp.int32(0)  # indices must be 32-bit, even with x64
-            row = b if batch > 1 else zero
+            row = zero if batch == 1 else b if sharing == 1 else lax.div(b, jnp.int32(sharing))
             return (row, zero, t, zero) if feature_axis else (row, zero, zero, t)
 
         return pl.BlockSpec((1, heads, rows, columns), block_index)
@@ -73,7 +76,7 @@ def rotate(xs, cos, sin, *, layout: str, interpret: bool = False) -> list[jax.Ar
     rotated = pl.pallas_call(
         functools.partial(_body, num_pairs=num_pairs, layout=layout, feature_axis=feature_axis),
         grid=(math.prod(leading), pl.cdiv(length, tokens)),
-        in_specs=[block(array) for array in arrays],
+        in_specs=[block(table, sharing), *map(block, heads_first)],
         out_specs=[block(x) for x in heads_first],
         out_shape=[
             jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=jax.typeof(x).manual_axis_type)

@@ -1,0 +1,107 @@
+"""Checks and defaults of the arguments of a plan."""
+
+import jax
+import jax.numpy as jnp
+
+from rope_jax._checks import check_axes, device_array
+from rope_jax.attention.cache import KVCache, check_cache
+from rope_jax.attention.mask import window_size
+from rope_jax.attention.rotations import Ropes, check_ropes, first_rope
+from rope_jax.core.angles import leading_axes
+from rope_jax.core.positions import count_positions
+from rope_jax.core.rope import Rope
+
+Windows = int | jax.Array | None | tuple[int | None, ...]
+"""The window of all layers, or a tuple with the window of each layer."""
+
+NO_WINDOW = jnp.iinfo(jnp.int32).max  # a window longer than any row
+
+
+def count(shape: tuple[int, int], real, starts, seen) -> jax.Array:
+    """The count of real tokens before each token, after the ``seen [B]`` in the cache: int32 ``[B, T]``.
+
+    ``[1, T]`` if all rows are alike, so that their rotation is computed once.
+    """
+    if real is None and starts is None:
+        count = jnp.arange(shape[1], dtype=jnp.int32)[None]
+    else:
+        count = count_positions(jnp.ones_like(starts) if real is None else real, starts)
+    return count if seen is None else count + seen[:, None]
+
+
+def check_layers(ropes: Ropes, window: Windows) -> None:
+    """Raises unless ropes go together, and layers that differ are equally many."""
+    check_ropes(ropes)
+    if any(isinstance(each, tuple) and not each for each in (ropes, window)):
+        raise ValueError(f"rope and window must have an entry for each layer, got {ropes} and {window}")
+    if isinstance(ropes, tuple) and isinstance(window, tuple) and len(ropes) != len(window):
+        raise ValueError(f"window must have an entry for each of {len(ropes)} layers, got {len(window)}")
+
+
+def check_with_cache(cache, ropes: Ropes, batch, causal: bool, segment_ids) -> None:
+    """Raises unless the step can go with a cache."""
+    check_cache(cache)
+    check_axes("cache.num_tokens", cache.num_tokens, "B", B=batch)
+    if segment_ids is not None:
+        raise ValueError("segment_ids must be left out with a cache: a cached row is one sequence")
+    if not causal:
+        raise ValueError("causal must be True with a cache: earlier tokens cannot read later ones")
+    first = first_rope(ropes)
+    if first is not None and first.num_axes > 1:  # a cache keeps no positions, from which to rotate keys later
+        if not cache.rotated:
+            raise ValueError(
+                f"cache must hold rotated keys, init_cache(rotated=True), for a rope of {first.num_axes} axes: "
+                "it keeps no positions"
+            )
+        if first.needs_context_length:
+            raise ValueError(
+                f"context_length must be a field of the schedule with a cache, for a rope of {first.num_axes} "
+                f"axes, got {first.schedule}"
+            )
+    if cache.rope is not None and cache.rope != ropes:
+        raise ValueError(f"cache must hold keys rotated by {ropes}, got keys of {cache.rope}")
+
+
+def checked_positions(positions, shape, rope: Rope | None, cache: KVCache | None) -> jax.Array:
+    """The given positions, if the rope and the cache can take them."""
+    positions = device_array("positions", positions)
+    num_axes = 1 if rope is None else rope.num_axes
+    if num_axes > 1:
+        positions = _with_axes(positions, shape, num_axes)
+    elif positions.ndim > 1:
+        check_axes("positions", positions, "B T", B={1, shape[0]}, T=shape[1])
+    else:
+        check_axes("positions", positions, "T", T=shape[1])
+    if cache is not None and rope is not None and (not cache.rotated or rope.needs_context_length):
+        kind = "unrotated keys" if not cache.rotated else "keys whose frequencies depend on the context length"
+        raise ValueError(
+            f"positions must be left out with a cache of {kind}: it rotates keys to their sequence index"
+        )
+    return positions
+
+
+def _with_axes(positions, shape: tuple[int, int], num_axes: int) -> jax.Array:
+    """Positions ``[T, A]`` or ``[B or 1, T, A]``; those of text, ``[B or 1, T]``, are the same on every axis."""
+    batch, length = shape
+    text = positions.ndim == 2 and positions.shape[0] in (1, batch) and positions.shape[1] == length
+    if text and positions.shape == (length, num_axes):
+        raise ValueError(
+            f"positions of shape {positions.shape} may be [B, T] or [T, A={num_axes}]: pass [B, T, A={num_axes}]"
+        )
+    if text:
+        return jnp.broadcast_to(positions[..., None], (*positions.shape, num_axes))
+    leading_axes(positions, num_axes, T=length)
+    if positions.ndim > 2:
+        check_axes("positions", positions, "B T A", B={1, batch})
+    return positions
+
+
+def windows(window: Windows):
+    """``(window, traced_window, window_of_layer, max_window)``, each None if it does not apply."""
+    if not isinstance(window, tuple):
+        window = window_size(window)
+        return (window, None, None, window) if isinstance(window, int | None) else (None, window, None, None)
+    windows = [window_size(each) for each in window]
+    of_layer = jnp.array([NO_WINDOW if each is None else each for each in windows], jnp.int32)
+    known = [each for each in windows if isinstance(each, int)]
+    return None, None, of_layer, max(known) if len(known) == len(windows) else None
