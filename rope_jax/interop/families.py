@@ -99,13 +99,13 @@ def _original_length_at_top(values: Values) -> Values:
 # --------------------------------------------------------------------------- one rotation, of the whole head
 
 _family(
-    "arcee aria_text chameleon deepseek_ocr2_encoder deepseek_ocr2_text "
-    "dia_decoder dia_encoder diffllama doge dots1 esmc eurobert falcon_h1 gemma gemma2 gradium_phonon_tts "
-    "granite granite4_vision_text granite_docling_text granitemoe granitemoeshared hrm_text "
-    "hyperclovax idefics internlm3 iquestcoder jais2 kyutai_speech_to_text lasr_encoder llama mimi ministral mistral moshi neucodec "
-    "olmo olmo2 olmoe pocket_tts pocket_tts_audio_tokenizer qwen2 qwen2_5_omni_dit qwen2_moe qwen3 qwen3_moe "
-    "qwen3_omni_moe_code2wav qwen3_omni_moe_talker_code_predictor seed_oss starcoder2 t5_gemma_module "
-    "timesfm2_5 unlimited_ocr_text vaultgemma voxtral_realtime_encoder voxtral_realtime_text xcodec2"
+    "arcee aria_text chameleon deepseek_ocr2_encoder deepseek_ocr2_text dia_decoder dia_encoder diffllama doge "
+    "dots1 esmc eurobert falcon_h1 gemma gemma2 gradium_phonon_tts granite granite4_vision_text "
+    "granite_docling_text granitemoe granitemoeshared hrm_text hyperclovax idefics internlm3 iquestcoder jais2 "
+    "kyutai_speech_to_text lasr_encoder llama mimi ministral mistral moshi neucodec olmo olmo2 olmoe pocket_tts "
+    "pocket_tts_audio_tokenizer qwen2 qwen2_5_omni_dit qwen2_moe qwen3 qwen3_moe qwen3_omni_moe_code2wav "
+    "qwen3_omni_moe_talker_code_predictor seed_oss starcoder2 t5_gemma_module timesfm2_5 unlimited_ocr_text "
+    "vaultgemma voxtral_realtime_encoder voxtral_realtime_text xcodec2"
 )
 _family("csm csm_depth_decoder_model", base=5e5, explicit=True)
 _family("higgs_audio_v2", explicit=True)
@@ -402,10 +402,10 @@ _HEAD_DIMS = {
     "sarvam_moe voxtral_realtime_encoder xcodec2",
     80: "timesfm2_5",
     128: "afmoe beam cohere2_moe cosmos3_edge_text cwm dia_decoder dia_encoder ernie4_5 flint glm glm4 helium "
-    "higgs_audio_v2 hrm_text hy_v3 internlm3 iquestcoder jetmoe kolibri1 laguna lara_mini lfm3 llama4_text mellum minimax_m2 "
-    "minimax_m3_vl_text ministral3 molmo2_text muse_glimmer_assistant muse_glimmer_text pe_audio_encoder "
-    "pe_audio_video_encoder pe_video_encoder qwen2_5_omni_talker qwen3 qwen3_vl_text seed_oss solar_open "
-    "step3p5 zaya",
+    "higgs_audio_v2 hrm_text hy_v3 internlm3 iquestcoder jetmoe kolibri1 laguna lara_mini lfm3 llama4_text "
+    "mellum minimax_m2 minimax_m3_vl_text ministral3 molmo2_text muse_glimmer_assistant muse_glimmer_text "
+    "pe_audio_encoder pe_audio_video_encoder pe_video_encoder qwen2_5_omni_talker qwen3 qwen3_vl_text "
+    "seed_oss solar_open step3p5 zaya",
     192: "mimo_v2_flash",
     256: "diffusion_gemma_text dory embedding_gemma2_text gemma gemma2 gemma3_text gemma3n_text gemma4_text "
     "gemma4_unified_text qwen3_5_text qwen3_next t5_gemma_module t5gemma2_decoder t5gemma2_text "

@@ -166,11 +166,26 @@ def configs(cls, module, axial=False):
         if not config.model_type:  # a part without a name of its own
             config.model_type = "esm" if "SaProt" in type(config).__name__ else "llama"
         with_rope_parameters(config)
+        if not hasattr(config, "rope_parameters"):  # a table by index: see towers.py
+            continue
         try:
             cls(repaired(config))
         except Exception:  # it is not for this part
             continue
         yield config
+
+
+def described():
+    """(folder, modeling file, class, config, axial) for every module whose config ``from_hf_config`` reads."""
+    for folder, modeling in modeling_modules():
+        for cls in rotary_classes(modeling):
+            for axial in (True, False):
+                for config in configs(cls, modeling, axial):
+                    if config.model_type in FAMILIES:
+                        yield folder, modeling, cls, config, axial
+    for folder, config, modeling in borrowing_configs():
+        for cls in rotary_classes(modeling):
+            yield folder, modeling, cls, config, False
 
 
 def with_rope_parameters(config):
