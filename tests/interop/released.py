@@ -503,13 +503,28 @@ RELEASED = {
             LayerRope(Rope(128, Standard()), "sliding_attention"),
         ),
     ),
-    "HY4-VL": (
+    "HY4-VL, with YaRN": (
         dict(
             model_type="hy_v4_vl",
-            text_config=config_of("hy_v4_vl_text", head_dim=64, qk_rope_head_dim=64, rope_theta=10000),
+            text_config=config_of(
+                "hy_v4_vl_text",
+                head_dim=64,
+                qk_rope_head_dim=64,
+                rope_theta=10000,
+                rope_scaling=YARN_DEEPSEEK | dict(mrope_section=[12, 10, 10]),
+            ),
         ),
         every(
-            Rope(64, Sections(sections=(12, 10, 10), schedule=Standard(), order="strided"), layout="interleaved")
+            Rope(
+                64,
+                Sections(
+                    sections=(12, 10, 10),
+                    schedule=Yarn(factor=40.0, original_length=4096, mscale=1.0, mscale_all_dim=1.0),
+                    order="strided",
+                ),
+                layout="interleaved",
+            ),
+            logit_factor=LOGIT_FACTOR,
         ),
     ),
     "ESM-1b": (config_of("esm", position_embedding_type="absolute"), every(None)),

@@ -842,11 +842,11 @@ def summary(table):
         parts = {}
         for name, part in row["parts"].items():
             same = {variant: figures for variant, figures in part["results"].items() if isinstance(figures, dict)}
-            worst_of = {
-                key: rounded(max((figures[key] for figures in same.values() if key in figures), default=None))
-                for key in ("relative", "apart")
+            apart = {
+                column: rounded(max((figures[key] for figures in same.values() if key in figures), default=None))
+                for column, key in (("inv_freq", "relative"), ("cos_sin", "apart"))
             }
-            parts[name] = dict(module=part["module"], said=part["said"], **worst_of, variants=list(same))
+            parts[name] = dict(module=part["module"], said=part["said"], **apart, variants=list(same))
             for variant, figures in same.items():
                 worst = schedules.setdefault(variant, dict(parts=0))
                 worst["parts"] += 1
@@ -880,14 +880,17 @@ def regressions(new, kept):
 
 
 def show(result):
-    print(f"{'folder':24} {'module':42} {'status':11} {'inv_freq':>8} {'cos, sin':>8}  here")
+    print(f"{'folder':24} {'module':60} {'status':11} {'inv_freq':>8} {'cos, sin':>8}  here")
     for folder, row in result["folders"].items():
         if not row["parts"]:
-            print(f"{folder:24} {'':42} {row['status']:11} {'':8} {'':8}  {row['note']}")
+            print(f"{folder:24} {'':60} {row['status']:11} {'':8} {'':8}  {row['note']}")
+        modules = [part["module"] for part in row["parts"].values()]
         for name, part in row["parts"].items():
-            figures = ["" if part[key] is None else f"{part[key]:.1e}" for key in ("relative", "apart")]
-            module = part["module"] + ("," + name.split(",")[1] if name.startswith(part["module"] + ",") else "")
-            print(f"{folder:24} {module:42} {row['status']:11} {figures[0]:>8} {figures[1]:>8}  {part['said']}")
+            figures = ["" if part[key] is None else f"{part[key]:.1e}" for key in ("inv_freq", "cos_sin")]
+            module = part["module"]
+            if modules.count(module) > 1:
+                module = name if name.startswith(module) else f"{module}, {name}"
+            print(f"{folder:24} {module:60} {row['status']:11} {figures[0]:>8} {figures[1]:>8}  {part['said']}")
         if row["parts"] and row["note"]:
             print(f"{folder:24} {row['note']}")
     words = [row["status"] for row in result["folders"].values()]
