@@ -63,8 +63,9 @@ class RotaryAttention(nn.Module, kw_only=True):
 
     Attributes, rotation and position:
       rope: the rotation, or None for no rotation.
-      learn_frequencies: makes the frequencies a parameter ``inv_freq [R/2]`` in float32, initialised by the rope's
-        schedule. Otherwise the rotation has no parameters.
+      learn_frequencies: makes the frequencies a parameter ``inv_freq`` in float32, with the shape and values that
+        the rope's schedule gives: ``[R/2]``, ``[A, R/2]`` or ``[N, A, R/2]`` (RoPE-Mixed: Heo et al. 2024, section
+        3.2). Otherwise the rotation has no parameters.
       position_bias: added to the scores: :class:`T5Bias`, :class:`ALiBi` or a callable of the same form, beside the
         rotation or with ``rope=None``. Reads sequence indices, as causality and windows do, not positions.
 

@@ -88,6 +88,7 @@ def stack(model) -> nn.Module:
         num_kv_heads=model.num_kv_heads,
         head_dim=model.head_dim,
         rope=first_rope(model.ropes),  # all layers share its head_dim, rotary_dim and layout
+        learn_frequencies=model.learn_frequencies,
         window=None if isinstance(model.windows, tuple) else model.windows,  # unlike windows are in the plan
         logit_scale=model.logit_scale,
         logit_cap=model.logit_cap,

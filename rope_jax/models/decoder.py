@@ -63,6 +63,8 @@ class Decoder(nn.Module, kw_only=True):
       rope: the rope of every layer, or None for no rotation; or a tuple with the rope of each layer, which differ
         by their schedule alone (Gemma 3, section 2: two bases; Yang et al. 2025, "Rope to NoPE and back again":
         None).
+      learn_frequencies: gives each layer a parameter ``inv_freq``, initialised by the rope; see
+        :class:`RotaryAttention`. All layers must have the same rope.
       position_embedding: added to the token embeddings: :class:`Sinusoidal`, :class:`LearnedPositions`, or a
         callable of the same form; beside a rope or without.
       position_bias: added to the scores of every layer: :class:`T5Bias`, :class:`ALiBi`; see
@@ -111,6 +113,7 @@ class Decoder(nn.Module, kw_only=True):
     mlp_dim: int
     rope: Rope | tuple[Rope | None, ...] | None
     num_kv_heads: int | None = None
+    learn_frequencies: bool = False
     position_embedding: PositionEmbedding | None = None
     position_bias: PositionBias | None = None
     tie_embeddings: bool = True
@@ -230,16 +233,11 @@ class Decoder(nn.Module, kw_only=True):
             num_heads=self.num_heads,
             cache=cache,
             context_length=context_length,
+            learn_frequencies=self.learn_frequencies,
             argument="tokens",
         )
-        x = embed_tokens(
-            self.embed,
-            tokens,
-            plan.positions,
-            plan.mask,
-            scale=self.embedding_scale,
-            position_embedding=self.position_embedding,
-        )
+        options: dict = dict(scale=self.embedding_scale, position_embedding=self.position_embedding)
+        x = embed_tokens(self.embed, tokens, plan.positions, plan.mask, **options)
         x = place(x, self.activation_sharding)
         cache = None if cache is None else plan.begin(cache)
         plan = dataclasses.replace(plan, in_stack=True)
@@ -317,6 +315,8 @@ def _check_fields(model: Decoder) -> None:
         window_size(window)
     check_ropes(model.ropes)
     first = first_rope(model.ropes)
+    if model.learn_frequencies and (first is None or isinstance(model.ropes, tuple)):
+        raise ValueError(f"rope must be one rope for all layers with learn_frequencies, got {model.rope}")
     check_callable("position_embedding", model.position_embedding, "positions", "width")
     if model.position_embedding is not None and first is not None and first.num_axes > 1:
         raise ValueError(

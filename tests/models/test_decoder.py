@@ -258,3 +258,52 @@ def test_logits_are_summed_in_float32():
         model = build(dtype=jnp.bfloat16, tie_embeddings=tie)
         logits = model.apply(model.init(jax.random.key(0), tokens()), tokens())
         assert np.any(logits != logits.astype(jnp.bfloat16).astype(jnp.float32))
+
+
+def test_learned_frequencies_of_each_layer():
+    """At first the rope's own; then each layer rotates by its parameter, also from a cache."""
+    rope = rope_jax.Rope(8, rope_jax.Standard(base=100.0))
+    fixed, learned = build(rope=rope), build(rope=rope, learn_frequencies=True)
+    text = tokens()
+    start = nn.unbox(learned.init(jax.random.key(0), text))["params"]["layers"]["self_attention"]["inv_freq"]
+    np.testing.assert_array_equal(start, np.float32(np.tile(rope.frequencies().inv_freq, (fixed.num_layers, 1))))
+    params = init(learned)
+    params["params"]["layers"]["self_attention"]["inv_freq"] = inv_freq = start
+    same = jax.tree.map(lambda x: x, params)
+    del same["params"]["layers"]["self_attention"]["inv_freq"]
+    # The float path: angles below 9 radians, off by 9 * 2^-23 each, through two layers.
+    np.testing.assert_allclose(learned.apply(params, text), fixed.apply(same, text), atol=2e-5)
+
+    moved = jax.tree.map(lambda x: x, params)
+    scale = np.float32([[0.5], [2.0]])
+    moved["params"]["layers"]["self_attention"]["inv_freq"] = inv_freq * scale
+    want = learned.apply(moved, text)
+    assert np.abs(want - learned.apply(params, text)).max() > 1e-3
+    swapped = jax.tree.map(lambda x: x, moved)
+    swapped["params"]["layers"]["self_attention"]["inv_freq"] = inv_freq * scale[::-1]
+    assert np.abs(want - learned.apply(swapped, text)).max() > 1e-3  # each layer has its own
+    cache = learned.init_cache(batch=text.shape[0], capacity=text.shape[1])
+    first, cache = learned.apply(moved, text[:, :4], cache=cache)
+    rest = [learned.apply(moved, text[:, i : i + 1], cache=cache) for i in range(4, 5)]
+    np.testing.assert_allclose(first, want[:, :4], atol=2e-5)
+    np.testing.assert_allclose(rest[0][0], want[:, 4:5], atol=2e-5)
+
+    loss = jax.jit(lambda f: jnp.sum(learned.apply(with_frequencies(moved, f), text) ** 2))
+    with_frequencies = lambda params, f: {
+        "params": params["params"]
+        | {
+            "layers": params["params"]["layers"]
+            | {"self_attention": params["params"]["layers"]["self_attention"] | {"inv_freq": f}}
+        }
+    }
+    at = inv_freq * scale
+    gradient, direction = jax.grad(loss)(at), jnp.ones_like(at)
+    h = 2.0**-7
+    slope = (loss(at + h * direction) - loss(at - h * direction)) / (2 * h)
+    np.testing.assert_allclose(jnp.vdot(gradient, direction), slope, rtol=0.02)
+
+
+@pytest.mark.parametrize("rope", [None, (rope_jax.Rope(8, rope_jax.Standard()), None)], ids=["none", "unlike"])
+def test_learned_frequencies_want_one_rope(rope):
+    with pytest.raises(ValueError, match="rope must be one rope for all layers with learn_frequencies"):
+        init(build(rope=rope, learn_frequencies=True))
