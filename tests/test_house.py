@@ -114,6 +114,7 @@ def census_in_words():
     same, other = by_status["same"], by_status["no rotation"]
     assert len(same) + len(other) == len(folders)
     modules = sum(len({part["module"] for part in folders[folder]["parts"].values()}) for folder in same)
+    remarks = [f"{folder} ({folders[folder]['note']})" for folder in same if folders[folder]["note"]]
     reasons = [f"{folder} ({folders[folder]['note']})" for folder in other]
     towers = {
         folder: part["said"]
@@ -142,6 +143,7 @@ def census_in_words():
     ]
     lines += ["Modules that no config of ours describes, and how they are said here:", ""]
     lines += [f"- {folder}: `{said}`" for folder, said in towers.items()]
+    lines += ["", f"Of these: {'; '.join(remarks)}."]
     lines += ["", f"No rotation: {'; '.join(reasons)}.", "", "</details>"]
     return "\n".join(lines)
 
