@@ -782,12 +782,14 @@ def census(folders=()):
             if cls.__name__ in covered:
                 continue
             for config in configs(cls, modeling, axial=True):
-                if config.model_type in FAMILIES:
-                    layers = rope_jax.from_hf_config(config.to_dict(), compat="transformers").layers
-                    said = repr(next(layer.rope for layer in layers if layer.rope is not None))
-                    figures = {"axial": or_different(compare_axial, cls, modeling, config)}
-                    row["parts"][config.model_type] = part_of(cls, figures, said)
-                    covered.add(cls.__name__)
+                if config.model_type not in FAMILIES:
+                    row["not_covered"].append(f"{config.model_type}: not in our table of families")
+                    continue
+                layers = rope_jax.from_hf_config(config.to_dict(), compat="transformers").layers
+                said = repr(next(layer.rope for layer in layers if layer.rope is not None))
+                figures = {"axial": or_different(compare_axial, cls, modeling, config)}
+                row["parts"][config.model_type] = part_of(cls, figures, said)
+                covered.add(cls.__name__)
             for config in configs(cls, modeling):
                 if config.model_type not in FAMILIES:
                     row["not_covered"].append(f"{config.model_type}: not in our table of families")
