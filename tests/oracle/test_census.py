@@ -6,6 +6,7 @@ import json
 import logging
 import re
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -70,6 +71,18 @@ def test_a_copied_function_is_never_called(folder):
     assert (
         uses[0].startswith("def apply_rotary_pos_emb(") and uses[1] == "@use_kernelized_func(apply_rotary_pos_emb)"
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hunyuan_vl_gives_the_features_of_a_pair_different_angles():
+    """With equal coordinates, as of text, the angles are equal."""
+    ((cls, config),) = [row[2:4] for row in census.described() if row[0] == "hunyuan_vl"]
+    module = cls(census.repaired(config))
+    text, picture = np.full((4, 1, 3), 5), np.arange(12).reshape(4, 1, 3)
+    for part in census.their_cos_sin(module, text, None):
+        assert part.shape == (1, 3, 128) and np.array_equal(part[..., :64], part[..., 64:])
+    with pytest.raises(census.Different, match="the two features of a pair have different angles"):
+        census.halves(census.as_numpy(census.their_cos_sin(module, picture, None)[0]), 64)
 
 
 @pytest.mark.filterwarnings("ignore")
