@@ -5,9 +5,17 @@ table with transformers.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 
-from rope_jax.interop.family import Family, FullEvery, LayerBase, NullSwitch, Switch, Values
+from rope_jax.interop.family import Family, FullEvery, LayerBase, NullSwitch, Switch
+from rope_jax.interop.hooks import (
+    base_in_attn_config,
+    flat_yarn_without_factor,
+    original_length_at_top,
+    period_of_five,
+    rotary_dim_is_lost,
+    wide_global_heads,
+    without_mlp_blocks,
+)
 from rope_jax.interop.rope_types import alpha, alpha_or_dynamic, longrope, yarn
 from rope_jax.interop.sections import PairAxes
 
@@ -16,84 +24,6 @@ FAMILIES: dict[str, Family] = {}
 
 def _family(model_types: str, **habits) -> None:
     FAMILIES.update(dict.fromkeys(model_types.split(), Family(**habits)))
-
-
-# ------------------------------------------------------------------------ hooks: config in, config out
-
-
-def _base_in_attn_config(values: Values, compat: bool) -> Values:
-    """DBRX keeps its base in ``attn_config``; transformers does not read the base there."""
-    attention = values.get("attn_config")
-    if compat or attention is None:
-        return values
-    if not isinstance(attention, Mapping):
-        raise ValueError(f"config of 'dbrx': attn_config must be a dictionary, got {attention!r}")
-    return {**values, "rope_theta": attention["rope_theta"]} if "rope_theta" in attention else values
-
-
-def _rotary_dim_is_lost(values: Values, compat: bool) -> Values:
-    """MiniMax-M3-VL rotates ``rotary_dim`` features; transformers ignores the key and rotates the whole head."""
-    if not compat:
-        return values
-
-    def without_rotary_dim(entry):
-        if not isinstance(entry, Mapping):
-            return entry
-        return {key: without_rotary_dim(value) for key, value in entry.items() if key != "rotary_dim"}
-
-    values = without_rotary_dim(values)
-    proportions = [values.get(key) for key in ("partial_rotary_factor", "rotary_pct")]
-    return values if any(p is not None for p in proportions) else {**values, "partial_rotary_factor": 1.0}
-
-
-def _wide_global_heads(values: Values, compat: bool) -> Values:
-    """Gemma 4's heads of full attention have 512 features, unless the config gives sizes for single layers."""
-    if values.get("per_layer_config") or values.get("global_head_dim") is not None:
-        return values
-    return {**values, "global_head_dim": 512}
-
-
-def _without_mlp_blocks(values: Values, compat: bool) -> Values:
-    """Dory's released files list the attention and the MLP of a layer as two blocks."""
-    types = values.get("layer_types")
-    if not isinstance(types, Sequence) or isinstance(types, str) or "mlp" not in types:
-        return values
-    count = values.get("num_hidden_layers")
-    if count != len(types) or len(types) % 2 or any(type != "mlp" for type in types[1::2]):
-        raise ValueError(
-            f"config of 'dory': layer_types must be {count} blocks, attention and 'mlp' by turns, got {list(types)}"
-        )
-    return {**values, "layer_types": list(types[::2]), "num_hidden_layers": count // 2}
-
-
-def _period_of_five(values: Values, compat: bool) -> Values:
-    """Lara Mini's types of layers, if a config lists none."""
-    if values.get("layer_types") is not None or not isinstance(values.get("num_hidden_layers"), int):
-        return values
-    period = ("linear", "sliding", "linear", "full", "sliding")
-    return {**values, "layer_types": [f"{period[i % 5]}_attention" for i in range(values["num_hidden_layers"])]}
-
-
-def _flat_yarn_without_factor(values: Values, compat: bool) -> Values:
-    """DeepSeek-V4's first file has one flat YaRN for two layer types, and its attention factor is 1."""
-
-    def is_flat_yarn(entry):
-        flat = isinstance(entry, Mapping) and not any(isinstance(value, Mapping) for value in entry.values())
-        return flat and entry.get("rope_type", entry.get("type")) == "yarn"
-
-    changed = {
-        key: {"attention_factor": 1.0, **values[key]}
-        for key in ("rope_parameters", "rope_scaling")
-        if is_flat_yarn(values.get(key))
-    }
-    return {**values, **changed}
-
-
-def _original_length_at_top(values: Values) -> Values:
-    """Phi-3's config class has a default original length at the top, which counts before ``rope_parameters``."""
-    name = "original_max_position_embeddings"
-    entry = values.get("rope_parameters", {})
-    return {**values, name: entry[name]} if entry.get("rope_type") == "longrope" else values
 
 
 # --------------------------------------------------------------------------- one rotation, of the whole head
@@ -112,7 +42,7 @@ _family("higgs_audio_v2", explicit=True)
 _family("apertus apertus1p5_text", base=12e6, explicit=True)
 _family("bitnet evolla exaone flex_olmo mllama_text_model muse_glimmer_assistant", base=5e5)
 _family("cwm", base=1e6, explicit=True)
-_family("dbrx", read_hook=_base_in_attn_config)
+_family("dbrx", read_hook=base_in_attn_config)
 _family("emu3_text_model mixtral", base=1e6)
 _family("lfm2 lfm2_moe minimax", base=1e6, hybrid=True)
 _family("nomic_bert", base=1000.0)
@@ -159,8 +89,8 @@ _family("nemotron3_5_transcribe_asr_audio", proportion=1.0, explicit=True)
 _family("solar_open", base=1e6, proportion=1.0)
 _family("sarvam_moe", base=8e6, proportion=1.0)
 _family("minimax_m2", base=5e6, proportion=1.0)
-_family("minimax_m3_vl_text", base=5e6, proportion=1.0, rotary_dim=64, read_hook=_rotary_dim_is_lost)
-_family("phi3 phi4_multimodal", proportion=1.0, rope_types={"yarn": longrope}, write_hook=_original_length_at_top)
+_family("minimax_m3_vl_text", base=5e6, proportion=1.0, rotary_dim=64, read_hook=rotary_dim_is_lost)
+_family("phi3 phi4_multimodal", proportion=1.0, rope_types={"yarn": longrope}, write_hook=original_length_at_top)
 
 # --------------------------------------------------------------------------------------- interleaved pairs
 
@@ -192,7 +122,7 @@ _family(
 )
 _family("cohere2_moe", layout="interleaved", layers="dense_or_sliding")
 _family("afmoe flint", layers="sliding")
-_family("lara_mini", layers="sliding", read_hook=_period_of_five)
+_family("lara_mini", layers="sliding", read_hook=period_of_five)
 _family(
     "exaone4",
     layers="sliding_if_any",
@@ -208,8 +138,8 @@ _family("laguna mellum mimo_v2_flash step3p5 zaya", nested=True, proportion=1.0)
 _family("beam", nested=True, beyond="queries grow as (1 + (m + 1) / 2048)^0.1 where nothing rotates")
 _family("ultrabert", nested=True)
 _family("lfm3", base=1e6, nested=True)
-_family("diffusion_gemma_text", nested=True, proportion=1.0, read_hook=_wide_global_heads)
-_family("embedding_gemma2_text gemma4_text gemma4_unified_text", nested=True, read_hook=_wide_global_heads)
+_family("diffusion_gemma_text", nested=True, proportion=1.0, read_hook=wide_global_heads)
+_family("embedding_gemma2_text gemma4_text gemma4_unified_text", nested=True, read_hook=wide_global_heads)
 _gemma3 = {
     "full_attention": LayerBase("rope_theta", 1e6, scaled=True),
     "sliding_attention": LayerBase("rope_local_base_freq", 1e4, scaled=False),
@@ -243,7 +173,7 @@ _family(
         "sliding_attention": LayerBase("rope_theta", 1e4, scaled=True),
     },
     full_every=FullEvery("sliding_window_pattern", period=4, first=3, other="sliding_attention"),
-    read_hook=_without_mlp_blocks,
+    read_hook=without_mlp_blocks,
 )
 _family(
     "modernbert modernbert-decoder",
@@ -328,7 +258,7 @@ _family(
         "main": LayerBase("rope_theta", 1e4, scaled=False),
         "compress": LayerBase("compress_rope_theta", 1.6e5, scaled=True),
     },
-    read_hook=_flat_yarn_without_factor,
+    read_hook=flat_yarn_without_factor,
 )
 
 # ------------------------------------------------------------- positions with several axes: text, height, width
