@@ -5,10 +5,18 @@ table with transformers.
 """
 
 import dataclasses
-from collections.abc import Mapping
 
-from rope_jax.interop.family import Family, FullEvery, LayerBase, NullSwitch, Switch, Values
-from rope_jax.interop.rope_types import alpha, alpha_or_dynamic, longrope
+from rope_jax.interop.family import Family, FullEvery, LayerBase, NullSwitch, Switch
+from rope_jax.interop.hooks import (
+    base_in_attn_config,
+    flat_yarn_without_factor,
+    original_length_at_top,
+    period_of_five,
+    rotary_dim_is_lost,
+    wide_global_heads,
+    without_mlp_blocks,
+)
+from rope_jax.interop.rope_types import alpha, alpha_or_dynamic, longrope, yarn
 from rope_jax.interop.sections import PairAxes
 
 FAMILIES: dict[str, Family] = {}
@@ -18,80 +26,23 @@ def _family(model_types: str, **habits) -> None:
     FAMILIES.update(dict.fromkeys(model_types.split(), Family(**habits)))
 
 
-# ------------------------------------------------------------------------ hooks: config in, config out
-
-
-def _base_in_attn_config(values: Values, compat: bool) -> Values:
-    """DBRX keeps its base in ``attn_config``; transformers does not read the base there."""
-    attention = values.get("attn_config")
-    if compat or attention is None:
-        return values
-    if not isinstance(attention, Mapping):
-        raise ValueError(f"config of 'dbrx': attn_config must be a dictionary, got {attention!r}")
-    return {**values, "rope_theta": attention["rope_theta"]} if "rope_theta" in attention else values
-
-
-def _rotary_dim_is_lost(values: Values, compat: bool) -> Values:
-    """MiniMax-M3-VL rotates ``rotary_dim`` features; transformers ignores the key and rotates the whole head."""
-    if not compat:
-        return values
-
-    def without_rotary_dim(entry):
-        if not isinstance(entry, Mapping):
-            return entry
-        return {key: without_rotary_dim(value) for key, value in entry.items() if key != "rotary_dim"}
-
-    values = without_rotary_dim(values)
-    proportions = [values.get(key) for key in ("partial_rotary_factor", "rotary_pct")]
-    return values if any(p is not None for p in proportions) else {**values, "partial_rotary_factor": 1.0}
-
-
-def _wide_global_heads(values: Values, compat: bool) -> Values:
-    """Gemma 4's heads of full attention have 512 features, unless the config gives sizes for single layers."""
-    if values.get("per_layer_config") or values.get("global_head_dim") is not None:
-        return values
-    return {**values, "global_head_dim": 512}
-
-
-def _flat_yarn_without_factor(values: Values, compat: bool) -> Values:
-    """DeepSeek-V4's first file has one flat YaRN for two layer types, and its attention factor is 1."""
-
-    def is_flat_yarn(entry):
-        flat = isinstance(entry, Mapping) and not any(isinstance(value, Mapping) for value in entry.values())
-        return flat and entry.get("rope_type", entry.get("type")) == "yarn"
-
-    changed = {
-        key: {"attention_factor": 1.0, **values[key]}
-        for key in ("rope_parameters", "rope_scaling")
-        if is_flat_yarn(values.get(key))
-    }
-    return {**values, **changed}
-
-
-def _original_length_at_top(values: Values) -> Values:
-    """Phi-3's config class has a default original length at the top, which counts before ``rope_parameters``."""
-    name = "original_max_position_embeddings"
-    entry = values.get("rope_parameters", {})
-    return {**values, name: entry[name]} if entry.get("rope_type") == "longrope" else values
-
-
 # --------------------------------------------------------------------------- one rotation, of the whole head
 
 _family(
-    "arcee aria_text chameleon deepseek_ocr2_encoder deepseek_ocr2_text "
-    "dia_decoder dia_encoder diffllama doge dots1 esmc eurobert falcon_h1 gemma gemma2 gradium_phonon_tts "
-    "granite granite4_vision_text granite_docling_text granitemoe granitemoeshared hrm_text "
-    "hyperclovax idefics jais2 kyutai_speech_to_text lasr_encoder llama mimi ministral mistral moshi neucodec "
-    "olmo olmo2 olmoe pocket_tts pocket_tts_audio_tokenizer qwen2 qwen2_5_omni_dit qwen2_moe qwen3 qwen3_moe "
-    "qwen3_omni_moe_code2wav qwen3_omni_moe_talker_code_predictor seed_oss starcoder2 t5_gemma_module "
-    "timesfm2_5 unlimited_ocr_text vaultgemma voxtral_realtime_encoder voxtral_realtime_text xcodec2"
+    "arcee aria_text chameleon deepseek_ocr2_encoder deepseek_ocr2_text dia_decoder dia_encoder diffllama doge "
+    "dots1 esmc eurobert falcon_h1 gemma gemma2 gradium_phonon_tts granite granite4_vision_text "
+    "granite_docling_text granitemoe granitemoeshared hrm_text hyperclovax idefics internlm3 iquestcoder jais2 "
+    "kyutai_speech_to_text lasr_encoder llama mimi ministral mistral moshi neucodec olmo olmo2 olmoe pocket_tts "
+    "pocket_tts_audio_tokenizer qwen2 qwen2_5_omni_dit qwen2_moe qwen3 qwen3_moe qwen3_omni_moe_code2wav "
+    "qwen3_omni_moe_talker_code_predictor seed_oss starcoder2 t5_gemma_module timesfm2_5 unlimited_ocr_text "
+    "vaultgemma voxtral_realtime_encoder voxtral_realtime_text xcodec2"
 )
 _family("csm csm_depth_decoder_model", base=5e5, explicit=True)
 _family("higgs_audio_v2", explicit=True)
-_family("apertus", base=12e6, explicit=True)
-_family("bitnet evolla flex_olmo mllama_text_model muse_glimmer_assistant", base=5e5)
+_family("apertus apertus1p5_text", base=12e6, explicit=True)
+_family("bitnet evolla exaone flex_olmo mllama_text_model muse_glimmer_assistant", base=5e5)
 _family("cwm", base=1e6, explicit=True)
-_family("dbrx", read_hook=_base_in_attn_config)
+_family("dbrx", read_hook=base_in_attn_config)
 _family("emu3_text_model mixtral", base=1e6)
 _family("lfm2 lfm2_moe minimax", base=1e6, hybrid=True)
 _family("nomic_bert", base=1000.0)
@@ -136,9 +87,10 @@ _family(
 _family("gpt_neox_japanese nemotron3_diarization_audio", proportion=1.0)
 _family("nemotron3_5_transcribe_asr_audio", proportion=1.0, explicit=True)
 _family("solar_open", base=1e6, proportion=1.0)
+_family("sarvam_moe", base=8e6, proportion=1.0)
 _family("minimax_m2", base=5e6, proportion=1.0)
-_family("minimax_m3_vl_text", base=5e6, proportion=1.0, rotary_dim=64, read_hook=_rotary_dim_is_lost)
-_family("phi3 phi4_multimodal", proportion=1.0, rope_types={"yarn": longrope}, write_hook=_original_length_at_top)
+_family("minimax_m3_vl_text", base=5e6, proportion=1.0, rotary_dim=64, read_hook=rotary_dim_is_lost)
+_family("phi3 phi4_multimodal", proportion=1.0, rope_types={"yarn": longrope}, write_hook=original_length_at_top)
 
 # --------------------------------------------------------------------------------------- interleaved pairs
 
@@ -170,6 +122,7 @@ _family(
 )
 _family("cohere2_moe", layout="interleaved", layers="dense_or_sliding")
 _family("afmoe flint", layers="sliding")
+_family("lara_mini", layers="sliding", read_hook=period_of_five)
 _family(
     "exaone4",
     layers="sliding_if_any",
@@ -185,8 +138,8 @@ _family("laguna mellum mimo_v2_flash step3p5 zaya", nested=True, proportion=1.0)
 _family("beam", nested=True, beyond="queries grow as (1 + (m + 1) / 2048)^0.1 where nothing rotates")
 _family("ultrabert", nested=True)
 _family("lfm3", base=1e6, nested=True)
-_family("diffusion_gemma_text", nested=True, proportion=1.0, read_hook=_wide_global_heads)
-_family("embedding_gemma2_text gemma4_text gemma4_unified_text", nested=True, read_hook=_wide_global_heads)
+_family("diffusion_gemma_text", nested=True, proportion=1.0, read_hook=wide_global_heads)
+_family("embedding_gemma2_text gemma4_text gemma4_unified_text", nested=True, read_hook=wide_global_heads)
 _gemma3 = {
     "full_attention": LayerBase("rope_theta", 1e6, scaled=True),
     "sliding_attention": LayerBase("rope_local_base_freq", 1e4, scaled=False),
@@ -213,6 +166,16 @@ _family(
     full_every=FullEvery("sliding_window_pattern", period=4, first=3, other="sliding_attention"),
 )
 _family(
+    "dory",
+    nested=True,
+    bases={
+        "full_attention": LayerBase("rope_theta", 1e7, scaled=True),
+        "sliding_attention": LayerBase("rope_theta", 1e4, scaled=True),
+    },
+    full_every=FullEvery("sliding_window_pattern", period=4, first=3, other="sliding_attention"),
+    read_hook=without_mlp_blocks,
+)
+_family(
     "modernbert modernbert-decoder",
     nested=True,
     bases={
@@ -230,6 +193,14 @@ _family(
     layout="interleaved",
     layout_key="rope_interleave",
     logit_factor=True,
+)
+_family(
+    "sarvam_mla",
+    latent=True,
+    layout="interleaved",
+    layout_key="rope_interleave",
+    logit_factor=True,
+    rope_types={"deepseek_yarn": yarn},
 )
 _family(
     "mistral4",
@@ -287,7 +258,7 @@ _family(
         "main": LayerBase("rope_theta", 1e4, scaled=False),
         "compress": LayerBase("compress_rope_theta", 1.6e5, scaled=True),
     },
-    read_hook=_flat_yarn_without_factor,
+    read_hook=flat_yarn_without_factor,
 )
 
 # ------------------------------------------------------------- positions with several axes: text, height, width
@@ -306,6 +277,13 @@ _family(
     layout="interleaved",
     proportion=1.0,
     sections=PairAxes("chunked", (8, 12, 12)),
+)
+_family(
+    "hy_v4_vl_text",
+    latent=True,
+    layout="interleaved",
+    logit_factor=True,
+    sections=PairAxes("strided", (12, 10, 10)),
 )
 _family("glm4v_moe_text", proportion=0.5, sections=PairAxes("chunked", (8, 12, 12)))
 _family("glm_image_text", proportion=1.0, sections=PairAxes("chunked", (8, 12, 12)))
@@ -351,15 +329,15 @@ _family("inkling2_vision", layout="interleaved", sections=PairAxes("columns_rows
 
 _HEAD_DIMS = {
     64: "gpt_oss muse_spark_text neomme neucodec openai_privacy_filter qwen2_5_omni_dit "
-    "voxtral_realtime_encoder xcodec2",
+    "sarvam_moe voxtral_realtime_encoder xcodec2",
     80: "timesfm2_5",
     128: "afmoe beam cohere2_moe cosmos3_edge_text cwm dia_decoder dia_encoder ernie4_5 flint glm glm4 helium "
-    "higgs_audio_v2 hrm_text hy_v3 jetmoe kolibri1 laguna lfm3 llama4_text mellum minimax_m2 "
-    "minimax_m3_vl_text ministral3 molmo2_text muse_glimmer_assistant muse_glimmer_text pe_audio_encoder "
-    "pe_audio_video_encoder pe_video_encoder qwen2_5_omni_talker qwen3 qwen3_vl_text seed_oss solar_open "
-    "step3p5 zaya",
+    "higgs_audio_v2 hrm_text hy_v3 internlm3 iquestcoder jetmoe kolibri1 laguna lara_mini lfm3 llama4_text "
+    "mellum minimax_m2 minimax_m3_vl_text ministral3 molmo2_text muse_glimmer_assistant muse_glimmer_text "
+    "pe_audio_encoder pe_audio_video_encoder pe_video_encoder qwen2_5_omni_talker qwen3 qwen3_vl_text "
+    "seed_oss solar_open step3p5 zaya",
     192: "mimo_v2_flash",
-    256: "diffusion_gemma_text embedding_gemma2_text gemma gemma2 gemma3_text gemma3n_text gemma4_text "
+    256: "diffusion_gemma_text dory embedding_gemma2_text gemma gemma2 gemma3_text gemma3n_text gemma4_text "
     "gemma4_unified_text qwen3_5_text qwen3_next t5_gemma_module t5gemma2_decoder t5gemma2_text "
     "vaultgemma",
 }
