@@ -92,8 +92,9 @@ class Axial:
     __repr__ = repr_without_defaults
 
     def _schedules(self) -> tuple[Schedule | None, ...]:
-        return self.schedule if isinstance(self.schedule, tuple) else (self.schedule,) * len(self.sizes)  # type:
-        ignore[return-value]
+        if isinstance(self.schedule, tuple):
+            return self.schedule
+        return (self.schedule,) * len(self.sizes)  # type: ignore[return-value]
 
     def _axes(self) -> tuple[int, ...]:
         if self.axes is not None:
