@@ -2,9 +2,9 @@
 
     python -m benchmarks.vision      # about ten minutes on two CPU cores
 
-A rook, a bishop or a knight stands on a board with eight pieces of different colours, and attacks exactly one piece.
-The model names the colour of the attacked piece; guessing is right once in eight. A rook attacks its row and column,
-a bishop its diagonals, a knight the cells at a step of (1, 2): the answer needs the relative position in two axes.
+A rook, a bishop or a knight stands on a board with eight pieces of different colours, and attacks exactly one of
+them. The model names the colour of the attacked piece; guessing is right once in eight. A rook attacks its row and
+column, a bishop its diagonals, a knight the cells at a step of (1, 2): relative positions in two axes.
 
 A token is a cell with a piece; empty cells are dropped, like masked patches. Every board then has nine tokens, and
 a larger board changes nothing but the positions.
@@ -276,14 +276,19 @@ def table(kept: dict) -> str:
 def whole_table(kept: dict) -> str:
     """The table with its command, machine and sizes, for the .md file."""
     config, seeds = kept["result"]["config"], len(kept["result"]["encodings"]["none"])
-    return (
+    lines = [
         f"`{kept['command']}`: {kept['device']}, {kept['processor']}; Python {kept['python']}, jax {kept['jax']}, "
         f"{kept['date']}. Share of right answers on {config['tests']:,} boards of each size, after "
-        f"{config['steps']:,} steps of {config['batch']} boards of {SIDE} x {SIDE}; guessing is right in 0.12. Means of "
-        f"{seeds} seeds; ± is a 95 % interval of the mean (Student's t). Distance: the larger of the differences of "
-        f"row and column between attacker and attacked piece. Interpolated: coordinates times {SIDE}/{SIDES[-1]}, as "
-        f"the table of learned absolute positions is resized on every larger board.\n\n{table(kept)}\n"
-    )
+        f"{config['steps']:,} steps of {config['batch']} boards of {SIDE} x {SIDE}. Guessing is right in 0.12. "
+        f"Means of {seeds} seeds; ± is a 95 % interval of the mean (Student's t).",
+        "",
+        table(kept),
+        "",
+        "Distance: the larger difference, of rows or of columns, between the attacker and the attacked piece. "
+        f"Interpolated: coordinates times {SIDE}/{SIDES[-1]}. The table of learned absolute positions is always "
+        "resized, which interpolates too.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def draw(kept: dict) -> matplotlib.figure.Figure:
