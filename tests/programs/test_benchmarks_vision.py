@@ -117,37 +117,50 @@ def test_the_loss_falls():
     assert losses.shape == (120,) and losses[-20:].mean() < losses[:20].mean() - 0.05
 
 
-@pytest.fixture(scope="module")
-def small(standard_promotion):
+@pytest.mark.full
+def test_the_study_runs(monkeypatch):
+    monkeypatch.setattr(vision, "SIDES", (8, 24))
     result = vision.measure(steps=2, seeds=2, count=400)
-    return {"command": "python -m benchmarks.vision", **record.machine(), "result": result}
+    kept = {"command": "python -m benchmarks.vision", **record.machine(), "result": result}
+    assert vision.table(kept).count("\n") == 1 + len(vision.ATTACKERS) * len(vision.NAMES)
+    assert kept["command"] in vision.whole_table(kept) and "Means of 2 seeds" in vision.whole_table(kept)
+    vectors = [reading["wave vectors"] for reading in result["encodings"]["mixed"]]
+    for seed, layer in np.ndindex(2, 2):  # two steps change little of what a seed and layer starts with
+        start = vision.Mixed(4, 1000 * seed + layer)(16).inv_freq
+        np.testing.assert_allclose(vectors[seed][layer], start, atol=0.02)
+    for encoding, readings in result["encodings"].items():
+        assert len(readings) == 2 and readings[0]["loss"] != readings[1]["loss"]
+        assert all(("interpolated" in reading) == (encoding in vision.ROTARY) for reading in readings)
+        for reading in readings:
+            small, large = (reading["shares"][side]["rook"] for side in ("8", "24"))
+            assert small["all"] == small["near"] and set(large) == {"all", "near", "far"}
+            assert set(reading["shares"]["24"]["knight"]) == {"all", "near"}
 
 
-def test_the_study_runs(small):
-    assert vision.table(small).count("\n") == 1 + len(vision.ATTACKERS) * len(vision.NAMES)
-    assert small["command"] in vision.whole_table(small) and "Means of 2 seeds" in vision.whole_table(small)
-    vectors = small["result"]["encodings"]["mixed"][0]["wave vectors"]
-    assert np.shape(vectors) == (2, 4, 2, 8)
-    # Within two steps nothing has moved far from the initial vectors of that seed and layer.
-    np.testing.assert_allclose(vectors[1], vision.Mixed(4, 1)(16).inv_freq, atol=0.02)
-    at_8 = [reading["shares"]["8"] for readings in small["result"]["encodings"].values() for reading in readings]
-    assert all(
-        0 <= share["rook"]["all"] == share["rook"]["near"] <= 1 and "far" not in share["rook"] for share in at_8
-    )
-    for reading in small["result"]["encodings"]["axial"]:  # on 8 x 8 interpolation changes nothing
-        assert reading["interpolated"]["8"] == pytest.approx(reading["shares"]["8"], abs=0.02)
-
-
-def test_the_picture_is_drawn(small, tmp_path):
-    figure = vision.draw(small)
-    figure.savefig(tmp_path / "vision.png")
-    assert [axes.get_xlabel() for axes in figure.axes] == ["side of the board (cells)"] * 3
-    assert figure.axes[0].get_ylabel() and figure.get_suptitle() == vision.FINDING
+def test_interpolated_coordinates():
+    """On an 8 x 8 board they are the same; on 16 x 16 those of the cells, halved."""
+    model = vision.VisionTransformer("axial")
+    board = vision.boards(np.random.default_rng((7, 16)), 16, 900)
+    params = vision.nn.unbox(model.init(jax.random.key(0), board["pieces"], board["positions"]))
+    params = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(1), leaf.shape), params)
+    plain, scaled = (vision.shares(model, params, 8, 900, interpolated) for interpolated in (False, True))
+    assert all(scaled[name]["all"] == pytest.approx(plain[name]["all"], abs=0.01) for name in vision.ATTACKERS)
+    answers = np.asarray(model.apply(params, board["pieces"], board["positions"] / np.float32(2))).argmax(axis=-1)
+    right = answers == board["label"]
+    for number, (name, found) in enumerate(vision.shares(model, params, 16, 900, True).items()):
+        assert found["all"] == pytest.approx(right[board["attacker"] == number].mean(), abs=0.01), name
 
 
 @pytest.fixture(scope="module")
 def committed():
     return json.loads((RESULTS / "vision.json").read_text())
+
+
+def test_the_committed_picture_can_be_drawn_again(committed, tmp_path):
+    figure = vision.draw(committed)
+    figure.savefig(tmp_path / "vision.png")
+    assert [axes.get_xlabel() for axes in figure.axes] == ["side of the board (cells)"] * 3
+    assert figure.axes[0].get_ylabel() and figure.get_suptitle() == vision.FINDING
 
 
 def test_the_committed_table_is_that_of_the_committed_numbers(committed):
