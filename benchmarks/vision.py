@@ -49,8 +49,10 @@ NAMES = {
     "none": "no positions",
     "aligned": "mixed, from the axes",
 }
-LINES = (COLOURS[0], COLOURS[4], COLOURS[2], COLOURS[6], COLOURS[1])
-FINDING = "Trained on 8 x 8 boards (dotted): XXX"
+DRAWN = {"axial": COLOURS[0], "mixed": COLOURS[4], "absolute": COLOURS[2], "none": COLOURS[6]}
+FINDING = (
+    "Trained on 8 x 8 boards: only learned wave vectors find diagonals, and every encoding loses on larger boards"
+)
 ROTARY = ("axial", "mixed", "aligned")
 SEEDS = 3
 STEPS, BATCH, LEARNING_RATE = 2400, 128, 2e-3
@@ -292,22 +294,22 @@ def whole_table(kept: dict) -> str:
 
 
 def draw(kept: dict) -> matplotlib.figure.Figure:
-    """A panel for each attacker: the share of right answers by the size of the board, with 95 % intervals."""
+    """A panel for each attacker: the share of right answers by the size of the board, bars are 95 % intervals."""
     figure = matplotlib.figure.Figure(figsize=(11, 4.4), layout="constrained")
     panels = figure.subplots(1, len(ATTACKERS), sharey=True)
     for axes, (attacker, reads) in zip(panels, ATTACKERS.items(), strict=True):
-        for (encoding, name), colour, dashes, marker in zip(NAMES.items(), LINES, DASHES, "osD^v", strict=False):
-            points = [means(kept, encoding, "shares", side, attacker) for side in SIDES]
-            mean, half = np.array(points).T
-            axes.plot(SIDES, mean, color=colour, linestyle=dashes, marker=marker, markersize=5, label=name)
-            axes.fill_between(SIDES, mean - half, mean + half, color=colour, alpha=0.13, linewidth=0)
+        for i, (encoding, colour) in enumerate(DRAWN.items()):
+            mean, half = np.array([means(kept, encoding, "shares", side, attacker) for side in SIDES]).T
+            beside = np.array(SIDES) + 0.25 * (i - 1.5)  # so that bars do not hide each other
+            ends = [np.minimum(half, mean), np.minimum(half, 1 - mean)]  # a share is between 0 and 1
+            style = dict(color=colour, linestyle=DASHES[i], marker="osD^"[i], markersize=5, label=NAMES[encoding])
+            axes.errorbar(beside, mean, yerr=ends, elinewidth=1, capsize=2, **style)
         axes.axhline(1 / NUM_COLOURS, color="0.4", linewidth=0.8)
-        axes.axvline(SIDE, color="0.4", linestyle=":", linewidth=1.2)
-        axes.set(title=f"{attacker}: {reads}", xlabel="side of the board (cells)", ylim=(0, 1.03))
+        axes.set(title=f"{attacker}: {reads}", xlabel="side of the board (cells)", ylim=(0, 1.04))
         axes.set_xticks(SIDES)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("right answers (share)")
-    panels[0].text(SIDES[-1], 1 / NUM_COLOURS - 0.015, "guessing", ha="right", va="top", color="0.35", fontsize=9)
+    panels[0].text(SIDES[-1], 1 / NUM_COLOURS - 0.05, "guessing", ha="right", va="top", color="0.35", fontsize=9)
     figure.suptitle(FINDING)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
