@@ -51,7 +51,7 @@ NAMES = {
 }
 DRAWN = {"axial": COLOURS[0], "mixed": COLOURS[4], "absolute": COLOURS[2], "none": COLOURS[6]}
 FINDING = (
-    "Trained on 8 x 8 boards: only learned wave vectors find diagonals, and every encoding loses on larger boards"
+    "Trained on 8 x 8 boards: only learned wave vectors solve diagonals, and every encoding loses on larger boards"
 )
 ROTARY = ("axial", "mixed", "aligned")
 SEEDS = 3
