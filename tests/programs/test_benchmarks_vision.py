@@ -172,3 +172,22 @@ def test_the_committed_table_is_that_of_the_committed_numbers(committed):
         steps=vision.STEPS, batch=vision.BATCH, learning_rate=vision.LEARNING_RATE, tests=vision.NUM_TESTS
     )
     assert {len(readings) for readings in committed["result"]["encodings"].values()} == {vision.SEEDS}
+
+
+def test_the_committed_numbers_say_what_the_title_says(committed):
+    def mean(encoding, side, attacker, key="shares"):
+        return vision.means(committed, encoding, key, side, attacker)[0]
+
+    bishops = {encoding: mean(encoding, 8, "bishop") for encoding in vision.NAMES}
+    assert (
+        min(bishops["mixed"], bishops["aligned"])
+        > 0.95
+        > 0.7
+        > max(bishops[e] for e in ("axial", "absolute", "none"))
+    )
+    for encoding in ("axial", "mixed", "aligned", "absolute"):
+        assert all(
+            mean(encoding, 24, attacker) < mean(encoding, 8, attacker) - 0.05 for attacker in vision.ATTACKERS
+        )
+    for side in vision.SIDES:
+        assert all(abs(mean("none", side, attacker) - 1 / 8) < 0.03 for attacker in vision.ATTACKERS)
