@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-SUBJECTS = "rotation frequency_bases context_extension precision inference compose".split()
+SUBJECTS = "rotation frequency_bases context_extension precision inference compose images".split()
 
 
 def read(path):
