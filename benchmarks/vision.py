@@ -1,6 +1,6 @@
 """Trains small vision transformers on 8 x 8 boards and tests them on larger boards, by position encoding.
 
-    python -m benchmarks.vision      # about ten minutes on two CPU cores
+    python -m benchmarks.vision      # 15 minutes on two busy CPU cores
 
 A rook, a bishop or a knight stands on a board with eight pieces of different colours, and attacks exactly one of
 them. The model names the colour of the attacked piece; guessing is right once in eight. A rook attacks its row and
