@@ -4,7 +4,8 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,35 +44,28 @@ def load_config(config) -> Mapping[str, Any]:
     return config
 
 
-def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config of the part that reads text, with its model type: the whole config if it has no parts."""
-    for key in ("thinker_config", "text_config"):
-        if isinstance(config.get(key), Mapping):
-            return text_part({"model_type": f"{config.get('model_type')}_text", **config[key]})
-    return config
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """The end of an error message: the candidate that ``name`` misspells by one slip, or nothing.
 
-
-def vision_part(config: Mapping[str, Any], known: Container[str]) -> Mapping[str, Any]:
-    """The config of the vision tower, with its model type.
-
-    Older files give the tower no model type, or the whole model's: the first name among ``known`` is taken.
+    A digit or a suffix is no slip: ``exaone`` is not ``exaone4``, and ``glm4v`` is not ``glm4``.
     """
-    config = config.get("thinker_config", config)
-    tower = config.get("vision_config")
-    if not isinstance(tower, Mapping):
-        raise ValueError(f"config must have the key 'vision_config' for part='vision', got keys {sorted(config)}")
-    names = [
-        f"{name}{suffix}"
-        for name in (tower.get("model_type"), config.get("model_type"))
-        for suffix in ("_vision", "_vision_encoder", "")
-    ]
-    return {**tower, "model_type": next((name for name in names if name in known), names[0])}
-
-
-def did_you_mean(name: str, candidates: Iterable[str], cutoff: float = 0.75) -> str:
-    """The end of an error message: a similar name, or nothing."""
-    close = difflib.get_close_matches(name, sorted(set(candidates) - {name}), n=1, cutoff=cutoff)
+    close = sorted(candidate for candidate in set(candidates) if _one_slip(name, candidate))
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _one_slip(a: str, b: str) -> bool:
+    """Whether one letter was added, left out or replaced, or two neighbours were swapped; the first letter stays."""
+    if a[:1] != b[:1] or abs(len(a) - len(b)) > 1:
+        return False
+    start = len(os.path.commonprefix([a, b]))
+    end = min(len(os.path.commonprefix([a[::-1], b[::-1]])), min(len(a), len(b)) - start)
+    wrong, right = a[start : len(a) - end], b[start : len(b) - end]
+    doubled = len(wrong + right) == 1 and (a + b)[start - 1 : start] == wrong + right
+    if any(letter.isdigit() for letter in wrong + right) or (end == 0 and not doubled and len(wrong) != len(right)):
+        return False
+    if len(wrong) == len(right) == 1 and len(a) < 8:
+        return False  # short names differ by a letter: mimo is not mimi
+    return len(wrong) <= 1 >= len(right) or (len(wrong) == 2 and wrong == right[::-1])
 
 
 class Config:
@@ -188,13 +182,17 @@ class Config:
         return bool(difflib.get_close_matches(key, missing, n=1, cutoff=0.93))
 
     def refuse_unread(
-        self, constants: Mapping[str, tuple], inert: Callable[[str], object] = lambda key: False
+        self,
+        constants: Mapping[str, tuple],
+        inert: Callable[[str], object] = lambda key: False,
+        elsewhere: Mapping[str, str] = types.MappingProxyType({}),
     ) -> None:
         """Raises ValueError for an unread key, unless the key is null, inert, or constant with an allowed value.
 
         Args:
           constants: the allowed values of keys that would change the computation at any other value.
           inert: true for keys that do not change the computation.
+          elsewhere: the end of the message for keys that other families read.
         """
         for key in self._in_file:
             if key in self.read:
@@ -202,5 +200,6 @@ class Config:
             if key in constants:
                 self.one_of(key, *constants[key])
             elif self.values[key] is not None and not inert(key):
-                advice = did_you_mean(key, self.read) or "; remove the key if it does not change the computation"
+                advice = elsewhere.get(key) or did_you_mean(key, self.read)
+                advice = advice or "; remove the key if it does not change the computation"
                 raise ValueError(f"{self.name} has an unknown key {key!r} = {self.values[key]!r}{advice}")

@@ -9,10 +9,12 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from rope_jax.interop.config import Config, text_part
+from rope_jax.interop.config import Config
 from rope_jax.interop.layers import FULL, SLIDING
 from rope_jax.interop.model_rope import ModelRope
 from rope_jax.interop.read import from_hf_config
+from rope_jax.interop.families import FAMILIES
+from rope_jax.interop.parts import find_part
 from rope_jax.models.decoder import Decoder
 
 
@@ -65,7 +67,7 @@ def _gemma3_text_part(values: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(outer["text_config"], dict):
         outer.refuse(f"text_config must be an object, got {outer['text_config']!r}")
     outer.ignore("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index")
-    text = {**text_part(values), "tie_word_embeddings": outer["tie_word_embeddings"]}
+    text = {**find_part(values, "text", None, FAMILIES).values, "tie_word_embeddings": outer["tie_word_embeddings"]}
     outer.refuse_unread(_CONSTANTS, inert=_INERT.fullmatch)
     return text
 

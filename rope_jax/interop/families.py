@@ -5,7 +5,7 @@ table with transformers.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rope_jax.interop.family import Family, FullEvery, LayerBase, NullSwitch, Switch, Values
 from rope_jax.interop.rope_types import alpha, alpha_or_dynamic, longrope
@@ -68,6 +68,70 @@ def _flat_yarn_without_factor(values: Values, compat: bool) -> Values:
     return {**values, **changed}
 
 
+_COMPRESSIONS = {0: "sliding_attention", 4: "compressed_sparse_attention", 128: "heavily_compressed_attention"}
+
+
+def _compress_ratios(values: Values, compat: bool) -> Values:
+    """DeepSeek-V4's first files give each layer's compression; layers beyond the model predict further tokens."""
+    ratios, count = values.get("compress_ratios"), values.get("num_hidden_layers")
+    if values.get("layer_types") is None and ratios is not None and isinstance(count, int):
+        if not isinstance(ratios, Sequence) or (unknown := set(ratios) - _COMPRESSIONS.keys()):
+            found = sorted(unknown) if isinstance(ratios, Sequence) else ratios
+            raise ValueError(f"config of 'deepseek_v4': compress_ratios must hold 0, 4 or 128, got {found}")
+        values = {**values, "layer_types": [_COMPRESSIONS[ratio] for ratio in ratios[:count]]}
+    return _flat_yarn_without_factor(values, compat)
+
+
+def _hybrid_layer_pattern(values: Values, compat: bool) -> Values:
+    """MiMo-V2's own files: 1 for a sliding layer, and a base of its own for these layers."""
+    pattern, older = values.get("hybrid_layer_pattern"), {"rope_theta", "swa_rope_theta"} & values.keys()
+    if pattern is not None and values.get("layer_types") is None:
+        if not isinstance(pattern, Sequence) or any(flag not in (0, 1) for flag in pattern):
+            raise ValueError(f"config of 'mimo_v2_flash': hybrid_layer_pattern must hold 0 or 1, got {pattern}")
+        values = {**values, "layer_types": [("full", "sliding")[flag] + "_attention" for flag in pattern]}
+    if older and not (values.get("rope_parameters") or values.get("rope_scaling")):
+        bases = {"full_attention": ("rope_theta", 5e6), "sliding_attention": ("swa_rope_theta", 1e4)}
+        proportion = values.get("partial_rotary_factor", 0.334)
+        entries = {
+            kind: {"rope_theta": values.get(key, base), "partial_rotary_factor": proportion}
+            for kind, (key, base) in bases.items()
+        }
+        values = {key: value for key, value in values.items() if key not in older} | {"rope_parameters": entries}
+    return values
+
+
+def _lists_by_layer(values: Values, compat: bool) -> Values:
+    """Step-3.5's own files: a base and a proportion for each layer, which agree within a layer type."""
+    bases, proportions = values.get("rope_theta"), values.get("partial_rotary_factors")
+    count, name = values.get("num_hidden_layers"), "config of 'step3p5'"
+    if not (isinstance(bases, list) or isinstance(proportions, list)) or not isinstance(count, int):
+        return values
+    lists = {"rope_theta": bases, "partial_rotary_factor": proportions}
+    lists = {key: given if isinstance(given, list) else [given] * count for key, given in lists.items()}
+    types = values.get("layer_types") or ["full_attention"] * count
+    for given in (types, *lists.values()):
+        if len(given) < count:
+            raise ValueError(f"{name}: lists by layer must have {count} entries, got {len(given)}")
+    entries: dict[str, dict] = {}
+    for i, kind in enumerate(types[:count]):  # layers beyond the model predict further tokens
+        entry = {key: given[i] for key, given in lists.items() if given[i] is not None}
+        if entries.setdefault(kind, entry) != entry:
+            raise ValueError(f"{name}: layers of {kind!r} must rotate alike, got {entries[kind]} and {entry}")
+    scaling, scaled = values.get("rope_scaling") or {}, values.get("yarn_only_types") or ["full_attention"]
+    entries = {kind: {**entry, **(scaling if kind in scaled else {})} for kind, entry in entries.items()}
+    read = ("rope_theta", "partial_rotary_factors", "rope_scaling", "yarn_only_types")
+    values = {key: value for key, value in values.items() if key not in read}
+    return {**values, "layer_types": types[:count], "rope_parameters": entries}
+
+
+def _twice_the_width(values: Values, compat: bool) -> Values:
+    """Zamba2's attention reads the hidden state and the embedding side by side: H is 2D/N if a config gives none."""
+    width, heads = values.get("hidden_size"), values.get("num_attention_heads")
+    if values.get("attention_head_dim") is None and isinstance(width, int) and isinstance(heads, int) and heads > 0:
+        return {**values, "attention_head_dim": 2 * width // heads}
+    return values
+
+
 def _original_length_at_top(values: Values) -> Values:
     """Phi-3's config class has a default original length at the top, which counts before ``rope_parameters``."""
     name = "original_max_position_embeddings"
@@ -109,6 +173,7 @@ _family(
     hybrid=True,
     keys={"head_dim": "attention_head_dim"},
     switch=Switch("use_mem_rope", on=True, default=False),
+    read_hook=_twice_the_width,
 )
 _family("nanochat", negated=True)
 _family("molmo2_text", layers="rope_scaling_layers")
@@ -181,7 +246,9 @@ _family("llama4_text", layout="interleaved", base=5e5, layers="no_rope_layers", 
 _family("granite_swa granitemoe_swa", layers="layer_rope_theta")
 _family("muse_glimmer_text", hybrid=True, layers="layer_rope_theta")
 _family("muse_spark_text", explicit=True, hybrid=True, layers="layer_rope_theta")
-_family("laguna mellum mimo_v2_flash step3p5 zaya", nested=True, proportion=1.0)
+_family("laguna mellum zaya", nested=True, proportion=1.0)
+_family("mimo_v2_flash", nested=True, proportion=1.0, read_hook=_hybrid_layer_pattern)
+_family("step3p5", nested=True, proportion=1.0, read_hook=_lists_by_layer)
 _family("beam", nested=True, beyond="queries grow as (1 + (m + 1) / 2048)^0.1 where nothing rotates")
 _family("ultrabert", nested=True)
 _family("lfm3", base=1e6, nested=True)
@@ -287,7 +354,7 @@ _family(
         "main": LayerBase("rope_theta", 1e4, scaled=False),
         "compress": LayerBase("compress_rope_theta", 1.6e5, scaled=True),
     },
-    read_hook=_flat_yarn_without_factor,
+    read_hook=_compress_ratios,
 )
 
 # ------------------------------------------------------------- positions with several axes: text, height, width
@@ -363,6 +430,9 @@ _HEAD_DIMS = {
     "gemma4_unified_text qwen3_5_text qwen3_next t5_gemma_module t5gemma2_decoder t5gemma2_text "
     "vaultgemma",
 }
+
+_HEAD_DIMS[128] += " paddleocr_vl_text qwen3_omni_moe_talker_code_predictor"
+_HEAD_DIMS[256] += " qwen3_5_moe_text qwen4_exp_text"
 
 for _head_dim, _model_types in _HEAD_DIMS.items():
     for _name in _model_types.split():

@@ -32,7 +32,7 @@ class LayerKind:
 def read_layers(config: Config, family: Family) -> list[LayerKind]:
     """The kind of each layer."""
     name = family.key("num_hidden_layers")
-    count = config.integer(name, config.need(name, "n_layer", "n_layers"))
+    count = config.integer(name, config.need(name, "n_layer", "n_layers", "num_layers"))
     switched_on = family.switch is None or family.switch.is_on(config)
     types = config.per_layer("layer_types", _types(config, family, count, switched_on), count)
     flags = _rotating(config, family, types) if switched_on else [False] * count
@@ -56,6 +56,8 @@ def _types(config: Config, family: Family, count: int, switched_on: bool) -> Seq
         return types
     if (attention := config.first("attn_layer_indices", "full_attn_idxs")) is not None:
         return [FULL if i in attention else "linear_attention" for i in range(count)]
+    if (flags := config.get("attn_type_list")) is not None:  # MiniMax-01: 1 for softmax
+        return [FULL if flag else "linear_attention" for flag in config.per_layer("attn_type_list", flags, count)]
     if (blocks := config.get("block_types")) is not None:
         return [blocks[i % len(blocks)] for i in range(count)]
     if family.full_every is not None:
@@ -115,7 +117,12 @@ def _rotating(config: Config, family: Family, types: list[str | None]) -> Sequen
 def _head_dims(config: Config, family: Family, types: list[str | None]) -> list[int]:
     """H of each layer; of the rotated part only, if the head is latent."""
     name = family.key("head_dim")
-    head_dim = config.need(name) if family.latent else config.get(name, family.default_head_dim)
+    # A null head_dim is D/N, also where the class of the family has another default.
+    missing = None if config.is_null(name) else family.default_head_dim
+    if family.latent:
+        head_dim = config.need(name)
+    else:
+        head_dim = missing if (written := config.agreed(name, "kv_channels")) is None else written
     if head_dim is None:
         head_dim = _width_per_head(config, family)
     single_layers = config.mapping("per_layer_config")
@@ -131,8 +138,8 @@ def _head_dims(config: Config, family: Family, types: list[str | None]) -> list[
 def _width_per_head(config: Config, family: Family) -> int:
     """D/N."""
     width_key, heads_key = family.key("hidden_size"), family.key("num_attention_heads")
-    width = config.integer(width_key, config.need(width_key, "n_embd", "d_model"))
-    heads = config.integer(heads_key, config.need(heads_key, "n_head", "n_heads"))
+    width = config.integer(width_key, config.need(width_key, "n_embd", "d_model", "width"))
+    heads = config.integer(heads_key, config.need(heads_key, "n_head", "n_heads", "heads"))
     if width % heads:
         config.refuse(f"{width_key} must be a multiple of {heads_key}={heads}, got {width}")
     return width // heads

@@ -9,18 +9,21 @@ from rope_jax.core.composed_schedules import Negated
 from rope_jax.core.frequencies import Schedule
 from rope_jax.core.rope import Rope
 from rope_jax.core.schedules import Standard, Yarn
-from rope_jax.interop.config import Config, did_you_mean, load_config, text_part, vision_part
+from rope_jax.interop.config import Config, did_you_mean, load_config
 from rope_jax.interop.families import FAMILIES
 from rope_jax.interop.family import Family
 from rope_jax.interop.layers import LayerKind, read_layers
 from rope_jax.interop.model_rope import LayerRope, ModelRope, QueryTemperature
-from rope_jax.interop.rope_types import ROPE_TYPES, RopeParameters, rope_type, standard
+from rope_jax.interop.parts import find_part, unknown_model_type
+from rope_jax.interop.rope_types import ELSEWHERE, ROPE_TYPES, RopeParameters, rope_type, standard
 
 Compat = Literal["transformers"]
-Part = Literal["text", "vision"]
+Part = Literal["text", "vision", "audio"]
 
 
-def from_hf_config(config, *, part: Part = "text", compat: Compat | None = None) -> ModelRope:
+def from_hf_config(
+    config, *, part: Part = "text", like: str | None = None, compat: Compat | None = None
+) -> ModelRope:
     """The rotation of every layer of a Hugging Face model, from its config alone.
 
     Example:
@@ -76,18 +79,15 @@ def from_hf_config(config, *, part: Part = "text", compat: Compat | None = None)
         raise ValueError(f"compat must be None or one of {get_args(Compat)}, got {compat!r}")
     if part not in get_args(Part):
         raise ValueError(f"part must be one of {get_args(Part)}, got {part!r}")
-    whole = load_config(config)
-    values = text_part(whole) if part == "text" else vision_part(whole, FAMILIES)
-    model_type = values.get("model_type")
-    if not isinstance(model_type, str) or not model_type:
-        raise ValueError(f"config must have the key 'model_type', got keys {sorted(values)}")
+    if like is not None and like not in FAMILIES:
+        raise ValueError(f"like must be a model type of the table, got {like!r}{did_you_mean(str(like), FAMILIES)}")
+    values, model_type, name = find_part(load_config(config), part, like, FAMILIES)
     if model_type not in FAMILIES:
-        raise ValueError(
-            f"model_type {model_type!r} is unknown{did_you_mean(model_type, FAMILIES, cutoff=0.85)} "
-            "(a part of a larger model has its own config: pass that)"
-        )
+        raise ValueError(unknown_model_type(model_type, values, name, FAMILIES))
     family = FAMILIES[model_type]
-    top = Config(family.read_hook(values, compat is not None), f"config of {model_type!r}")
+    if like is not None:  # the size of a head is a habit of the class, not of the rotation
+        family = dataclasses.replace(family, default_head_dim=None)
+    top = Config(family.read_hook(values, compat is not None), name)
     if family.beyond is not None and compat is None:
         raise ValueError(
             f"{top.name} does not say everything that its layers do with positions: {family.beyond}; "
@@ -102,7 +102,9 @@ def from_hf_config(config, *, part: Part = "text", compat: Compat | None = None)
         top.ignore(*_KEYS_OF_ROTATION, family.keys.get("head_dim", "head_dim"), *bases)
     ropes = {layer: _layer_rope(layer, parameters, top, family, compat) for layer in dict.fromkeys(layers)}
     top.refuse_unread(
-        _CONSTANTS, inert=lambda key: not _ABOUT_ROTATION.search(key) and not top.resembles_missing(key)
+        _CONSTANTS | dict.fromkeys(_LAYOUT_FLAGS, (family.layout == "interleaved", None)),
+        inert=lambda key: not _ABOUT_ROTATION.search(key) and not top.resembles_missing(key),
+        elsewhere=ELSEWHERE,
     )
     return ModelRope(model_type, _shared_objects(ropes[layer] for layer in layers))
 
@@ -119,17 +121,30 @@ _KEYS_OF_ROTATION = (
     "rope_interleave",
 )
 # At the top of a config, keys with these words are about the rotation, or about positions beside it.
-_ABOUT_ROTATION = re.compile(r"rope|rotary|theta|yarn|ntk|mscale|dual_chunk")
+_ABOUT_ROTATION = re.compile(
+    r"rope|rotary|theta|yarn|ntk|mscale|dual_chunk|alibi|logn|relative_attention"
+    r"|(?<!qk_)nope(?!_head)|position_(embedding_type|encoding)|(?<![a-z])pos_emb(?!_(height|width))"
+)
 # Keys of released files that state a family's only habit.
 _CONSTANTS = {
+    "alibi": (False, None),
+    "indexer_rope_interleave": (True, False, None),  # the indexer of sparse attention, which rotates for itself
+    "mla_use_nope": (False, None),
+    "nope_layer_interval": (None, 0, -1),
+    "pos_emb": ("rotary", "rope", None),
+    "position_embedding_type": ("rope", "rotary", None),
+    "use_alibi": (False, None),
+    "use_dynamic_ntk": (False, None),
+    "use_logn_attn": (False, None),
     "use_mrope": (False, None),
+    "use_nope": (False, None),
+    "use_rope": (True, None),
     "use_rotary_pos_emb": (True, None),
-    "rope_interleaved": (False, None),
     "rotary_emb_fraction": (1.0, None),
-    "rotary_emb_interleaved": (False, None),
     "rotary_pct": (1.0, None),
     "rotary_value": (False, None),
 }
+_LAYOUT_FLAGS = ("rope_interleave", "rope_interleaved", "rotary_emb_interleaved")
 
 
 def _shared_objects(layers: Iterable[LayerRope]) -> tuple[LayerRope, ...]:
@@ -153,6 +168,8 @@ def _rope_parameters(config: Config, family: Family) -> Parameters:
     for key in ("rope_parameters", "rope_scaling"):
         config.mapping(key)  # refuses other types
     written = dict(config.agreed("rope_parameters", "rope_scaling") or {})
+    if {"type", "rope_type", "factor"} & written.keys() and not any(value is not None for value in written.values()):
+        written = {}  # a recipe of nulls says nothing
     at_top = _parameters_at_top(config, family)
     bases = {label: {"rope_theta": config.get(key, base)} for label, (key, base, _) in family.bases.items()}
 
@@ -186,7 +203,19 @@ def _parameters_at_top(config: Config, family: Family) -> dict[str, Any]:
     if family.proportion is not None:
         at_top["partial_rotary_factor"] = config.agreed("partial_rotary_factor", "rotary_pct")
         at_top["rotary_dim"] = config.get("rotary_dim")
+        _refuse_null_proportion(config, family, at_top)
     return {key: value for key, value in at_top.items() if value is not None}
+
+
+def _refuse_null_proportion(config: Config, family: Family, at_top: Mapping[str, Any]) -> None:
+    """Refuses null where it means another part of the head than a missing key does."""
+    written = config.values.get("rope_parameters") or config.values.get("rope_scaling")
+    if any(at_top.get(key) is not None for key in ("partial_rotary_factor", "rotary_dim")) or written:
+        return
+    for key in ("partial_rotary_factor", "rotary_pct", "rotary_dim"):
+        habit = family.rotary_dim if key == "rotary_dim" else family.proportion
+        if config.is_null(key) and habit not in (None, 1.0):
+            config.refuse(f"{key} must not be null; write the number, or remove the key for {habit}")
 
 
 # -------------------------------------------------------------------------------------------- one layer
@@ -212,11 +241,11 @@ def _layer_rope(
     logit_factor = 1.0
     if family.logit_factor and isinstance(schedule, Yarn) and schedule.mscale_all_dim:
         logit_factor = schedule.g(schedule.mscale_all_dim) ** 2
-    if family.temperature == "yarn" and (beta := entry.number("llama_4_scaling_beta", None)) is not None:
+    if family.temperature == "yarn" and (beta := entry.number("llama_4_scaling_beta", None)):  # 0 switches it off
         key = "original_max_position_embeddings"
         temperature = QueryTemperature(beta=beta, period=entry.integer(key, entry.need(key)))
     entry.ignore(*family.ignored)
-    entry.refuse_unread(_CONSTANTS)
+    entry.refuse_unread(_CONSTANTS, elsewhere=ELSEWHERE)
     try:
         rope = Rope(layer.head_dim, schedule, rotary_dim=rotary_dim, layout=layout)
         # Frequencies that do not fit fail here, not at the first call.
@@ -231,7 +260,8 @@ def _temperature_without_rope(layer: LayerKind, config: Config, family: Family) 
     if family.temperature != "without_rope" or not config.get("attn_temperature_tuning", True) or layer.rotates:
         return None
     period = config.integer("floor_scale", config.get("floor_scale", 8192))
-    return QueryTemperature(beta=config.number("attn_scale", 0.1), period=period, offset=1)
+    beta = config.number("attn_scale", 0.1)
+    return QueryTemperature(beta=beta, period=period, offset=1) if beta else None
 
 
 def _rotary_dim(layer: LayerKind, entry: Config, family: Family, compat: Compat | None) -> int:
@@ -265,7 +295,7 @@ def _schedule(
     if not isinstance(name, str) or name not in readers:
         raise ValueError(
             f"{entry.name}: rope_type must be one of {tuple(readers)}, got {name!r}"
-            f"{did_you_mean(str(name), readers)}"
+            f"{ELSEWHERE.get(str(name)) or did_you_mean(str(name), readers)}"
         )
     base = entry.number("rope_theta", family.base)
     base = base if layer.base is None else layer.base

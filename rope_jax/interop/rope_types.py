@@ -41,6 +41,10 @@ class RopeParameters:
         length = at_top if at_top is not None and not self.by_layer_type else inside
         return self.max_length() if length is None else self.entry.integer(name, length)
 
+    def ignore_original_length(self) -> None:
+        """Trainers write the original length beside rules that do not read it; see :func:`from_hf_config`."""
+        self.entry.ignore("original_max_position_embeddings")
+
     def factor(self) -> float:
         """The growth of the context. A null factor is the ratio of the two lengths; a missing one is an error."""
         if self.entry.is_null("factor"):
@@ -52,39 +56,52 @@ Reader = Callable[[RopeParameters], Schedule]
 
 
 def standard(given: RopeParameters) -> Schedule:
+    given.ignore_original_length()
     return Standard(base=given.base)
 
 
 def linear(given: RopeParameters) -> Schedule:
+    given.ignore_original_length()
     return Linear(factor=given.factor(), base=given.base)
 
 
 def dynamic(given: RopeParameters) -> Schedule:
+    given.ignore_original_length()
     return DynamicNTK(factor=given.factor(), original_length=given.max_length(), base=given.base)
 
 
 def alpha(given: RopeParameters) -> Schedule:
     """HunYuan's NTK scaling, by a constant factor ``alpha``."""
+    given.ignore_original_length()
     given.entry.ignore("factor")  # 1 in the released configs, and replaced by alpha
     return NTKAware(factor=given.entry.number("alpha"), base=given.base)
 
 
 def alpha_or_dynamic(given: RopeParameters) -> Schedule:
-    return dynamic(given) if given.entry.get("alpha") is None else alpha(given)
+    return alpha(given) if given.entry.get("alpha") else dynamic(given)
 
 
 def yarn(given: RopeParameters) -> Schedule:
     given.entry.ignore("finetuned")  # how the first YaRN checkpoints were made
     truncate = given.entry.flag("truncate", True)
+    factor, attention_factor = given.factor(), given.entry.number("attention_factor", None)
+    # vLLM's keys: a multiple of g(factor), and a share of the blend, 1 in every file.
+    share = given.entry.number("attn_factor", None)
+    if given.entry.number("extrapolation_factor", 1.0) != 1.0:
+        given.entry.refuse(f"extrapolation_factor must be 1, got {given.entry.get('extrapolation_factor')}")
+    if share is not None and not given.compat:
+        if attention_factor is not None or given.entry.get("mscale_all_dim"):
+            given.entry.refuse("attn_factor excludes attention_factor and mscale_all_dim; keep what the model ran with")
+        attention_factor = share * Yarn(factor=factor, original_length=given.original_length()).g(1.0)
     return Yarn(
-        factor=given.factor(),
+        factor=factor,
         original_length=given.original_length(),
         base=given.base,
-        beta_fast=given.entry.number("beta_fast", 32.0),
-        beta_slow=given.entry.number("beta_slow", 1.0),
+        beta_fast=given.entry.number("beta_fast", 32.0) or 32.0,  # 0 is the default
+        beta_slow=given.entry.number("beta_slow", 1.0) or 1.0,
         mscale=given.entry.number("mscale", None),
         mscale_all_dim=given.entry.number("mscale_all_dim", None),
-        attention_factor=given.entry.number("attention_factor", None),
+        attention_factor=attention_factor,
         truncate=True if given.compat and given.by_layer_type else truncate,
     )
 
@@ -133,6 +150,25 @@ ROPE_TYPES: Mapping[str, Reader] = {
     "llama3": llama3,
     "proportional": proportional,
 }
+
+
+# Keys and names of other families, and of programs: where they lead.
+ELSEWHERE = {
+    "alpha": "; a key of HunYuan's dynamic scaling: like='hunyuan_v1_dense' reads it",
+    "mrope": "; pairs that read several axes need their family: like='qwen2_vl' or like='qwen3_vl_text'",
+    "xdrope": "; pairs that read several axes need their family: like='hunyuan_vl_text'",
+    "rope_ratio": (
+        "; it multiplies the base in GLM-4 and ChatGLM3: write rope_theta = 10000 * rope_ratio instead. In ChatGLM2-32K "
+        "it divides positions: write rope_scaling of type linear with this factor"
+    ),
+    "llama_4_scaling_beta": "; a key of Ministral 3: like='ministral3' reads it",
+    "ntk": (
+        "; Alibaba's fixed NTK, inv_freq_i = base^(-2i/R) / factor^(2(i + 1)/R), is no schedule of a config: "
+        "remove the recipe, and give Rope a schedule of your own"
+    ),
+}
+ELSEWHERE["mrope_section"] = ELSEWHERE["mrope"]
+ELSEWHERE["xdrope_section"] = ELSEWHERE["xdrope"]
 
 
 def rope_type(entry: Config) -> str:
