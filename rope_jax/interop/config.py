@@ -55,7 +55,7 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
 
 def _one_slip(a: str, b: str) -> bool:
     """Whether one letter was added, left out or replaced, or two neighbours were swapped; the first letter stays."""
-    if a[:1] != b[:1] or abs(len(a) - len(b)) > 1:
+    if a == b or a[:1] != b[:1] or abs(len(a) - len(b)) > 1:
         return False
     start = len(os.path.commonprefix([a, b]))
     end = min(len(os.path.commonprefix([a[::-1], b[::-1]])), min(len(a), len(b)) - start)
@@ -118,9 +118,10 @@ class Config:
     def agreed(self, *keys: str) -> Any:
         """The value of synonymous keys, or None; raises ValueError if two values differ."""
         found = {key: value for key in keys if (value := self.get(key)) is not None}
-        if any(value != next(iter(found.values())) for value in found.values()):
+        first = next(iter(found.values()), None)
+        if any(value is not first and value != first for value in found.values()):  # NaN is itself alone
             raise ValueError(f"{self.name} has synonymous keys with different values: {found}")
-        return next(iter(found.values()), None)
+        return first
 
     def number(self, key: str, default: Any = ...) -> Any:
         """A number as a float; the default, if any, as it is."""
@@ -131,23 +132,39 @@ class Config:
             self.refuse(f"{key} must be a number, got {value!r}")
         return float(value)
 
-    def integer(self, key: str, value, least: int = 1) -> int:
+    def integer(self, key: str, value, least: int = 1, most: int = 2**31 - 1) -> int:
         """``value``, read from ``key``, as an integer; 8.0 is 8."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < least:
+        whole = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not whole or value != int(value) or value < least:
             self.refuse(f"{key} must be an integer of at least {least}, got {value!r}")
+        if value > most:
+            self.refuse(f"{key} must be at most {most:,}, got {int(value):,}")
         return int(value)
 
     def size(self, key: str) -> int:
         """A required integer of at least 1, written without a decimal point."""
         value = self[key]
-        if not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             self.refuse(f"{key} must be an integer of at least 1, got {value!r}")
+        return self.integer(key, value)
+
+    def positive(self, key: str, null: bool = False) -> Any:
+        """A required number above 0, as it is written; null if ``null`` allows it."""
+        value = self[key]
+        if value is None and null:
+            return None
+        if value is None or self.number(key) <= 0:
+            self.refuse(f"{key} must be a number above 0, got {value!r}")
         return value
+
+    def size_or_null(self, key: str) -> int | None:
+        """An integer of at least 1, or null."""
+        return None if self[key] is None else self.size(key)
 
     def flag(self, key: str, default: bool) -> bool:
         """A boolean; 0 and 1 are accepted."""
         value = self.get(key, default)
-        if value not in (False, True):
+        if not isinstance(value, int) or value not in (False, True):
             self.refuse(f"{key} must be true or false, got {value!r}")
         return bool(value)
 

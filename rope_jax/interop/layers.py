@@ -8,6 +8,7 @@ from rope_jax.interop.config import Config
 from rope_jax.interop.family import WITHOUT_ATTENTION, Family
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+MOST_LAYERS, MOST_FEATURES = 10_000, 2**20  # far beyond any model; a slip in a file must not cost minutes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class LayerKind:
 def read_layers(config: Config, family: Family) -> list[LayerKind]:
     """The kind of each layer."""
     name = family.key("num_hidden_layers")
-    count = config.integer(name, config.need(name, "n_layer", "n_layers", "num_layers"))
+    count = config.integer(name, config.need(name, "n_layer", "n_layers", "num_layers"), most=MOST_LAYERS)
     switched_on = family.switch is None or family.switch.is_on(config)
     types = config.per_layer("layer_types", _types(config, family, count, switched_on), count)
     flags = _rotating(config, family, types) if switched_on else [False] * count
@@ -127,7 +128,7 @@ def _head_dims(config: Config, family: Family, types: list[str | None]) -> list[
         head_dim = _width_per_head(config, family)
     single_layers = config.mapping("per_layer_config")
     full = config.get("global_head_dim", head_dim)
-    head_dims = [config.integer(name, full if type == FULL else head_dim) for type in types]
+    head_dims = [config.integer(name, full if type == FULL else head_dim, most=MOST_FEATURES) for type in types]
     for i, values in single_layers.items():
         if not 0 <= int(i) < len(types):
             config.refuse(f"per_layer_config must name layers below {len(types)}, got {i!r}")

@@ -119,6 +119,7 @@ def find_part(config: Values, part: str, like: str | None, families: Mapping[str
       ValueError: if there is no such part, or no model type.
     """
     model_type, where = config.get("model_type"), None
+    model_type = model_type if isinstance(model_type, str) else None
     keys = _KEYS["text"] if part == "text" else _WRAPPERS
     while key := next((key for key in keys if isinstance(config.get(key), Mapping)), None):
         where = f"{key} of {model_type!r}"

@@ -187,7 +187,7 @@ def _rope_parameters(config: Config, family: Family) -> Parameters:
     if family.bases:
         return {label: entry_of(label, written if base.scaled else {}) for label, base in family.bases.items()}
     theta = at_top.get("rope_theta")
-    if theta is not None and written.get("rope_theta", theta) != theta:
+    if theta is not None and "rope_theta" in written and written["rope_theta"] != theta:
         raise ValueError(
             f"{config.name} has two bases: rope_theta = {theta}, and in {name} {written['rope_theta']}"
         )
@@ -299,7 +299,11 @@ def _schedule(
         )
     base = entry.number("rope_theta", family.base)
     base = base if layer.base is None else layer.base
-    schedule = readers[name](RopeParameters(entry, config, base, by_layer_type, compat is not None))
+    try:
+        schedule = readers[name](RopeParameters(entry, config, base, by_layer_type, compat is not None))
+    except ValueError as error:  # the schedules' own checks know no config
+        known = str(error).startswith(config.name.split(",")[0])
+        raise ValueError(str(error) if known else f"{entry.name}: {error}") from None
     if not layer.scaled:
         schedule = Standard(base=base)
     if family.sections is not None:

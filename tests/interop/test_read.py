@@ -31,8 +31,10 @@ def test_the_vision_tower():
     assert rope_jax.from_hf_config(config).rope.schedule.axis_of_pair[:17] == (0,) * 16 + (1,)
     with pytest.raises(ValueError, match="config must have the key 'vision_config' for part='vision'"):
         rope_jax.from_hf_config(config_of("llama"), part="vision")
-    with pytest.raises(ValueError, match="part must be one of .*, got 'audio'"):
+    with pytest.raises(ValueError, match="config must have the key 'audio_config' for part='audio'"):
         rope_jax.from_hf_config(config_of("llama"), part="audio")
+    with pytest.raises(ValueError, match="part must be one of .*, got 'speech'"):
+        rope_jax.from_hf_config(config_of("llama"), part="speech")
 
 
 # --------------------------------------------------------------------------------------------------------- sources
@@ -87,7 +89,7 @@ REFUSED = {
     ),
     "alpha in a family without it": (
         config_of("llama", max_position_embeddings=64, rope_scaling=dict(type="dynamic", alpha=8.0, factor=1.0)),
-        "has an unknown key 'alpha' = 8.0; remove the key if it does not change the computation",
+        "has an unknown key 'alpha' = 8.0; a key of HunYuan's dynamic scaling: like='hunyuan_v1_dense' reads it",
     ),
     "a misspelled head_dim": (
         config_of("qwen3", head_dimm=64),
