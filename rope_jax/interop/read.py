@@ -241,9 +241,10 @@ def _layer_rope(
     logit_factor = 1.0
     if family.logit_factor and isinstance(schedule, Yarn) and schedule.mscale_all_dim:
         logit_factor = schedule.g(schedule.mscale_all_dim) ** 2
-    if family.temperature == "yarn" and (beta := entry.number("llama_4_scaling_beta", None)):  # 0 switches it off
+    if family.temperature == "yarn" and (beta := entry.number("llama_4_scaling_beta", None)) is not None:
         key = "original_max_position_embeddings"
-        temperature = QueryTemperature(beta=beta, period=entry.integer(key, entry.need(key)))
+        period = entry.integer(key, entry.need(key))
+        temperature = QueryTemperature(beta=beta, period=period) if beta else None  # 0 switches it off
     entry.ignore(*family.ignored)
     entry.refuse_unread(_CONSTANTS, elsewhere=ELSEWHERE)
     try:
