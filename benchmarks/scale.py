@@ -1,6 +1,7 @@
 """Compiles a training step of a 7B-shaped model for 1 to 256 chips; counts memory and communication.
 
     python -m benchmarks.scale        # libtpu, no TPU: compiled, not run; an hour or two on two CPU cores
+    python -m benchmarks.scale 8k     # rows of so many tokens in blocks, without a ring: printed, not kept
 
 One training step, forward, backward and AdamW, of the shape of Mistral 7B (Jiang et al. 2023, table 1), computed in
 bfloat16, each block formed again in the backward pass. Parameters and two moments are float32 and divided over all
@@ -76,6 +77,11 @@ def cases() -> list[Case]:
         found.append(Case(length, most.chips // 8 // sequence, sequence, model=8))
         found.append(dataclasses.replace(most, attention="plain"))
     return found
+
+
+def without_ring(length: int) -> list[Case]:
+    """Each row on a chip of its own, in blocks: the layer's default in a program that XLA divides."""
+    return [Case(length, chips, 1, attention="blocks") for chips in (16, 256)]
 
 
 # ------------------------------------------------------------------------------------- what a program sends
@@ -374,6 +380,10 @@ def draw(kept: dict) -> matplotlib.figure.Figure:
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # what is compiled for a chip cannot be read back here
+    if sys.argv[1:]:
+        rows = [cells(row) for row in measure(MISTRAL, without_ring(CONTEXTS[sys.argv[1]]))["cases"]]
+        print(markdown(list(rows[0]), (row.values() for row in rows)))
+        sys.exit()
     publish(__file__, measure(MISTRAL, cases()), table, draw, packages=["libtpu"])
     kept = Path(__file__).with_name("results") / "scale.json"
     kept.with_suffix(".md").write_text(whole_table(json.loads(kept.read_text())) + "\n")

@@ -108,15 +108,24 @@ def census_in_words():
     """The part of the README that says what `make oracle` found, made from the committed table."""
     table = json.loads((ROOT / "tests/golden/census.json").read_text())
     folders = table["folders"]
-    same = [folder for folder, row in folders.items() if row["status"] == "same"]
-    towers = [
-        f"{folder} ({row['note']})" for folder, row in folders.items() if row["status"] == "same" and row["note"]
-    ]
-    others = [f"{folder} ({row['note']})" for folder, row in folders.items() if row["status"] != "same"]
+    by_status = {
+        word: [f for f, row in folders.items() if row["status"] == word] for word in ("same", "no rotation")
+    }
+    same, other = by_status["same"], by_status["no rotation"]
+    assert len(same) + len(other) == len(folders)
+    modules = sum(len({part["module"] for part in folders[folder]["parts"].values()}) for folder in same)
+    reasons = [f"{folder} ({folders[folder]['note']})" for folder in other]
+    towers = {
+        folder: part["said"]
+        for folder in same
+        for part in reversed(folders[folder]["parts"].values())
+        if "tower" in part["variants"]
+    }
     lines = [
-        f"**{len(same)} of {len(folders)} folders are reproduced, none differs** (transformers "
-        f"{table['versions']['transformers']}, torch {table['versions']['torch']}, jax {table['versions']['jax']}, CPU, "
-        f"{table['date']}). Worst differences over all of them; ours is exact:",
+        f"**All {len(same)} folders that rotate are reproduced, with {modules} rotary modules; none differs** "
+        f"(transformers {table['versions']['transformers']}, torch {table['versions']['torch']}, jax "
+        f"{table['versions']['jax']}, CPU, {table['date']}). {len(other)} more folders have frequencies or a rotary function, "
+        "and rotate nothing. Worst differences over all of them; ours is exact:",
         "",
         "| schedule | parts | frequencies, float32 ulp | of what float32 allows: frequencies | cos and sin | queries |",
         "|---|---|---|---|---|---|",
@@ -126,16 +135,14 @@ def census_in_words():
         lines.append(f"| {name} | {worst['parts']} | {worst['ulp']:.1f} | {shares} |")
     lines += [
         "",
-        "<details><summary>Which folders, and which not</summary>",
+        "<details><summary>Which folders, and which rotate nothing</summary>",
         "",
-        f"The same: {', '.join(same)}.",
+        f"{', '.join(same)}.",
         "",
-        f"Of these, not covered: {'; '.join(towers)}.",
-        "",
-        f"Not covered: {'; '.join(others)}.",
-        "",
-        "</details>",
     ]
+    lines += ["Modules that no config of ours describes, and how they are said here:", ""]
+    lines += [f"- {folder}: `{said}`" for folder, said in towers.items()]
+    lines += ["", f"No rotation: {'; '.join(reasons)}.", "", "</details>"]
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from rope_jax.interop.family import Family, FullEvery, LayerBase, NullSwitch, Switch, Values
-from rope_jax.interop.rope_types import alpha, alpha_or_dynamic, longrope
+from rope_jax.interop.rope_types import alpha, alpha_or_dynamic, longrope, yarn
 from rope_jax.interop.sections import PairAxes
 
 FAMILIES: dict[str, Family] = {}
@@ -51,6 +51,27 @@ def _wide_global_heads(values: Values, compat: bool) -> Values:
     if values.get("per_layer_config") or values.get("global_head_dim") is not None:
         return values
     return {**values, "global_head_dim": 512}
+
+
+def _without_mlp_blocks(values: Values, compat: bool) -> Values:
+    """Dory's released files list the attention and the MLP of a layer as two blocks."""
+    types = values.get("layer_types")
+    if not isinstance(types, Sequence) or isinstance(types, str) or "mlp" not in types:
+        return values
+    count = values.get("num_hidden_layers")
+    if count != len(types) or len(types) % 2 or any(type != "mlp" for type in types[1::2]):
+        raise ValueError(
+            f"config of 'dory': layer_types must be {count} blocks, attention and 'mlp' by turns, got {list(types)}"
+        )
+    return {**values, "layer_types": list(types[::2]), "num_hidden_layers": count // 2}
+
+
+def _period_of_five(values: Values, compat: bool) -> Values:
+    """Lara Mini's types of layers, if a config lists none."""
+    if values.get("layer_types") is not None or not isinstance(values.get("num_hidden_layers"), int):
+        return values
+    period = ("linear", "sliding", "linear", "full", "sliding")
+    return {**values, "layer_types": [f"{period[i % 5]}_attention" for i in range(values["num_hidden_layers"])]}
 
 
 def _flat_yarn_without_factor(values: Values, compat: bool) -> Values:
@@ -142,18 +163,18 @@ def _original_length_at_top(values: Values) -> Values:
 # --------------------------------------------------------------------------- one rotation, of the whole head
 
 _family(
-    "arcee aria_text chameleon deepseek_ocr2_encoder deepseek_ocr2_text "
-    "dia_decoder dia_encoder diffllama doge dots1 esmc eurobert falcon_h1 gemma gemma2 gradium_phonon_tts "
-    "granite granite4_vision_text granite_docling_text granitemoe granitemoeshared hrm_text "
-    "hyperclovax idefics jais2 kyutai_speech_to_text lasr_encoder llama mimi ministral mistral moshi neucodec "
-    "olmo olmo2 olmoe pocket_tts pocket_tts_audio_tokenizer qwen2 qwen2_5_omni_dit qwen2_moe qwen3 qwen3_moe "
-    "qwen3_omni_moe_code2wav qwen3_omni_moe_talker_code_predictor seed_oss starcoder2 t5_gemma_module "
-    "timesfm2_5 unlimited_ocr_text vaultgemma voxtral_realtime_encoder voxtral_realtime_text xcodec2"
+    "arcee aria_text chameleon deepseek_ocr2_encoder deepseek_ocr2_text dia_decoder dia_encoder diffllama doge "
+    "dots1 esmc eurobert falcon_h1 gemma gemma2 gradium_phonon_tts granite granite4_vision_text "
+    "granite_docling_text granitemoe granitemoeshared hrm_text hyperclovax idefics internlm3 iquestcoder jais2 "
+    "kyutai_speech_to_text lasr_encoder llama mimi ministral mistral moshi neucodec olmo olmo2 olmoe pocket_tts "
+    "pocket_tts_audio_tokenizer qwen2 qwen2_5_omni_dit qwen2_moe qwen3 qwen3_moe qwen3_omni_moe_code2wav "
+    "qwen3_omni_moe_talker_code_predictor seed_oss starcoder2 t5_gemma_module timesfm2_5 unlimited_ocr_text "
+    "vaultgemma voxtral_realtime_encoder voxtral_realtime_text xcodec2"
 )
 _family("csm csm_depth_decoder_model", base=5e5, explicit=True)
 _family("higgs_audio_v2", explicit=True)
-_family("apertus", base=12e6, explicit=True)
-_family("bitnet evolla flex_olmo mllama_text_model muse_glimmer_assistant", base=5e5)
+_family("apertus apertus1p5_text", base=12e6, explicit=True)
+_family("bitnet evolla exaone flex_olmo mllama_text_model muse_glimmer_assistant", base=5e5)
 _family("cwm", base=1e6, explicit=True)
 _family("dbrx", read_hook=_base_in_attn_config)
 _family("emu3_text_model mixtral", base=1e6)
@@ -201,6 +222,7 @@ _family(
 _family("gpt_neox_japanese nemotron3_diarization_audio", proportion=1.0)
 _family("nemotron3_5_transcribe_asr_audio", proportion=1.0, explicit=True)
 _family("solar_open", base=1e6, proportion=1.0)
+_family("sarvam_moe", base=8e6, proportion=1.0)
 _family("minimax_m2", base=5e6, proportion=1.0)
 _family("minimax_m3_vl_text", base=5e6, proportion=1.0, rotary_dim=64, read_hook=_rotary_dim_is_lost)
 _family("phi3 phi4_multimodal", proportion=1.0, rope_types={"yarn": longrope}, write_hook=_original_length_at_top)
@@ -235,6 +257,7 @@ _family(
 )
 _family("cohere2_moe", layout="interleaved", layers="dense_or_sliding")
 _family("afmoe flint", layers="sliding")
+_family("lara_mini", layers="sliding", read_hook=_period_of_five)
 _family(
     "exaone4",
     layers="sliding_if_any",
@@ -280,6 +303,16 @@ _family(
     full_every=FullEvery("sliding_window_pattern", period=4, first=3, other="sliding_attention"),
 )
 _family(
+    "dory",
+    nested=True,
+    bases={
+        "full_attention": LayerBase("rope_theta", 1e7, scaled=True),
+        "sliding_attention": LayerBase("rope_theta", 1e4, scaled=True),
+    },
+    full_every=FullEvery("sliding_window_pattern", period=4, first=3, other="sliding_attention"),
+    read_hook=_without_mlp_blocks,
+)
+_family(
     "modernbert modernbert-decoder",
     nested=True,
     bases={
@@ -297,6 +330,14 @@ _family(
     layout="interleaved",
     layout_key="rope_interleave",
     logit_factor=True,
+)
+_family(
+    "sarvam_mla",
+    latent=True,
+    layout="interleaved",
+    layout_key="rope_interleave",
+    logit_factor=True,
+    rope_types={"deepseek_yarn": yarn},
 )
 _family(
     "mistral4",
@@ -374,6 +415,13 @@ _family(
     proportion=1.0,
     sections=PairAxes("chunked", (8, 12, 12)),
 )
+_family(
+    "hy_v4_vl_text",
+    latent=True,
+    layout="interleaved",
+    logit_factor=True,
+    sections=PairAxes("strided", (12, 10, 10)),
+)
 _family("glm4v_moe_text", proportion=0.5, sections=PairAxes("chunked", (8, 12, 12)))
 _family("glm_image_text", proportion=1.0, sections=PairAxes("chunked", (8, 12, 12)))
 _family("qwen3_vl_text qwen3_vl_moe_text", base=5e5, sections=PairAxes("strided", (24, 20, 20)))
@@ -418,15 +466,15 @@ _family("inkling2_vision", layout="interleaved", sections=PairAxes("columns_rows
 
 _HEAD_DIMS = {
     64: "gpt_oss muse_spark_text neomme neucodec openai_privacy_filter qwen2_5_omni_dit "
-    "voxtral_realtime_encoder xcodec2",
+    "sarvam_moe voxtral_realtime_encoder xcodec2",
     80: "timesfm2_5",
     128: "afmoe beam cohere2_moe cosmos3_edge_text cwm dia_decoder dia_encoder ernie4_5 flint glm glm4 helium "
-    "higgs_audio_v2 hrm_text hy_v3 jetmoe kolibri1 laguna lfm3 llama4_text mellum minimax_m2 "
-    "minimax_m3_vl_text ministral3 molmo2_text muse_glimmer_assistant muse_glimmer_text pe_audio_encoder "
-    "pe_audio_video_encoder pe_video_encoder qwen2_5_omni_talker qwen3 qwen3_vl_text seed_oss solar_open "
-    "step3p5 zaya",
+    "higgs_audio_v2 hrm_text hy_v3 internlm3 iquestcoder jetmoe kolibri1 laguna lara_mini lfm3 llama4_text "
+    "mellum minimax_m2 minimax_m3_vl_text ministral3 molmo2_text muse_glimmer_assistant muse_glimmer_text "
+    "pe_audio_encoder pe_audio_video_encoder pe_video_encoder qwen2_5_omni_talker qwen3 qwen3_vl_text "
+    "seed_oss solar_open step3p5 zaya",
     192: "mimo_v2_flash",
-    256: "diffusion_gemma_text embedding_gemma2_text gemma gemma2 gemma3_text gemma3n_text gemma4_text "
+    256: "diffusion_gemma_text dory embedding_gemma2_text gemma gemma2 gemma3_text gemma3n_text gemma4_text "
     "gemma4_unified_text qwen3_5_text qwen3_next t5_gemma_module t5gemma2_decoder t5gemma2_text "
     "vaultgemma",
 }

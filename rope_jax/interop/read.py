@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
-from rope_jax.core.composed_schedules import Negated
+from rope_jax.core.composed_schedules import Negated, Sections
 from rope_jax.core.frequencies import Schedule
 from rope_jax.core.rope import Rope
 from rope_jax.core.schedules import Standard, Yarn
@@ -61,7 +61,7 @@ def from_hf_config(
         (Beam and Mistral Large 4; ``compat`` gives their rotation alone). The message names the key.
       FileNotFoundError: if the path leads to no config.
 
-    transformers 5.23 departs from the training of some released checkpoints. ``compat="transformers"`` follows it,
+    transformers 5.24 departs from the training of some released checkpoints. ``compat="transformers"`` follows it,
     except for the last two entries:
 
     - YaRN's ``truncate`` counts by layer type too; transformers reads it from flat rope parameters only.
@@ -239,8 +239,9 @@ def _layer_rope(
     if family.layout_key is not None:
         layout = "interleaved" if config.flag(family.layout_key, layout == "interleaved") else "half"
     logit_factor = 1.0
-    if family.logit_factor and isinstance(schedule, Yarn) and schedule.mscale_all_dim:
-        logit_factor = schedule.g(schedule.mscale_all_dim) ** 2
+    ladder = schedule.schedule if isinstance(schedule, Sections) else schedule
+    if family.logit_factor and isinstance(ladder, Yarn) and ladder.mscale_all_dim:
+        logit_factor = ladder.g(ladder.mscale_all_dim) ** 2
     if family.temperature == "yarn" and (beta := entry.number("llama_4_scaling_beta", None)) is not None:
         key = "original_max_position_embeddings"
         period = entry.integer(key, entry.need(key))

@@ -236,14 +236,8 @@ class Decoder(nn.Module, kw_only=True):
             learn_frequencies=self.learn_frequencies,
             argument="tokens",
         )
-        x = embed_tokens(
-            self.embed,
-            tokens,
-            plan.positions,
-            plan.mask,
-            scale=self.embedding_scale,
-            position_embedding=self.position_embedding,
-        )
+        options: dict = dict(scale=self.embedding_scale, position_embedding=self.position_embedding)
+        x = embed_tokens(self.embed, tokens, plan.positions, plan.mask, **options)
         x = place(x, self.activation_sharding)
         cache = None if cache is None else plan.begin(cache)
         plan = dataclasses.replace(plan, in_stack=True)

@@ -146,24 +146,20 @@ def main():
     warnings.filterwarnings("ignore")
     logging.getLogger("transformers").setLevel(logging.CRITICAL)
     rows = []
-    for _, modeling in census.modeling_modules():
-        for cls in census.rotary_classes(modeling):
-            for config in census.configs(cls, modeling, axial=True):
-                if config.model_type in FAMILIES:
-                    row = ask_axial(census, cls, modeling, config)
-                    rows.append(json.dumps(dict(name=config.model_type, **row)))
-            for config in census.configs(cls, modeling):
-                if config.model_type not in FAMILIES:
-                    continue
-                files = dict(census.variants(config))
-                for name, results in census.examine(cls, modeling, config).items():
-                    wanted = name in ALWAYS or config.model_type in PERTURBED
-                    if FAMILIES[config.model_type].logit_factor and name == "yarn, mscale":
-                        wanted = True
-                    if isinstance(results, str) or not wanted:
-                        continue
-                    row = ask(census, cls, modeling, type(config), files[name])
-                    rows.append(json.dumps(dict(name=f"{config.model_type}, {name}", **row)))
+    for _, modeling, cls, config, axial in census.described():
+        if axial:
+            row = ask_axial(census, cls, modeling, config)
+            rows.append(json.dumps(dict(name=config.model_type, **row)))
+            continue
+        files = dict(census.variants(config))
+        for name, results in census.examine(cls, modeling, config).items():
+            wanted = name in ALWAYS or config.model_type in PERTURBED
+            if FAMILIES[config.model_type].logit_factor and name == "yarn, mscale":
+                wanted = True
+            if isinstance(results, str) or not wanted:
+                continue
+            row = ask(census, cls, modeling, type(config), files[name])
+            rows.append(json.dumps(dict(name=f"{config.model_type}, {name}", **row)))
     rows = list(dict.fromkeys(rows))
     versions = json.dumps(dict(transformers=transformers.__version__, torch=torch.__version__))
     text = f'{{"versions": {versions},\n"rows": [\n' + ",\n".join(rows) + "\n]}\n"

@@ -434,6 +434,99 @@ RELEASED = {
         config_of("esm", hidden_size=320, num_attention_heads=20, position_embedding_type="rotary"),
         every(Rope(16, Standard())),
     ),
+    "EXAONE 3.5": (
+        dict(
+            model_type="exaone",
+            num_layers=2,
+            hidden_size=4096,
+            num_attention_heads=32,
+            rope_theta=1000000.0,
+            rope_scaling=LLAMA3,
+            max_position_embeddings=32768,
+        ),
+        every(Rope(128, Llama3(factor=8.0, original_length=8192, base=1e6))),
+    ),
+    "InternLM3": (
+        config_of(
+            "internlm3",
+            rope_theta=50000000,
+            rope_scaling=dict(factor=6.0, rope_type="dynamic"),
+            max_position_embeddings=32768,
+        ),
+        every(Rope(128, DynamicNTK(factor=6.0, original_length=32_768, base=5e7))),
+    ),
+    "Sarvam 30B": (
+        config_of("sarvam_moe", num_attention_heads=64, head_dim=64, rope_theta=8000000),
+        every(Rope(64, Standard(base=8e6))),
+    ),
+    "Sarvam 105B, first file": (
+        config_of(
+            "sarvam_mla",
+            head_dim=576,
+            q_head_dim=192,
+            qk_rope_head_dim=64,
+            rope_theta=10000,
+            rope_scaling=YARN_DEEPSEEK | dict(type="deepseek_yarn"),
+        ),
+        every(
+            Rope(
+                64,
+                Yarn(factor=40.0, original_length=4096, mscale=1.0, mscale_all_dim=1.0),
+                layout="interleaved",
+            ),
+            logit_factor=LOGIT_FACTOR,
+        ),
+    ),
+    "Dory": (
+        config_of(
+            "dory",
+            num_hidden_layers=4,
+            head_dim=256,
+            layer_types=["sliding_attention", "mlp", "full_attention", "mlp"],
+            rope_parameters=dict(
+                sliding_attention=dict(rope_type="default", rope_theta=10000.0),
+                full_attention=dict(rope_type="default", rope_theta=10000000.0),
+            ),
+        ),
+        (
+            LayerRope(Rope(256, Standard()), "sliding_attention"),
+            LayerRope(Rope(256, Standard(base=1e7)), "full_attention"),
+        ),
+    ),
+    "Lara Mini without its layer types": (
+        config_of("lara_mini", num_hidden_layers=5, hidden_size=1024, num_attention_heads=16),
+        (
+            LayerRope(None, "linear_attention"),
+            LayerRope(Rope(128, Standard()), "sliding_attention"),
+            LayerRope(None, "linear_attention"),
+            LayerRope(None, "full_attention"),
+            LayerRope(Rope(128, Standard()), "sliding_attention"),
+        ),
+    ),
+    "HY4-VL, with YaRN": (
+        dict(
+            model_type="hy_v4_vl",
+            text_config=config_of(
+                "hy_v4_vl_text",
+                head_dim=64,
+                qk_rope_head_dim=64,
+                rope_theta=10000,
+                rope_scaling=YARN_DEEPSEEK | dict(mrope_section=[12, 10, 10]),
+            ),
+        ),
+        every(
+            Rope(
+                64,
+                Sections(
+                    sections=(12, 10, 10),
+                    schedule=Yarn(factor=40.0, original_length=4096, mscale=1.0, mscale_all_dim=1.0),
+                    order="strided",
+                ),
+                layout="interleaved",
+            ),
+            logit_factor=LOGIT_FACTOR,
+        ),
+    ),
     "ESM-1b": (config_of("esm", position_embedding_type="absolute"), every(None)),
     "Granite 4 hybrid": (
         config_of("granitemoehybrid", position_embedding_type="nope", layer_types=["mamba", "attention"]),

@@ -94,6 +94,25 @@ def test_families_whose_sliding_layers_alone_rotate(model_type):
     assert rope_jax.from_hf_config(to_hf_config(model_rope)) == model_rope
 
 
+def test_lara_mini_rotates_its_sliding_layers_alone():
+    types = ["full_attention", "sliding_attention", "linear_attention"]
+    model_rope = rope_jax.from_hf_config(config_of("lara_mini", num_hidden_layers=3, layer_types=types))
+    assert [layer.rope is not None for layer in model_rope.layers] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "layer_types",
+    [["mlp", "full_attention"], ["full_attention", "mlp", "full_attention"], ["full_attention", "mlp"] * 2],
+)
+def test_dory_lists_an_attention_and_an_mlp_for_each_layer(layer_types):
+    count = 2 if len(layer_types) == 4 else len(layer_types)
+    config = config_of("dory", num_hidden_layers=count, layer_types=layer_types)
+    with pytest.raises(
+        ValueError, match=f"'dory': layer_types must be {count} blocks, attention and 'mlp' by turns"
+    ):
+        rope_jax.from_hf_config(config)
+
+
 def test_exaone_rotates_everywhere_without_a_window():
     for window in (dict(sliding_window=None), {}):
         model_rope = rope_jax.from_hf_config(config_of("exaone4", layer_types=["full_attention"] * 2, **window))
@@ -163,7 +182,7 @@ def test_families_whose_default_is_more_than_a_base_need_rope_parameters():
     }
     assert {"gpt_oss", "apertus", "cwm", "csm", "mistral4", "gemma4_text", "laguna"} <= explicit and len(
         explicit
-    ) == 25
+    ) == 26
     for model_type in explicit:
         layers = dict(layer_types=["full_attention"] * 2, layer_rope_theta=[1e4, 0])
         config = config_of(model_type, head_dim=64, qk_rope_head_dim=64, **layers)

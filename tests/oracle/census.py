@@ -1,11 +1,14 @@
-"""Compares every rotary model folder of transformers with the rotation that we read from its config alone.
+"""Compares every rotary module of every folder of transformers with the same rotation here.
 
 python tests/oracle/census.py          prints the table, and fails if it is worse than the committed one
+python tests/oracle/census.py FOLDER   prints the rows of a folder
 python tests/oracle/census.py --write  writes the committed table, tests/golden/census.json
 
-Every rotary module of every folder is built from its default config and from perturbed ones. The census compares its
-frequencies, its cos and sin at positions near zero, around and beyond the original context length and at 100,000, and
-queries rotated by its own apply function, in float32 and bfloat16.
+A module is built from its default config and from perturbed ones, and ours is read from the config alone. The census
+compares frequencies, cos and sin at positions near zero, around and beyond the original context length and at
+100,000, and queries rotated by the folder's own apply function, in float32 and bfloat16. Modules that a config does
+not describe are said by a Rope and positions in towers.py. A folder is counted as reproduced if all its rotary
+modules are; a folder whose trigonometry is no rotation is named with the reason.
 """
 
 import copy
@@ -16,6 +19,7 @@ import importlib
 import inspect
 import json
 import logging
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -32,6 +36,7 @@ from rope_jax.interop.families import FAMILIES
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from golden.cases import EPS32, frequency_error
+from towers import NO_ROTATION, TOWERS
 
 TABLE = Path(__file__).parents[1] / "golden" / "census.json"
 EPS16 = 2.0**-8  # unit roundoff
@@ -69,23 +74,6 @@ PERTURBED = {
     "proportional": dict(rope_type="proportional", partial_rotary_factor=0.5),
 }
 
-# Not covered: rotations that need more than a config and integer positions.
-NOT_COVERED = {
-    "clvp": "also turns the values",
-    "dinov3_vit": "continuous patch coordinates",
-    "efficientloftr": "a grid of feature coordinates",
-    "eomt_dinov3": "continuous patch coordinates",
-    "esmfold2": "continuous coordinates",
-    "lightglue": "a learned projection of key points",
-    "musicflamingo": "time stamps",
-    "sapiens2": "continuous patch coordinates",
-    "seamless_m4t": "a table by index, no config of its rotation",
-    "vjepa2": "tiled cosines, no rotation",
-    "wav2vec2_bert": "a table by index, no config of its rotation",
-    "wav2vec2_conformer": "a table by index, no config of its rotation",
-}
-
-
 # The parts of a module whose signature names the whole model.
 PARTS = {
     "EvollaRotaryEmbedding": ["evolla"],
@@ -104,19 +92,54 @@ START = {"Qwen3OmniMoeTalkerRotaryEmbedding": transformers.Qwen3OmniMoeTalkerTex
 # ---------------------------------------------------------------------------------- modules of transformers
 
 
+_TRIGONOMETRY = re.compile(r"otary|rope|inv_freq")
+_EMBEDDING = re.compile(r"(Rotary|Rope)\w*Embedding$")
+_FUNCTION = re.compile(
+    r"^ *def (apply_rotary|rotate_half|rotate_quer|rotate_every|rotate_pairwise)\w*\(", re.MULTILINE
+)
+
+
 def modeling_modules():
     """(folder, module) for every modeling file of transformers."""
     root = Path(transformers.__file__).parent / "models"
     for folder in sorted(path.name for path in root.iterdir() if path.is_dir()):
         for file in sorted((root / folder).glob("modeling_*.py")):
-            if "otary" in (text := file.read_text()) or "rope" in text:
+            if _TRIGONOMETRY.search(file.read_text()):
                 yield folder, importlib.import_module(f"transformers.models.{folder}.{file.stem}")
 
 
+def classes(module):
+    """The classes that a modeling file defines."""
+    return [cls for cls in vars(module).values() if inspect.isclass(cls) and cls.__module__ == module.__name__]
+
+
 def rotary_classes(module):
-    for name, thing in vars(module).items():
-        if inspect.isclass(thing) and thing.__module__ == module.__name__ and name.endswith("RotaryEmbedding"):
-            yield thing
+    for cls in classes(module):
+        if cls.__name__.endswith("RotaryEmbedding"):
+            yield cls
+
+
+def about_rotation(module) -> bool:
+    """Whether a modeling file has a rotary module, a function that rotates, or frequencies."""
+    text = Path(module.__file__).read_text()
+    named = any(_EMBEDDING.search(cls.__name__) for cls in classes(module))
+    return named or bool(_FUNCTION.search(text)) or "inv_freq" in text
+
+
+def borrowing_configs():
+    """(folder, config, modeling file of another folder) for folders that have a config alone."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    root = Path(transformers.__file__).parent / "models"
+    for folder in sorted(path.name for path in root.iterdir() if path.is_dir()):
+        if list((root / folder).glob("modeling_*.py")):
+            continue
+        for file in sorted((root / folder).glob("configuration_*.py")):
+            configuration = importlib.import_module(f"transformers.models.{folder}.{file.stem}")
+            for cls in classes(configuration):
+                model = MODEL_MAPPING_NAMES.get(getattr(cls, "model_type", None))
+                if isinstance(model, str):
+                    yield folder, cls(), importlib.import_module(getattr(transformers, model).__module__)
 
 
 def configs(cls, module, axial=False):
@@ -143,11 +166,26 @@ def configs(cls, module, axial=False):
         if not config.model_type:  # a part without a name of its own
             config.model_type = "esm" if "SaProt" in type(config).__name__ else "llama"
         with_rope_parameters(config)
+        if not hasattr(config, "rope_parameters"):  # a table by index: see towers.py
+            continue
         try:
             cls(repaired(config))
         except Exception:  # it is not for this part
             continue
         yield config
+
+
+def described():
+    """(folder, modeling file, class, config, axial) for every module whose config ``from_hf_config`` reads."""
+    for folder, modeling in modeling_modules():
+        for cls in rotary_classes(modeling):
+            for axial in (True, False):
+                for config in configs(cls, modeling, axial):
+                    if config.model_type in FAMILIES:
+                        yield folder, modeling, cls, config, axial
+    for folder, config, modeling in borrowing_configs():
+        for cls in rotary_classes(modeling):
+            yield folder, modeling, cls, config, False
 
 
 def with_rope_parameters(config):
@@ -290,8 +328,8 @@ def our_queries(rope, text_only, length, dtype):
 
 
 def compare_rotation(rope, module, label, model_type):
-    """The worst difference of cos and sin as a share of what is allowed."""
-    worst = 0.0
+    """The worst difference of cos and sin, as a share of what is allowed and, but for far positions, as it is."""
+    worst = apart = 0.0
     text_only = model_type == "hunyuan_vl_text"  # with pictures theirs is no rotation: see from_hf_config
     for name, values in POSITIONS.items():
         theirs_at, _ = position_ids(rope, values, text_only)
@@ -311,8 +349,10 @@ def compare_rotation(rope, module, label, model_type):
             their_part = halves(as_numpy(their_part), rope.num_pairs)
             if their_part.shape != our_part.shape:
                 raise Different(f"cos of {their_part.shape}, ours {our_part.shape}")
-            worst = max(worst, float(np.max(np.abs(our_part - their_part) / allowed[..., None])))
-    return worst
+            off = np.abs(our_part - their_part)
+            worst = max(worst, float(np.max(off / allowed[..., None])))
+            apart = apart if name == "far" else max(apart, float(np.max(off)))
+    return worst, apart
 
 
 def ladder(frequencies):
@@ -329,7 +369,7 @@ def one_axis(schedule):
 
 
 def compare_frequencies(rope, module, label):
-    """The worst difference of the frequencies: in ulp of float32, and as a share of what float32 allows them."""
+    """The worst difference of the frequencies: in ulp of float32, as a share of what float32 allows, and relative."""
     name = "inv_freq" if label is None else f"{label}_inv_freq"
     theirs = as_numpy(getattr(module, name))
     length = 1 if hasattr(rope.schedule, "context_length") else None
@@ -348,7 +388,7 @@ def compare_frequencies(rope, module, label):
     allowed = (
         frequency_error(one_axis(rope.schedule), 2 * rope.num_pairs, ours) + 1e-30
     )  # a pair that stands still has none
-    return float(np.max(off / ulp)), float(np.max(off / allowed))
+    return float(np.max(off / ulp)), float(np.max(off / allowed)), float(np.max(off / (ours + 1e-30)))
 
 
 def apply_function(module, config):
@@ -363,12 +403,11 @@ def apply_function(module, config):
 
 
 def pair_sizes(x, rope):
-    """|x1| + |x2| of the pair of each rotated feature, ``[B, T, N, R]``."""
-    pairs = x[..., : 2 * rope.num_pairs]
-    pairs = pairs.reshape(*x.shape[:-1], *((2, -1) if rope.layout == "half" else (-1, 2)))
-    axis = -2 if rope.layout == "half" else -1
-    size = np.abs(pairs).sum(axis=axis, keepdims=True)
-    return np.broadcast_to(size, pairs.shape).reshape(*x.shape[:-1], -1)
+    """|x1| + |x2| of the pair of each rotated feature, ``[..., T, N, R]``."""
+    first, second = rope.feature_pairs
+    sizes = np.zeros_like(x[..., : 2 * rope.num_pairs])
+    sizes[..., first] = sizes[..., second] = np.abs(x[..., first]) + np.abs(x[..., second])
+    return sizes
 
 
 def turn(apply, q, cos_sin, rotary_dim):
@@ -469,12 +508,15 @@ def compare(cls, modeling, config, values):
             forward = dataclasses.replace(rope, schedule=rope.schedule.schedule)
         else:
             forward = rope
-        ulp, inv_freq = compare_frequencies(forward, module, label)
+        ulp, inv_freq, relative = compare_frequencies(forward, module, label)
+        rotation, apart = compare_rotation(forward, module, label, model_type)
         figures.append(
             dict(
                 ulp=ulp,
                 inv_freq=inv_freq,
-                rotation=compare_rotation(forward, module, label, model_type),
+                rotation=rotation,
+                relative=relative,
+                apart=apart,
                 **{name: compare_queries(rope, module, label, modeling, config, name) for name in DTYPES},
             )
         )
@@ -496,7 +538,9 @@ def compare_axial(cls, modeling, config):
     off = np.abs(theirs - ours)
     allowed = frequency_error(rope.schedule.schedule, rope.num_pairs, ours)  # of one axis, which has R/2 features
     figures = dict(
-        ulp=float(np.max(off / np.spacing(ours.astype(np.float32)))), inv_freq=float(np.max(off / allowed))
+        ulp=float(np.max(off / np.spacing(ours.astype(np.float32)))),
+        inv_freq=float(np.max(off / allowed)),
+        relative=float(np.max(off / ours)),
     )
 
     positions = np.concatenate([rope_jax.grid_positions(5, 7), [[99, 1], [1023, 2047]]])
@@ -504,11 +548,12 @@ def compare_axial(cls, modeling, config):
     turn = rope.rotation(jnp.asarray(positions))
     cos_sin = their_cos_sin(module, positions, None)
     error = max(2.0**-23, float(np.max(allowed)))
-    shares = [
-        np.abs(as_numpy(part) - halves(as_numpy(theirs), rope.num_pairs)) / (2e-7 + furthest * error)[:, None]
+    apart = [
+        np.abs(as_numpy(part) - halves(as_numpy(theirs), rope.num_pairs))
         for part, theirs in zip(turn, cos_sin, strict=True)
     ]
-    figures["rotation"] = float(np.max(shares))
+    figures["rotation"] = float(np.max(apart / (2e-7 + furthest * error)[:, None]))
+    figures["apart"] = float(np.max(apart))
     for name, (dtype, ours_dtype, eps) in DTYPES.items():
         x = jnp.asarray(np.random.default_rng(0).normal(size=(len(positions), 2, rope.head_dim)), ours_dtype)
         exact = as_numpy(x.astype(jnp.float32))
@@ -522,53 +567,80 @@ def compare_axial(cls, modeling, config):
     return figures
 
 
-# ----------------------------------------------------------------------- folders without a module of that kind
+# ------------------------------------------------------------------------------- modules that no config describes
 
 
-def sinusoid_functions(modeling, rope, rotary_dim):
-    """GPT-J and CodeGen: a table of sines and cosines, and a function that turns one tensor."""
-    table = modeling.create_sinusoidal_positions(max(POSITIONS["around"]) + 1, rotary_dim)
-
-    def turn(q, positions):
-        part, rest = q[..., :rotary_dim], q[..., rotary_dim:]
-        sin, cos = table[positions][None].to(q.dtype).chunk(2, dim=-1)
-        return torch.cat([modeling.apply_rotary_pos_emb(part, sin, cos), rest], dim=-1)
-
-    return turn
-
-
-def roformer_functions(modeling, rope, rotary_dim):
-    """RoFormer: a table by index, and a static method of the attention."""
-    table = modeling.RoFormerSinusoidalPositionalEmbedding(max(POSITIONS["around"]) + 1, rotary_dim).create_weight()
-    apply = modeling.RoFormerSelfAttention.apply_rotary_position_embeddings
-
-    def turn(q, positions):
-        q = q.transpose(1, 2)
-        return apply(table[positions][None, None].to(q.dtype), q, q)[0].transpose(1, 2)
-
-    return turn
+def ladder_errors(schedule, rotary_dim):
+    """What float32 allows the frequencies of a schedule, by pair: ``[R/2]``."""
+    if isinstance(schedule, rope_jax.Affine):  # the scale is rounded, and the product
+        ours = np.abs(schedule(rotary_dim).inv_freq).sum(axis=0)
+        return schedule.scale * ladder_errors(schedule.schedule, rotary_dim) + 2 * EPS32 * ours
+    if not isinstance(schedule, rope_jax.Axial):
+        return frequency_error(schedule, rotary_dim, schedule(rotary_dim).inv_freq)
+    schedules = schedule.schedule
+    schedules = schedules if isinstance(schedules, tuple) else (schedules,) * len(schedule.sizes)
+    runs = [
+        np.zeros(size // 2) if run is None else ladder_errors(run, size)
+        for run, size in zip(schedules, schedule.sizes, strict=True)
+    ]
+    return np.stack(runs, axis=-1).ravel() if schedule.alternating else np.concatenate(runs)
 
 
-FUNCTIONS = {"codegen": sinusoid_functions, "gptj": sinusoid_functions, "roformer": roformer_functions}
+def of_pairs(x, rope):
+    """Their cos or sin ``[T, R/2 or R]`` as ``[T, R/2]``; both features of a pair must have the same."""
+    if x.shape[-1] == rope.num_pairs:
+        return x
+    first, second = rope.feature_pairs
+    if x.shape[-1] != 2 * rope.num_pairs or not np.array_equal(x[:, first], x[:, second]):
+        raise Different("the two features of a pair have different angles")
+    return x[:, first]
 
 
-def compare_functions(modeling, config, functions):
-    """As :func:`compare`, through turned queries alone."""
-    rope = rope_jax.from_hf_config(config, compat="transformers").rope
-    rotary_dim = 2 * rope.num_pairs
-    turn = functions(modeling, rope, rotary_dim)
-    worst = {}
+def compare_tower(case):
+    """As :func:`compare`, for a row of towers.py."""
+    rope, figures = case.rope, {}
+    positions = np.asarray(case.positions)
+    angle_error = case.angle_error
+    if angle_error is None or case.inv_freq is not None:
+        errors = ladder_errors(rope.schedule, 2 * rope.num_pairs)
+    if angle_error is None:
+        furthest = np.abs(positions) if rope.num_axes == 1 else np.abs(positions).max(axis=-1)
+        angle_error = np.maximum(furthest, 1) * max(2.0**-23, float(errors.max()))
+    if case.inv_freq is not None:
+        ours = np.atleast_2d(rope.frequencies().inv_freq).sum(axis=0)
+        if case.inv_freq.shape != ours.shape:
+            raise Different(f"{case.inv_freq.size} frequencies, ours {ours.size}")
+        off = np.abs(case.inv_freq - ours)
+        figures |= dict(
+            ulp=float(np.max(off / np.spacing(np.maximum(ours, 1e-30).astype(np.float32)))),
+            inv_freq=float(np.max(off / (errors + 1e-30))),
+            relative=float(np.max(off / (ours + 1e-30))),
+        )
+    turn = rope.rotation(jnp.asarray(positions))
+    apart = []
+    for ours, theirs in zip(turn, case.cos_sin(torch.float32), strict=True):
+        theirs = of_pairs(as_numpy(theirs.detach()), rope)
+        if theirs.shape != ours.shape:
+            raise Different(f"cos of {theirs.shape}, ours {ours.shape}")
+        apart.append(np.abs(as_numpy(ours) - theirs))
+    figures["rotation"] = float(np.max(apart / (2e-7 + angle_error)[:, None]))
+    figures["apart"] = float(np.max(apart))
+
+    turn = turn.prepend_identity(case.prefix)
+    angle_error = np.concatenate([np.zeros(case.prefix), angle_error])[:, None, None]
     for name, (dtype, ours_dtype, eps) in DTYPES.items():
-        positions = np.array([*POSITIONS["near"], *POSITIONS["around"]])
-        x = jnp.asarray(np.random.default_rng(0).normal(size=(1, positions.size, 2, rope.head_dim)), ours_dtype)
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.normal(size=(1, len(angle_error), case.heads, rope.head_dim)), ours_dtype)
         exact = as_numpy(x.astype(jnp.float32))
-        ours = as_numpy(rope.rotate(x, rope.rotation(jnp.asarray(positions)[None])).astype(jnp.float32))
-        theirs = as_numpy(turn(torch.tensor(exact, dtype=dtype), positions))
-        allowed = pair_sizes(exact, rope) * (2e-7 + np.maximum(positions, 1)[:, None, None] * 2.0**-23 + 4.1 * eps)
-        if not np.array_equal(theirs[..., rotary_dim:], ours[..., rotary_dim:]):
+        with torch.no_grad():
+            theirs = as_numpy(case.rotate(torch.tensor(exact, dtype=dtype)))
+        ours = as_numpy(rope.rotate(x, turn).astype(jnp.float32))
+        if not np.array_equal(theirs[..., 2 * rope.num_pairs :], ours[..., 2 * rope.num_pairs :]):
             raise Different("features beyond rotary_dim change")
-        worst[name] = float(np.max(np.abs(theirs - ours)[..., :rotary_dim] / allowed))
-    return worst
+        allowed = pair_sizes(exact, rope) * (2e-7 + angle_error + 4.1 * eps)
+        off = np.abs(theirs - ours)[..., : 2 * rope.num_pairs]
+        figures[name] = float(np.max(off / (allowed + 1e-30)))
+    return figures
 
 
 # ------------------------------------------------------------------------------------------------- the table
@@ -663,76 +735,125 @@ def examine(cls, modeling, config):
     return results
 
 
+def part_of(cls, results, said):
+    return dict(module=cls if isinstance(cls, str) else cls.__name__, said=said, results=results)
+
+
+def or_different(comparison, *arguments):
+    """The figures of a comparison, or what differs."""
+    try:
+        return comparison(*arguments)
+    except Different as error:
+        return f"DIFFERENT: {error}"
+
+
+def ropes_in_words(config):
+    """The rotation of a default config, in one line."""
+    default = repaired(config)
+    model_rope = rope_jax.from_hf_config(
+        {**default.to_dict(), "model_type": default.model_type}, compat="transformers"
+    )
+    ropes = ropes_by_label(
+        model_rope, from_file(type(config), default.to_dict() | {"model_type": default.model_type})
+    )
+    if len(set(ropes.values())) == 1:
+        return repr(next(iter(ropes.values())))
+    return "; ".join(f"{label}: {rope}" for label, rope in ropes.items())
+
+
 def census(folders=()):
     """The whole table: the results of each part of each folder."""
     table = {}
     for folder, modeling in modeling_modules():
-        if folders and folder not in folders:
+        if (folders and folder not in folders) or not about_rotation(modeling):
             continue
         row = table.setdefault(folder, dict(parts={}, not_covered=[]))
-        if folder in FUNCTIONS:
-            config = importlib.import_module(modeling.__name__.replace("modeling_", "configuration_"))
-            config = next(c for c in vars(config).values() if getattr(c, "model_type", None) == folder)().to_dict()
-            row["parts"][folder] = {"default config": compare_functions(modeling, config, FUNCTIONS[folder])}
+        if folder in NO_ROTATION:
+            continue
+        covered = set()
+        if folder in TOWERS:
+            configuration = importlib.import_module(modeling.__name__.replace("modeling_", "configuration_"))
+            for case in TOWERS[folder](modeling, configuration):
+                name = ", ".join(filter(None, (case.module, case.name)))
+                figures = {"tower": or_different(compare_tower, case)}
+                row["parts"][name] = part_of(case.module, figures, case.in_words())
+                covered.add(case.module)
         for cls in rotary_classes(modeling):
-            if folder in NOT_COVERED:
+            if cls.__name__ in covered:
                 continue
-            parts = list(configs(cls, modeling))
-            towers = list(configs(cls, modeling, axial=True))
-            for config in towers:
-                if config.model_type not in FAMILIES:
-                    row["not_covered"].append(f"{config.model_type}: rows and columns in another way")
-                    continue
-                try:
-                    row["parts"][config.model_type] = {"axial": compare_axial(cls, modeling, config)}
-                except Different as error:
-                    row["parts"][config.model_type] = {"axial": f"DIFFERENT: {error}"}
-            if not parts and not towers:
-                row["not_covered"].append(f"{cls.__name__}: several axes")
-            for config in parts:
+            for config in configs(cls, modeling, axial=True):
+                if config.model_type in FAMILIES:
+                    layers = rope_jax.from_hf_config(config.to_dict(), compat="transformers").layers
+                    said = repr(next(layer.rope for layer in layers if layer.rope is not None))
+                    figures = {"axial": or_different(compare_axial, cls, modeling, config)}
+                    row["parts"][config.model_type] = part_of(cls, figures, said)
+                    covered.add(cls.__name__)
+            for config in configs(cls, modeling):
                 if config.model_type not in FAMILIES:
                     row["not_covered"].append(f"{config.model_type}: not in our table of families")
                     continue
                 name = config.model_type
                 name = f"{name}, {cls.__name__}" if name in row["parts"] else name
-                row["parts"][name] = examine(cls, modeling, config)
-        if folder in NOT_COVERED:
-            row["not_covered"].append(NOT_COVERED[folder])
-    return {folder: row for folder, row in table.items() if row["parts"] or row["not_covered"]}
+                row["parts"][name] = part_of(cls, examine(cls, modeling, config), ropes_in_words(config))
+                covered.add(cls.__name__)
+        names = [cls.__name__ for cls in classes(modeling) if _EMBEDDING.search(cls.__name__)]
+        row["not_covered"] += [f"{name}: not compared" for name in names if name not in covered]
+    for folder, config, modeling in borrowing_configs():
+        if folders and folder not in folders:
+            continue
+        for cls in rotary_classes(modeling):
+            row = table.setdefault(folder, dict(parts={}, not_covered=[]))
+            row["parts"][config.model_type] = part_of(cls, examine(cls, modeling, config), ropes_in_words(config))
+    return dict(sorted(table.items()))
 
 
-def status(row):
+SHARES = ("inv_freq", "rotation", "float32", "bfloat16")  # of what is allowed
+
+
+def status(folder, row):
     """A folder's status in the table, and a note."""
-    compared = [figures for results in row["parts"].values() for figures in results.values()]
+    if folder in NO_ROTATION:
+        return "no rotation", NO_ROTATION[folder]
+    compared = [figures for part in row["parts"].values() for figures in part["results"].values()]
     wrong = [
-        f"{part}, {name}: {figures}"
-        for part, results in row["parts"].items()
-        for name, figures in results.items()
+        f"{name}, {variant}: {figures}"
+        for name, part in row["parts"].items()
+        for variant, figures in part["results"].items()
         if (isinstance(figures, str) and not figures.startswith("refused"))
-        or (isinstance(figures, dict) and max(x for key, x in figures.items() if key != "ulp") > 1)
+        or (isinstance(figures, dict) and not max(figures.get(key, 0.0) for key in SHARES) <= 1)
     ]
     if wrong:
         return "different", "; ".join(wrong)
-    if any(isinstance(figures, dict) for figures in compared):
-        return "same", "; ".join(row["not_covered"])
-    return "not covered", "; ".join(row["not_covered"])
+    if row["not_covered"] or not any(isinstance(figures, dict) for figures in compared):
+        return "not covered", "; ".join(row["not_covered"])
+    return "same", ""
+
+
+def rounded(figure):
+    """Two significant digits."""
+    return None if figure is None else float(f"{figure:.1e}")
 
 
 def summary(table):
-    """The committed table: the status and compared variants of each folder, and the worst figures."""
+    """The committed table: status and compared variants of each folder, and the worst figures."""
     rows, schedules = {}, {}
     for folder, row in table.items():
-        word, note = status(row)
-        same = {}
-        for part, results in row["parts"].items():
-            same[part] = [name for name, figures in results.items() if isinstance(figures, dict)]
-            for name, figures in results.items():
-                if isinstance(figures, dict):
-                    worst = schedules.setdefault(name, dict(parts=0))
-                    worst["parts"] += 1
-                    for key, figure in figures.items():
-                        worst[key] = max(worst.get(key, 0.0), round(figure, 2))
-        rows[folder] = dict(status=word, note=note, parts=same)
+        word, note = status(folder, row)
+        parts = {}
+        for name, part in row["parts"].items():
+            same = {variant: figures for variant, figures in part["results"].items() if isinstance(figures, dict)}
+            apart = {
+                column: rounded(max((figures[key] for figures in same.values() if key in figures), default=None))
+                for column, key in (("inv_freq", "relative"), ("cos_sin", "apart"))
+            }
+            parts[name] = dict(module=part["module"], said=part["said"], **apart, variants=list(same))
+            for variant, figures in same.items():
+                worst = schedules.setdefault(variant, dict(parts=0))
+                worst["parts"] += 1
+                for key in ("ulp", *SHARES):
+                    if key in figures:
+                        worst[key] = max(worst.get(key, 0.0), round(figures[key], 2))
+        rows[folder] = dict(status=word, note=note, parts=parts)
     return dict(
         date=datetime.date.today().isoformat(),
         versions=dict(transformers=transformers.__version__, torch=torch.__version__, jax=jax.__version__),
@@ -751,18 +872,35 @@ def regressions(new, kept):
         elif row["status"] == "same" and now["status"] != "same":
             lost.append(f"{folder}: was the same, is {now['status']}: {now['note']}")
         else:
-            for part, names in row["parts"].items():
-                if missing := sorted(set(names) - set(now["parts"].get(part, []))):
+            for part, kept_part in row["parts"].items():
+                names = now["parts"].get(part, dict(variants=[]))["variants"]
+                if missing := sorted(set(kept_part["variants"]) - set(names)):
                     lost.append(f"{folder}, {part}: no longer compared: {', '.join(missing)}")
     return lost
 
 
 def show(result):
+    print(f"{'folder':24} {'module':60} {'status':11} {'inv_freq':>8} {'cos, sin':>8}  here")
     for folder, row in result["folders"].items():
-        parts = "; ".join(f"{part}: {len(names)}" for part, names in row["parts"].items() if names)
-        print(f"{folder:32} {row['status']:12} {parts} {'(' + row['note'] + ')' if row['note'] else ''}")
+        if not row["parts"]:
+            print(f"{folder:24} {'':60} {row['status']:11} {'':8} {'':8}  {row['note']}")
+        modules = [part["module"] for part in row["parts"].values()]
+        for name, part in row["parts"].items():
+            figures = ["" if part[key] is None else f"{part[key]:.1e}" for key in ("inv_freq", "cos_sin")]
+            module = part["module"]
+            if modules.count(module) > 1:
+                module = name if name.startswith(module) else f"{module}, {name}"
+            print(f"{folder:24} {module:60} {row['status']:11} {figures[0]:>8} {figures[1]:>8}  {part['said']}")
+        if row["parts"] and row["note"]:
+            print(f"{folder:24} {row['note']}")
     words = [row["status"] for row in result["folders"].values()]
-    print(f"\n{words.count('same')} of {len(words)} folders the same, {words.count('different')} different")
+    print(
+        f"\n{words.count('same')} of {len(words)} folders the same, {words.count('no rotation')} no rotation, "
+        f"{words.count('different')} different, {words.count('not covered')} not covered"
+    )
+    print(
+        "inv_freq: worst relative difference; cos, sin: worst difference, without positions of 99,999 and 100,000"
+    )
     print("worst figures, as shares of what is allowed (ulp: of float32, of the frequencies):")
     for name, worst in result["worst"].items():
         print(f"  {name:16}", ", ".join(f"{key} {figure}" for key, figure in worst.items()))

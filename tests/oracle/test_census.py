@@ -21,20 +21,18 @@ def test_no_folder_is_worse_than_in_the_committed_table():
     result = census.summary(census.census())
     census.show(result)
     assert census.regressions(result, json.loads(census.TABLE.read_text())) == []
-    assert "different" not in {row["status"] for row in result["folders"].values()}
+    # Every folder that rotates is reproduced; the others are named with a reason.
+    assert {row["status"] for row in result["folders"].values()} == {"same", "no rotation"}
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_every_base_equals_the_base_of_the_config_class():
     checked, wrong = 0, {}
-    for _, modeling in census.modeling_modules():
-        for cls in census.rotary_classes(modeling):
-            for axial in (False, True):
-                for config in census.configs(cls, modeling, axial):
-                    theta = getattr(config, "rope_theta", type(config).default_theta)
-                    family = FAMILIES.get(config.model_type)
-                    if family is not None and not isinstance(theta, dict) and not family.bases:
-                        checked += 1
-                        if family.base != theta:
-                            wrong[config.model_type] = theta
+    for _, _, _, config, _ in census.described():
+        theta = getattr(config, "rope_theta", type(config).default_theta)
+        family = FAMILIES[config.model_type]
+        if not isinstance(theta, dict) and not family.bases:
+            checked += 1
+            if family.base != theta:
+                wrong[config.model_type] = theta
     assert wrong == {} and checked > 180

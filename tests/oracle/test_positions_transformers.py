@@ -100,7 +100,9 @@ def test_rope_index(family, side):
         )
         options, steps = {}, None
         if family == "qwen2_5_vl":
-            seconds = torch.tensor(rng.choice([0.08, 0.175, 0.5, 1.0, 1.7], len(raw(VIDEO, 1))), dtype=torch.float32)
+            seconds = torch.tensor(
+                rng.choice([0.08, 0.175, 0.5, 1.0, 1.7], len(raw(VIDEO, 1))), dtype=torch.float32
+            )
             options["second_per_grid_ts"] = seconds
             each = iter((vision.tokens_per_second * seconds).numpy())
             steps = [[1 if k == IMAGE else next(each) for k, _ in grids(row)] for row in rows]
