@@ -202,6 +202,7 @@ PART_TYPES: dict[str, dict[str, str]] = {
 CLASS_SIZES: dict[str, tuple[int | None, ...]] = {
     "afmoe": (32, 2048, 16, 16384),
     "apertus": (32, 4096, 32, 65536),
+    "apertus1p5_text": (32, 4096, 32, 65536),
     "arcee": (32, 2560, 32, 4096),
     "aria_text": (32, 4096, 32, 2048),
     "axk1": (61, 7168, 64, 32768),
@@ -237,6 +238,7 @@ CLASS_SIZES: dict[str, tuple[int | None, ...]] = {
     "diffllama": (16, 2048, 32, 2048),
     "diffusion_gemma_text": (30, 2304, 8, 131072),
     "doge": (32, 1024, 8, 2048),
+    "dory": (72, 2560, 16, 8192),
     "dots1": (62, 4608, 32, 2048),
     "dots3_note_audio_encoder": (32, 1280, 20, 6000),
     "dots3_note_text": (46, 5120, 128, 524288),
@@ -251,6 +253,7 @@ CLASS_SIZES: dict[str, tuple[int | None, ...]] = {
     "esmc": (80, 2560, 40, 2048),
     "eurobert": (12, 768, 12, 8192),
     "evolla": (32, 4096, 32, 8192),
+    "exaone": (32, 4096, 32, 4096),
     "exaone4": (32, 4096, 32, 2048),
     "exaone4_5_vision": (32, 3584, 16, None),
     "exaone_moe": (32, 4096, 32, 2048),
@@ -300,15 +303,19 @@ CLASS_SIZES: dict[str, tuple[int | None, ...]] = {
     "hunyuan_vl_text": (32, 4096, 32, 2048),
     "hy_v3": (80, 4096, 64, 131072),
     "hy_v4": (34, 2816, 32, 262144),
+    "hy_v4_vl_text": (78, 6144, 64, 262144),
     "hyperclovax": (32, 4096, 32, 2048),
     "idefics": (32, 4096, 32, 2048),
     "inkling2_vision": (23, 1024, 16, None),
+    "internlm3": (48, 4096, 32, 32768),
+    "iquestcoder": (80, 5120, 40, 131072),
     "jais2": (32, 3328, 26, 8192),
     "jetmoe": (12, 2048, 32, 4096),
     "jina_embeddings_v3": (24, 1024, 16, 8194),
     "kolibri1": (50, 2560, 48, 262144),
     "kyutai_speech_to_text": (48, 2048, 32, 750),
     "laguna": (40, 2048, 48, 131072),
+    "lara_mini": (34, 1024, 16, 131072),
     "lasr_encoder": (17, 512, 8, 10000),
     "lfm2": (32, 2560, 32, 128000),
     "lfm2_moe": (32, 2048, 32, 128000),
@@ -397,6 +404,8 @@ CLASS_SIZES: dict[str, tuple[int | None, ...]] = {
     "qwen4_exp_vision": (27, 1152, 16, None),
     "recurrent_gemma": (26, 2560, 10, None),
     "roformer": (12, 768, 12, 1536),
+    "sarvam_mla": (32, 4096, 64, 4096),
+    "sarvam_moe": (19, 4096, 64, 131072),
     "seed_oss": (64, 4096, 80, 524288),
     "smollm3": (36, 2048, 16, 32768),
     "solar_open": (48, 4096, 64, 131072),
@@ -424,6 +433,16 @@ CLASS_SIZES: dict[str, tuple[int | None, ...]] = {
 CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "afmoe": {"layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 8},
     "apertus": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 12000000.0,
+            "factor": 8.0,
+            "original_max_position_embeddings": 8192,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        }
+    },
+    "apertus1p5_text": {
         "rope_parameters": {
             "rope_type": "llama3",
             "rope_theta": 12000000.0,
@@ -626,6 +645,7 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
         }
     },
     "hy_v4": {"qk_rope_head_dim": 64},
+    "hy_v4_vl_text": {"qk_rope_head_dim": 64},
     "jetmoe": {"kv_channels": 128},
     "kolibri1": {"layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 10},
     "laguna": {
@@ -634,6 +654,18 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
         },
         "layer_types": (["full_attention"]) * 40,
+    },
+    "lara_mini": {
+        "layer_types": (
+            (
+                ["linear_attention"]
+                + ["sliding_attention"]
+                + ["linear_attention"]
+                + ["full_attention"]
+                + ["sliding_attention"]
+            )
+            * 7
+        )[:34]
     },
     "lfm3": {
         "rope_parameters": {
@@ -749,8 +781,8 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "neomme": {
         "rope_parameters": {
-            "full_attention": {"rope_type": "default", "rope_theta": 1000000.0, "partial_rotary_factor": 0.25},
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+            "full_attention": {"rope_type": "default", "rope_theta": 1000000.0, "partial_rotary_factor": 0.25},
         },
         "layer_types": ["sliding_attention"] * 5
         + ["full_attention"]
@@ -772,6 +804,7 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "phi3": {"original_max_position_embeddings": 4096},
     "phi4_multimodal": {"original_max_position_embeddings": 4096},
+    "sarvam_mla": {"qk_rope_head_dim": 64},
     "step3p5": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}},
         "layer_types": (["full_attention"]) * 45,

@@ -33,7 +33,6 @@ class LayerKind:
 def read_layers(config: Config, family: Family) -> list[LayerKind]:
     """The kind of each layer."""
     name = family.key("num_hidden_layers")
-    count = config.integer(name, config.need(name, "n_layer", "n_layers", "num_layers"))
     count = config.integer(name, config.need(name, "n_layer", "n_layers", "num_layers"), most=MOST_LAYERS)
     switched_on = family.switch is None or family.switch.is_on(config)
     types = config.per_layer("layer_types", _types(config, family, count, switched_on), count)
