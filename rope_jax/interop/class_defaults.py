@@ -267,6 +267,7 @@ CLASS_SIZES: dict[str, tuple[int | None, ...]] = {
     "gemma3n_text": (35, 2048, 8, 32768),
     "gemma4_text": (30, 2304, 8, 131072),
     "gemma4_unified_text": (30, 2304, 8, 262144),
+    "gemma4_vision": (16, 768, 12, 131072),
     "glm": (40, 4096, 32, 131072),
     "glm4": (40, 4096, 32, 131072),
     "glm4_moe": (46, 4096, 96, 131072),
@@ -312,6 +313,7 @@ CLASS_SIZES: dict[str, tuple[int | None, ...]] = {
     "jais2": (32, 3328, 26, 8192),
     "jetmoe": (12, 2048, 32, 4096),
     "jina_embeddings_v3": (24, 1024, 16, 8194),
+    "kimi_k25_vision": (27, 1152, 16, None),
     "kolibri1": (50, 2560, 48, 262144),
     "kyutai_speech_to_text": (48, 2048, 32, 750),
     "laguna": (40, 2048, 48, 131072),
@@ -323,6 +325,7 @@ CLASS_SIZES: dict[str, tuple[int | None, ...]] = {
     "lfm3_vl_vision": (14, 1024, 16, None),
     "llama": (32, 4096, 32, 2048),
     "llama4_text": (48, 5120, 40, 131072),
+    "llama4_vision_model": (34, 768, 16, None),
     "longcat_flash": (28, 6144, 64, 131072),
     "mellum": (28, 2304, 32, 131072),
     "mimi": (8, 512, 8, 8000),
@@ -331,6 +334,7 @@ CLASS_SIZES: dict[str, tuple[int | None, ...]] = {
     "minimax": (32, 4096, 32, 131072),
     "minimax_m2": (62, 3072, 48, 196608),
     "minimax_m3_vl_text": (60, 6144, 64, 524288),
+    "minimax_m3_vl_vision": (32, 1280, 16, None),
     "ministral": (32, 4096, 32, 131072),
     "ministral3": (34, 4096, 32, 262144),
     "mistral": (32, 4096, 32, 131072),
@@ -373,6 +377,7 @@ CLASS_SIZES: dict[str, tuple[int | None, ...]] = {
     "phi3": (32, 3072, 32, 4096),
     "phi4_multimodal": (32, 3072, 32, 131072),
     "phimoe": (32, 4096, 32, 131072),
+    "pixtral": (24, 1024, 16, None),
     "pocket_tts": (6, 1024, 16, 8192),
     "pocket_tts_audio_tokenizer": (2, 512, 8, 8000),
     "qwen2": (32, 4096, 32, 32768),
@@ -781,8 +786,8 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "neomme": {
         "rope_parameters": {
-            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
             "full_attention": {"rope_type": "default", "rope_theta": 1000000.0, "partial_rotary_factor": 0.25},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
         },
         "layer_types": ["sliding_attention"] * 5
         + ["full_attention"]
@@ -826,3 +831,48 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
         "layer_types": (["hybrid"]) * 40,
     },
 }
+
+# Model types whose code has no rotation.
+WITHOUT_ROTATION = frozenset(
+    "aimv2_text_model aimv2_vision_model albert align_text_model align_vision_model altclip_text_model "
+    "altclip_vision_model audio-spectrogram-transformer audioflamingo3_encoder autoformer bart beit bert "
+    "bert-generation big_bird bigbird_pegasus biogpt bit blenderbot blenderbot-small blip_2_qformer "
+    "blip_2_vision_model blip_text_model blip_vision_model bloom bridgetower_text_model "
+    "bridgetower_vision_model bros camembert canine chinese_clip_text_model chinese_clip_vision_model "
+    "clap_audio_model clap_text_model clip_text_model clip_vision_model clipseg_text_model "
+    "clipseg_vision_model coarse_acoustics convbert convnext convnextv2 cpmant ctrl cvt dac data2vec-audio "
+    "data2vec-text data2vec-vision deberta deberta-v2 decision_transformer deit dinat dinov2 "
+    "dinov2_with_registers dinov3_convnext distilbert donut-swin dpr edgetam_mask_decoder "
+    "edgetam_prompt_encoder efficientnet electra encodec eomt ernie falcon_mamba fastspeech2_conformer "
+    "fastspeech2_conformer_hifigan fine_acoustics flaubert flava_image_codebook flava_image_model "
+    "flava_multimodal_model flava_text_model florence_vision fnet focalnet fsmt fun_asr_nano_encoder funnel "
+    "git_vision_model glpn got_ocr2_vision gpt2 gpt_bigcode gpt_neo granite_speech5_encoder "
+    "granite_speech_encoder granite_speech_plus_encoder groupvit_text_model groupvit_vision_model hgnet_v2 "
+    "hiera hubert ibert idefics2_perceiver idefics2_vision idefics3_vision ijepa imagegpt informer "
+    "inkling2_loop_text inkling_audio inkling_text inkling_vision instructblip_qformer "
+    "instructblip_vision_model instructblipvideo_qformer instructblipvideo_vision_model internvl_vision "
+    "janus_vision_model janus_vqgan kosmos_2_5_text_model kosmos_2_5_vision_model kosmos_2_text_model "
+    "kosmos_2_vision_model layoutlm layoutlmv2 layoutlmv3 led levit lilt longformer longt5 luke lw_detr_vit "
+    "lxmert m2m_100 mamba mamba2 marian markuplm maskformer-swin mbart megatron-bert metaclip_2_text_model "
+    "metaclip_2_vision_model mgp-str minicpm_ocr_vision minicpmv4_6_vision mobilebert mobilenet_v1 "
+    "mobilenet_v2 mobilevit mobilevitv2 moss_transcribe_diarize_audio mpnet mra mt5 musicgen_decoder "
+    "musicgen_melody_decoder mvp nllb-moe nystromformer omniasr_audio openai-gpt opt ovis2_vision "
+    "owlv2_text_model owlv2_vision_model owlvit_text_model owlvit_vision_model patchtsmixer patchtst pegasus "
+    "pegasus_x perceiver pix2struct_text_model pix2struct_vision_model pixio plbart poolformer pop2piano "
+    "pp_formulanet_text pp_formulanet_vision pp_lcnet pp_lcnet_v3 pp_lcnet_v4 prophetnet pvt pvt_v2 "
+    "qianfan_ocr_vision qwen2_audio_encoder qwen3_asr_encoder radio rag reformer regnet rembert resnet "
+    "rf_detr_dinov2 roberta roberta-prelayernorm roc_bert rt_detr_resnet rwkv sam2_hiera_det_model "
+    "sam2_mask_decoder sam2_prompt_encoder sam3_lite_text_detr_decoder sam3_lite_text_detr_encoder "
+    "sam3_lite_text_geometry_encoder sam3_lite_text_mask_decoder sam3_lite_text_text_model "
+    "sam3_tracker_mask_decoder sam3_tracker_prompt_encoder sam_hq_mask_decoder sam_hq_prompt_encoder "
+    "sam_hq_vision_model sam_mask_decoder sam_prompt_encoder sam_vision_model seamless_m4t_v2 segformer seggpt "
+    "semantic sew sew-d siglip2_text_model siglip2_vision_model siglip_text_model siglip_vision_model "
+    "slanext_vision smolvlm_vision speech_to_text speecht5 speecht5_hifigan splinter squeezebert superpoint "
+    "swiftformer swin swin2sr swinv2 switch_transformers t5 tapas textnet time_series_transformer timesfm "
+    "timesformer timm_backbone tipsv2_text_model tipsv2_vision_model trocr udop umt5 unispeech unispeech-sat "
+    "univnet uvdoc_backbone vibevoice_acoustic_tokenizer vibevoice_acoustic_tokenizer_decoder "
+    "vibevoice_acoustic_tokenizer_encoder vibevoice_diffusion videomae videomt videoprism_text_model "
+    "videoprism_vision_model vilt visual_bert vit vit_mae vit_msn vitdet vitpose_backbone vits vivit "
+    "voxtral_encoder wav2vec2 wavlm wavtokenizer wavtokenizer_encoder whisper xclip_text_model "
+    "xclip_vision_model xglm xlm xlm-roberta xlm-roberta-xl xlnet xlstm xmod yolos yoso zamba ".split()
+)

@@ -182,7 +182,9 @@ def _smollm3(config: Config, model_rope: ModelRope) -> dict:
 
 
 def _gemma2(config: Config, model_rope: ModelRope) -> dict:
-    return _gemma(config, slides=lambda i: i % 2 == 0) | dict(logit_cap=config.positive("attn_logit_softcapping", null=True))
+    return _gemma(config, slides=lambda i: i % 2 == 0) | dict(
+        logit_cap=config.positive("attn_logit_softcapping", null=True)
+    )
 
 
 def _gemma3(config: Config, model_rope: ModelRope) -> dict:

@@ -460,6 +460,11 @@ _family(
 )
 _family("lfm3_vl_vision", base=1e6, sections=PairAxes("rows_columns"))
 _family("step3p5_vision", sections=PairAxes("columns_rows"))
+_family("pixtral", sections=PairAxes("even_rows_odd_columns"))
+_family("gemma4_vision", base=100.0, sections=PairAxes("rows_columns", blocks=2))
+_family("kimi_k25_vision", sections=PairAxes("column_row_alternating"))
+_family("minimax_m3_vl_vision", sections=PairAxes("time_rows_columns"))
+_family("llama4_vision_model", layout="interleaved", sections=PairAxes("columns_rows"))  # counted from 1
 _family("inkling2_vision", layout="interleaved", sections=PairAxes("columns_rows"))
 
 # ------------------------------------------------------- H, if a config gives none and D/N is wrong
@@ -480,6 +485,7 @@ _HEAD_DIMS = {
 }
 
 _HEAD_DIMS[128] += " paddleocr_vl_text qwen3_omni_moe_talker_code_predictor"
+_HEAD_DIMS[64] += " gemma4_vision"
 _HEAD_DIMS[256] += " qwen3_5_moe_text qwen4_exp_text"
 
 for _head_dim, _model_types in _HEAD_DIMS.items():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rope_jax.interop.config import Config
-from rope_jax.interop.family import WITHOUT_ATTENTION, Family
+from rope_jax.interop.family import SYNONYMS, WITHOUT_ATTENTION, Family
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 MOST_LAYERS, MOST_FEATURES = 10_000, 2**20  # far beyond any model; a slip in a file must not cost minutes
@@ -33,7 +33,7 @@ class LayerKind:
 def read_layers(config: Config, family: Family) -> list[LayerKind]:
     """The kind of each layer."""
     name = family.key("num_hidden_layers")
-    count = config.integer(name, config.need(name, "n_layer", "n_layers", "num_layers"), most=MOST_LAYERS)
+    count = config.integer(name, config.need(name, *SYNONYMS["num_hidden_layers"]), most=MOST_LAYERS)
     switched_on = family.switch is None or family.switch.is_on(config)
     types = config.per_layer("layer_types", _types(config, family, count, switched_on), count)
     flags = _rotating(config, family, types) if switched_on else [False] * count
@@ -139,8 +139,8 @@ def _head_dims(config: Config, family: Family, types: list[str | None]) -> list[
 def _width_per_head(config: Config, family: Family) -> int:
     """D/N."""
     width_key, heads_key = family.key("hidden_size"), family.key("num_attention_heads")
-    width = config.integer(width_key, config.need(width_key, "n_embd", "d_model", "width"))
-    heads = config.integer(heads_key, config.need(heads_key, "n_head", "n_heads", "heads"))
+    width = config.integer(width_key, config.need(width_key, *SYNONYMS["hidden_size"]))
+    heads = config.integer(heads_key, config.need(heads_key, *SYNONYMS["num_attention_heads"]))
     if width % heads:
         config.refuse(f"{width_key} must be a multiple of {heads_key}={heads}, got {width}")
     return width // heads

@@ -4,25 +4,26 @@ import re
 from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
-from rope_jax.interop.class_defaults import CLASS_DEFAULTS, CLASS_SIZES, PART_TYPES
+from rope_jax.interop.class_defaults import CLASS_DEFAULTS, CLASS_SIZES, PART_TYPES, WITHOUT_ROTATION
 from rope_jax.interop.config import did_you_mean
-from rope_jax.interop.family import Family
+from rope_jax.interop.family import SYNONYMS, Family
 
 Values = Mapping[str, Any]
 
 # Where the parts of a model stand: in files of transformers, and of models with their own code.
 _KEYS = {
-    "text": ("thinker_config", "text_config", "llm_config", "language_config", "language_model_config", "lm_config"),
+    "text": (
+        "thinker_config",
+        "text_config",
+        "llm_config",
+        "language_config",
+        "language_model_config",
+        "lm_config",
+    ),
     "vision": ("vision_config", "vision_tower_config", "visual"),
     "audio": ("audio_config", "audio_encoder_config", "audio_tower_config"),
 }
 _WRAPPERS = ("thinker_config",)  # a part that has parts itself
-_SYNONYMS = {
-    "num_hidden_layers": ("n_layer", "n_layers", "num_layers", "depth", "layers"),
-    "hidden_size": ("n_embd", "d_model", "embed_dim", "width"),
-    "num_attention_heads": ("n_head", "n_heads", "num_heads", "heads"),
-}
-
 # Other names of a family: names that transformers maps, and names of the same code elsewhere.
 ALIASES = {
     "exaone4_5_text": "exaone4",
@@ -48,47 +49,29 @@ LIKE = {
     "yi": ("llama", ""),
 }
 
-_LEARNED = "it adds learned position embeddings"
-_MAMBA = "its attention has no position encoding, and its Mamba layers know the order"
-_T5 = "it biases its scores by T5's buckets"
-# Model types without a rotation of queries and keys.
-WITHOUT_ROTATION = {
+# What stands in the place of a rotation.
+_INSTEAD = {
     **dict.fromkeys(("bloom", "mpt"), "it biases its scores by ALiBi"),
-    **dict.fromkeys(("jamba", "nemotron_h"), _MAMBA),
+    **dict.fromkeys(
+        ("jamba", "nemotron_h", "kimi_linear"),
+        "its attention has no position encoding, and its recurrent layers know the order",
+    ),
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "rwkv"), "it has no attention"),
-    "kimi_linear": "its latent attention has no position encoding, and its linear layers know the order",
-    **dict.fromkeys(("t5", "mt5", "umt5", "longt5", "switch_transformers"), _T5),
-    **dict.fromkeys(
-        "albert bart bert biogpt camembert clip_text_model deberta distilbert electra gpt2 gpt_bigcode gpt_neo mbart opt "
-        "roberta siglip_text_model siglip2_text_model whisper xlm-roberta xglm".split(),
-        _LEARNED,
-    ),
-    **dict.fromkeys(
-        "align_vision_model altclip_vision_model aimv2_vision_model audioflamingo3_encoder blip_2_vision_model "
-        "blip_vision_model bridgetower_vision_model chinese_clip_vision_model clap_audio_model clip_vision_model "
-        "clipseg_vision_model cosmos3_edge_vision florence_vision gemma3n_audio gemma3n_vision git_vision_model "
-        "glm_image_vision got_ocr2_vision granite_docling_vision groupvit_vision_model hunyuan_vl_vision "
-        "hy_v4_vl_vision idefics2_vision idefics3_vision idefics_vision instructblip_vision_model "
-        "instructblipvideo_vision_model internvl_vision janus_vision_model kosmos_2_5_vision_model "
-        "kosmos_2_vision_model metaclip_2_vision_model minicpmv4_6_vision minicpm_ocr_vision mllama_vision_model "
-        "molmo2_vision omniasr_audio ovis2_vision owlv2_vision_model owlvit_vision_model phi4_multimodal_audio "
-        "phi4_multimodal_vision pix2struct_vision_model qianfan_ocr_vision qwen2_5_omni_audio_encoder "
-        "qwen2_audio_encoder qwen3_asr_encoder qwen3_omni_moe_audio_encoder sam_hq_vision_model sam_vision_model "
-        "siglip2_vision_model siglip_vision_model smolvlm_vision tipsv2_vision_model videoprism_vision_model vit "
-        "voxtral_encoder xclip_vision_model".split(),
-        "it encodes positions in another way",
-    ),
+    **dict.fromkeys(("t5", "mt5", "umt5", "longt5", "switch_transformers"), "it biases its scores by T5's buckets"),
+    **dict.fromkeys(("bert", "gpt2", "gpt_neo", "opt", "roberta"), "it adds learned position embeddings"),
 }
+# Parts without a rotation, beside parts with one in the same code.
+_TOWERS = frozenset(
+    "cosmos3_edge_vision gemma3n_audio gemma3n_vision gemma4_audio gemma4_unified_audio gemma4_unified_vision "
+    "glm_image_vision granite_docling_vision hunyuan_vl_vision hy_v4_vl_vision idefics_vision mllama_vision_model "
+    "molmo2_vision parakeet_encoder phi4_multimodal_audio phi4_multimodal_vision qwen2_5_omni_audio_encoder "
+    "qwen3_omni_moe_audio_encoder".split()
+)
 
 # Towers that rotate in a way that a :class:`ModelRope` does not hold.
 OTHER_ROTATIONS = {
-    "deepseek_ocr2_vision": "two towers in one; pass its encoder_config",
-    "gemma4_vision": "each half of a head has its own pairs, one half for columns and one for rows",
-    "kimi_k25_vision": "the pairs of a frequency read a column and a row in turn",
-    "llama4_vision_model": "columns first, then rows, both counted from 1",
-    "minimax_m3_vl_vision": "a third of the pairs for each of time, rows and columns, over a part of the head",
-    "pixtral": "even frequencies for rows and odd ones for columns",
-    "sam3_vision_model": "rows and columns of windows",
+    "deepseek_ocr2_vision": "it has two towers; pass the config of one, encoder_config",
+    "sam3_vision_model": "its global layers shrink rows and columns by window_size / grid size",
 }
 
 
@@ -185,8 +168,8 @@ def _family_name(model_type: str, kind: str, families: Container[str]) -> str:
 def with_class_defaults(values: Values, model_type: str, family: Family) -> Values:
     """The values of a part over the defaults of its class: files leave out what equals them."""
     defaults = dict(CLASS_DEFAULTS.get(model_type, {}))
-    for name, size in zip((*_SYNONYMS, "max_position_embeddings"), CLASS_SIZES.get(model_type, ()), strict=False):
-        if not any(values.get(synonym) is not None for synonym in _SYNONYMS.get(name, ())):
+    for name, size in zip((*SYNONYMS, "max_position_embeddings"), CLASS_SIZES.get(model_type, ()), strict=False):
+        if not any(values.get(synonym) is not None for synonym in SYNONYMS.get(name, ())):
             defaults[family.key(name)] = size
     if values.get("rope_scaling") is not None or values.get("rope_theta") is not None:
         defaults.pop("rope_parameters", None)
@@ -198,8 +181,9 @@ def with_class_defaults(values: Values, model_type: str, family: Family) -> Valu
 
 def unknown_model_type(model_type: str, values: Values, name: str, families: Container[str] | Mapping) -> str:
     """The message for a model type that is not in the table."""
-    if model_type in WITHOUT_ROTATION:
-        return f"{name} does not rotate queries and keys: {WITHOUT_ROTATION[model_type]}; use rope=None"
+    if model_type in WITHOUT_ROTATION | _TOWERS | _INSTEAD.keys():
+        instead = _INSTEAD.get(model_type, "it encodes positions in another way")
+        return f"{name} does not rotate queries and keys: {instead}; use rope=None"
     if model_type in OTHER_ROTATIONS:
         return f"{name} rotates in a way that is not read: {OTHER_ROTATIONS[model_type]}"
     parts = [key for key, value in values.items() if isinstance(value, Mapping) and re.search("config|coder", key)]
@@ -217,5 +201,7 @@ def unknown_model_type(model_type: str, values: Values, name: str, families: Con
         stem = re.sub(r"For\w+|Model$|_", "", str(architecture)).lower()
         same = next((family for family in families if family.replace("_", "") == stem), None)
         if same is not None:
-            return f"{message}; its architecture {architecture!r} is the architecture of {same!r}: pass like={same!r}"
+            return (
+                f"{message}; its architecture {architecture!r} is the architecture of {same!r}: pass like={same!r}"
+            )
     return f"{message}; if its code rotates as a known family does, name the family, such as like='llama'"

@@ -168,7 +168,9 @@ def _rope_parameters(config: Config, family: Family) -> Parameters:
     for key in ("rope_parameters", "rope_scaling"):
         config.mapping(key)  # refuses other types
     written = dict(config.agreed("rope_parameters", "rope_scaling") or {})
-    if {"type", "rope_type", "factor"} & written.keys() and not any(value is not None for value in written.values()):
+    if {"type", "rope_type", "factor"} & written.keys() and not any(
+        value is not None for value in written.values()
+    ):
         written = {}  # a recipe of nulls says nothing
     at_top = _parameters_at_top(config, family)
     bases = {label: {"rope_theta": config.get(key, base)} for label, (key, base, _) in family.bases.items()}
@@ -249,7 +251,8 @@ def _layer_rope(
     entry.ignore(*family.ignored)
     entry.refuse_unread(_CONSTANTS, elsewhere=ELSEWHERE)
     try:
-        rope = Rope(layer.head_dim, schedule, rotary_dim=rotary_dim, layout=layout)
+        blocks = 1 if family.sections is None else family.sections.blocks
+        rope = Rope(layer.head_dim, schedule, rotary_dim=rotary_dim, layout=layout, blocks=blocks)
         # Frequencies that do not fit fail here, not at the first call.
         rope.frequencies(1 if hasattr(schedule, "context_length") else None)
     except ValueError as error:
@@ -276,6 +279,8 @@ def _rotary_dim(layer: LayerKind, entry: Config, family: Family, compat: Compat 
         rotary_dim = family.rotary_dim
     if rotary_dim is not None:
         return entry.integer("rotary_dim", rotary_dim, least=2)
+    if family.sections is not None and proportion is None and family.proportion is None:
+        return family.sections.rotary_dim(layer.head_dim)
     if family.proportion is None and compat and kind == "default":
         return layer.head_dim
     return int(layer.head_dim * ((family.proportion or 1.0) if proportion is None else proportion))

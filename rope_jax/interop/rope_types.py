@@ -91,7 +91,9 @@ def yarn(given: RopeParameters) -> Schedule:
         given.entry.refuse(f"extrapolation_factor must be 1, got {given.entry.get('extrapolation_factor')}")
     if share is not None and not given.compat:
         if attention_factor is not None or given.entry.get("mscale_all_dim"):
-            given.entry.refuse("attn_factor excludes attention_factor and mscale_all_dim; keep what the model ran with")
+            given.entry.refuse(
+                "attn_factor excludes attention_factor and mscale_all_dim; keep what the model ran with"
+            )
         attention_factor = share * Yarn(factor=factor, original_length=given.original_length()).g(1.0)
     return Yarn(
         factor=factor,

@@ -129,7 +129,8 @@ def _rope_parameters(layers: tuple[LayerRope, ...], family: Family) -> dict[str,
 
 def _inner_schedule(rope: Rope | None):
     schedule = None if rope is None else rope.schedule
-    return schedule.schedule if isinstance(schedule, Negated | Axial | Sections) else schedule
+    schedule = schedule.schedule if isinstance(schedule, Negated | Axial | Sections) else schedule
+    return schedule[0] if isinstance(schedule, tuple) else schedule
 
 
 def _entry(layer: LayerRope, rope: Rope, family: Family) -> dict[str, Any]:

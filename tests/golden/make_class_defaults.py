@@ -9,6 +9,8 @@ import importlib
 import inspect
 import itertools
 import logging
+import re
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -61,6 +63,14 @@ def defaults_of(cls, family):
     return tuple(value(family.key(key)) for key in SIZES), {k: v for k, v in more.items() if v is not None}
 
 
+def has_a_rotation(cls):
+    """Whether the code of a class's folder speaks of a rotation."""
+    root = Path(inspect.getfile(cls)).parent
+    files = list(root.glob("modeling_*.py"))
+    word = re.compile(r"[Rr]otary|\b[Rr]ope|_rope|RoPE|freqs_c|rotate_half")
+    return not files or any(word.search(file.read_text()) for file in files)
+
+
 def shown(key, value):
     """A value as Python; a periodic list as a period."""
     if key != "layer_types":
@@ -81,12 +91,15 @@ def main():
 
     warnings.filterwarnings("ignore")
     logging.disable(logging.CRITICAL)
-    whole, sizes, more = {}, {}, {}
+    whole, sizes, more, without = {}, {}, {}, set()
     for cls in config_classes():
         parts = {part: part_type(cls, part) for part in PARTS if part in cls.sub_configs}
         parts = {part: kind for part, kind in parts.items() if kind is not None}
         if parts and cls.model_type not in whole:
             whole[cls.model_type] = parts
+        alone = cls.model_type not in FAMILIES and not cls.sub_configs and cls.model_type != "timm_wrapper"
+        if alone and not has_a_rotation(cls):  # timm has towers that rotate
+            without.add(cls.model_type)
         if cls.model_type in FAMILIES and cls.model_type not in sizes:
             sizes[cls.model_type], more[cls.model_type] = defaults_of(cls, FAMILIES[cls.model_type])
     lines = [
@@ -115,6 +128,14 @@ def main():
             if values
         ),
         "}",
+        "",
+    ]
+    lines += [
+        "# Model types whose code has no rotation.",
+        "WITHOUT_ROTATION = frozenset(",
+        *(f"    {line + ' '!r}" for line in textwrap.wrap(" ".join(sorted(without)), 105, break_on_hyphens=False)),
+        "    .split()",
+        ")",
         "",
     ]
     Path(__file__).parents[2].joinpath("rope_jax", "interop", "class_defaults.py").write_text("\n".join(lines))
