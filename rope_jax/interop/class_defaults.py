@@ -436,7 +436,7 @@ CLASS_SIZES: dict[str, tuple[int | None, ...]] = {
 
 # More of them, where a family cannot do without.
 CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
-    "afmoe": {"layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 8},
+    "afmoe": {"layer_types": [*["sliding_attention"] * 3, "full_attention"] * 8},
     "apertus": {
         "rope_parameters": {
             "rope_type": "llama3",
@@ -465,26 +465,28 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
             "full_attention": None,
         },
-        "layer_types": ["sliding_attention"] * 5
-        + ["full_attention"]
-        + ["sliding_attention"] * 5
-        + ["full_attention"]
-        + ["sliding_attention"] * 5
-        + ["full_attention"]
-        + ["sliding_attention"] * 5
-        + ["full_attention"]
-        + ["sliding_attention"] * 5
-        + ["full_attention"]
-        + ["sliding_attention"] * 5
-        + ["full_attention"]
-        + ["sliding_attention"] * 5
-        + ["full_attention"]
-        + ["sliding_attention"] * 5
-        + ["full_attention"]
-        + ["sliding_attention"] * 3
-        + ["full_attention"],
+        "layer_types": [
+            *["sliding_attention"] * 5,
+            "full_attention",
+            *["sliding_attention"] * 5,
+            "full_attention",
+            *["sliding_attention"] * 5,
+            "full_attention",
+            *["sliding_attention"] * 5,
+            "full_attention",
+            *["sliding_attention"] * 5,
+            "full_attention",
+            *["sliding_attention"] * 5,
+            "full_attention",
+            *["sliding_attention"] * 5,
+            "full_attention",
+            *["sliding_attention"] * 5,
+            "full_attention",
+            *["sliding_attention"] * 3,
+            "full_attention",
+        ],
     },
-    "cohere_compass_text": {"rope_parameters": {}, "layer_types": (["full_attention"]) * 40},
+    "cohere_compass_text": {"rope_parameters": {}, "layer_types": ["full_attention"] * 40},
     "csm": {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}},
     "csm_depth_decoder_model": {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}},
     "cwm": {
@@ -502,129 +504,135 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "deepseek_v32": {"qk_rope_head_dim": 64},
     "deepseek_v4": {
         "qk_rope_head_dim": 64,
-        "layer_types": ["heavily_compressed_attention"] * 3
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"]
-        + ["compressed_sparse_attention"]
-        + ["heavily_compressed_attention"],
+        "layer_types": [
+            *["heavily_compressed_attention"] * 3,
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+        ],
     },
     "diffusion_gemma_text": {
         "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
             "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0},
         },
-        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 5,
+        "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 5,
     },
     "dots3_note_text": {
         "qk_rope_head_dim": 64,
-        "layer_types": ["indexed_attention"] * 2
-        + ["sliding_attention"] * 3
-        + ["indexed_attention"]
-        + ["sliding_attention"] * 3
-        + ["indexed_attention"]
-        + ["sliding_attention"] * 3
-        + ["indexed_attention"]
-        + ["sliding_attention"] * 3
-        + ["indexed_attention"]
-        + ["sliding_attention"] * 3
-        + ["indexed_attention"]
-        + ["sliding_attention"] * 3
-        + ["indexed_attention"]
-        + ["sliding_attention"] * 3
-        + ["indexed_attention"]
-        + ["sliding_attention"] * 3
-        + ["indexed_attention"]
-        + ["sliding_attention"] * 3
-        + ["indexed_attention"]
-        + ["sliding_attention"] * 3
-        + ["indexed_attention"]
-        + ["sliding_attention"] * 3
-        + ["indexed_attention"],
+        "layer_types": [
+            *["indexed_attention"] * 2,
+            *["sliding_attention"] * 3,
+            "indexed_attention",
+            *["sliding_attention"] * 3,
+            "indexed_attention",
+            *["sliding_attention"] * 3,
+            "indexed_attention",
+            *["sliding_attention"] * 3,
+            "indexed_attention",
+            *["sliding_attention"] * 3,
+            "indexed_attention",
+            *["sliding_attention"] * 3,
+            "indexed_attention",
+            *["sliding_attention"] * 3,
+            "indexed_attention",
+            *["sliding_attention"] * 3,
+            "indexed_attention",
+            *["sliding_attention"] * 3,
+            "indexed_attention",
+            *["sliding_attention"] * 3,
+            "indexed_attention",
+            *["sliding_attention"] * 3,
+            "indexed_attention",
+        ],
     },
     "embedding_gemma2_text": {
         "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
             "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
         },
-        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 4,
+        "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 4,
     },
-    "exaone_moe": {"layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 8},
+    "exaone_moe": {"layer_types": [*["sliding_attention"] * 3, "full_attention"] * 8},
     "flint": {
-        "layer_types": ["full_attention"] * 2
-        + ["sliding_attention"] * 3
-        + ["full_attention"]
-        + ["sliding_attention"] * 3
-        + ["full_attention"]
-        + ["sliding_attention"] * 3
-        + ["full_attention"]
-        + ["sliding_attention"] * 3
-        + ["full_attention"]
-        + ["sliding_attention"] * 3
-        + ["full_attention"]
-        + ["sliding_attention"] * 3
-        + ["full_attention"]
-        + ["sliding_attention"] * 3
-        + ["full_attention"]
-        + ["sliding_attention"] * 3
-        + ["full_attention"]
-        + ["sliding_attention"] * 3
-        + ["full_attention"]
-        + ["sliding_attention"] * 3
-        + ["full_attention"]
-        + ["sliding_attention"] * 3
-        + ["full_attention"]
-        + ["sliding_attention"] * 2
-        + ["full_attention"]
+        "layer_types": [
+            *["full_attention"] * 2,
+            *["sliding_attention"] * 3,
+            "full_attention",
+            *["sliding_attention"] * 3,
+            "full_attention",
+            *["sliding_attention"] * 3,
+            "full_attention",
+            *["sliding_attention"] * 3,
+            "full_attention",
+            *["sliding_attention"] * 3,
+            "full_attention",
+            *["sliding_attention"] * 3,
+            "full_attention",
+            *["sliding_attention"] * 3,
+            "full_attention",
+            *["sliding_attention"] * 3,
+            "full_attention",
+            *["sliding_attention"] * 3,
+            "full_attention",
+            *["sliding_attention"] * 3,
+            "full_attention",
+            *["sliding_attention"] * 3,
+            "full_attention",
+            *["sliding_attention"] * 2,
+            "full_attention",
+        ]
     },
     "gemma4_text": {
         "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
             "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0},
         },
-        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 5,
+        "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 5,
     },
     "gemma4_unified_text": {
         "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
             "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0},
         },
-        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 5,
+        "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 5,
     },
     "glm4_moe_lite": {"qk_rope_head_dim": 64},
     "glm_moe_dsa": {"qk_rope_head_dim": 64},
@@ -652,24 +660,17 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "hy_v4": {"qk_rope_head_dim": 64},
     "hy_v4_vl_text": {"qk_rope_head_dim": 64},
     "jetmoe": {"kv_channels": 128},
-    "kolibri1": {"layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 10},
+    "kolibri1": {"layer_types": [*["sliding_attention"] * 4, "full_attention"] * 10},
     "laguna": {
         "rope_parameters": {
             "full_attention": {"rope_type": "default", "rope_theta": 500000.0, "partial_rotary_factor": 0.5},
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
         },
-        "layer_types": (["full_attention"]) * 40,
+        "layer_types": ["full_attention"] * 40,
     },
     "lara_mini": {
         "layer_types": (
-            (
-                ["linear_attention"]
-                + ["sliding_attention"]
-                + ["linear_attention"]
-                + ["full_attention"]
-                + ["sliding_attention"]
-            )
-            * 7
+            ["linear_attention", "sliding_attention", "linear_attention", "full_attention", "sliding_attention"] * 7
         )[:34]
     },
     "lfm3": {
@@ -677,29 +678,31 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
             "full_attention": {"rope_type": "proportional", "rope_theta": 1000000.0, "partial_rotary_factor": 0.5},
         },
-        "layer_types": ["conv"] * 2
-        + ["full_attention"]
-        + ["conv"]
-        + ["sliding_attention"]
-        + ["conv"]
-        + ["full_attention"]
-        + ["conv"]
-        + ["sliding_attention"]
-        + ["conv"]
-        + ["full_attention"]
-        + ["conv"]
-        + ["sliding_attention"]
-        + ["conv"]
-        + ["full_attention"]
-        + ["conv"]
-        + ["sliding_attention"]
-        + ["conv"]
-        + ["full_attention"]
-        + ["conv"]
-        + ["sliding_attention"]
-        + ["conv"]
-        + ["full_attention"]
-        + ["conv"],
+        "layer_types": [
+            *["conv"] * 2,
+            "full_attention",
+            "conv",
+            "sliding_attention",
+            "conv",
+            "full_attention",
+            "conv",
+            "sliding_attention",
+            "conv",
+            "full_attention",
+            "conv",
+            "sliding_attention",
+            "conv",
+            "full_attention",
+            "conv",
+            "sliding_attention",
+            "conv",
+            "full_attention",
+            "conv",
+            "sliding_attention",
+            "conv",
+            "full_attention",
+            "conv",
+        ],
     },
     "longcat_flash": {"qk_rope_head_dim": 64},
     "mellum": {
@@ -707,30 +710,32 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
             "full_attention": {"rope_type": "default", "rope_theta": 500000.0},
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
         },
-        "layer_types": (["full_attention"]) * 28,
+        "layer_types": ["full_attention"] * 28,
     },
     "mimo_v2_flash": {
         "rope_parameters": {
             "full_attention": {"rope_type": "default", "rope_theta": 5000000.0, "partial_rotary_factor": 0.334},
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.334},
         },
-        "layer_types": ["full_attention"]
-        + ["sliding_attention"] * 4
-        + ["full_attention"]
-        + ["sliding_attention"] * 5
-        + ["full_attention"]
-        + ["sliding_attention"] * 5
-        + ["full_attention"]
-        + ["sliding_attention"] * 5
-        + ["full_attention"]
-        + ["sliding_attention"] * 5
-        + ["full_attention"]
-        + ["sliding_attention"] * 5
-        + ["full_attention"]
-        + ["sliding_attention"] * 5
-        + ["full_attention"]
-        + ["sliding_attention"] * 5
-        + ["full_attention"],
+        "layer_types": [
+            "full_attention",
+            *["sliding_attention"] * 4,
+            "full_attention",
+            *["sliding_attention"] * 5,
+            "full_attention",
+            *["sliding_attention"] * 5,
+            "full_attention",
+            *["sliding_attention"] * 5,
+            "full_attention",
+            *["sliding_attention"] * 5,
+            "full_attention",
+            *["sliding_attention"] * 5,
+            "full_attention",
+            *["sliding_attention"] * 5,
+            "full_attention",
+            *["sliding_attention"] * 5,
+            "full_attention",
+        ],
     },
     "minicpm3": {"qk_rope_head_dim": 32},
     "ministral3": {
@@ -786,15 +791,17 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "neomme": {
         "rope_parameters": {
-            "full_attention": {"rope_type": "default", "rope_theta": 1000000.0, "partial_rotary_factor": 0.25},
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+            "full_attention": {"rope_type": "default", "rope_theta": 1000000.0, "partial_rotary_factor": 0.25},
         },
-        "layer_types": ["sliding_attention"] * 5
-        + ["full_attention"]
-        + ["sliding_attention"] * 5
-        + ["full_attention"]
-        + ["sliding_attention"] * 4
-        + ["full_attention"],
+        "layer_types": [
+            *["sliding_attention"] * 5,
+            "full_attention",
+            *["sliding_attention"] * 5,
+            "full_attention",
+            *["sliding_attention"] * 4,
+            "full_attention",
+        ],
     },
     "openai_privacy_filter": {
         "rope_parameters": {
@@ -812,14 +819,14 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "sarvam_mla": {"qk_rope_head_dim": 64},
     "step3p5": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}},
-        "layer_types": (["full_attention"]) * 45,
+        "layer_types": ["full_attention"] * 45,
     },
     "ultrabert": {
         "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
             "full_attention": {"rope_type": "default", "rope_theta": 2560000.0},
         },
-        "layer_types": ((["sliding_attention"] * 2 + ["full_attention"]) * 11)[:32],
+        "layer_types": ([*["sliding_attention"] * 2, "full_attention"] * 11)[:32],
     },
     "youtu": {"qk_rope_head_dim": 64},
     "zamba2": {"attention_head_dim": 160},
@@ -828,51 +835,50 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
             "hybrid": {"rope_type": "default", "rope_theta": 5000000.0, "partial_rotary_factor": 0.5},
             "hybrid_sliding": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
         },
-        "layer_types": (["hybrid"]) * 40,
+        "layer_types": ["hybrid"] * 40,
     },
 }
 
+_WITHOUT = """
+aimv2_text_model aimv2_vision_model albert align_text_model align_vision_model altclip_text_model
+altclip_vision_model audio-spectrogram-transformer audioflamingo3_encoder autoformer bart beit bert
+bert-generation big_bird bigbird_pegasus biogpt bit blenderbot blenderbot-small blip_2_qformer
+blip_2_vision_model blip_text_model blip_vision_model bloom bridgetower_text_model bridgetower_vision_model bros
+camembert canine chinese_clip_text_model chinese_clip_vision_model clap_audio_model clap_text_model
+clip_text_model clip_vision_model clipseg_text_model clipseg_vision_model coarse_acoustics convbert convnext
+convnextv2 cpmant ctrl cvt dac data2vec-audio data2vec-text data2vec-vision deberta deberta-v2
+decision_transformer deit dinat dinov2 dinov2_with_registers dinov3_convnext distilbert donut-swin dpr
+edgetam_mask_decoder edgetam_prompt_encoder efficientnet electra encodec eomt ernie falcon_mamba
+fastspeech2_conformer fastspeech2_conformer_hifigan fine_acoustics flaubert flava_image_codebook
+flava_image_model flava_multimodal_model flava_text_model florence_vision fnet focalnet fsmt
+fun_asr_nano_encoder funnel git_vision_model glpn got_ocr2_vision gpt2 gpt_bigcode gpt_neo
+granite_speech5_encoder granite_speech_encoder granite_speech_plus_encoder groupvit_text_model
+groupvit_vision_model hgnet_v2 hiera hubert ibert idefics2_perceiver idefics2_vision idefics3_vision ijepa
+imagegpt informer inkling2_loop_text inkling_audio inkling_text inkling_vision instructblip_qformer
+instructblip_vision_model instructblipvideo_qformer instructblipvideo_vision_model internvl_vision
+janus_vision_model janus_vqgan kosmos_2_5_text_model kosmos_2_5_vision_model kosmos_2_text_model
+kosmos_2_vision_model layoutlm layoutlmv2 layoutlmv3 led levit lilt longformer longt5 luke lw_detr_vit lxmert
+m2m_100 mamba mamba2 marian markuplm maskformer-swin mbart megatron-bert metaclip_2_text_model
+metaclip_2_vision_model mgp-str minicpm_ocr_vision minicpmv4_6_vision mobilebert mobilenet_v1 mobilenet_v2
+mobilevit mobilevitv2 moss_transcribe_diarize_audio mpnet mra mt5 musicgen_decoder musicgen_melody_decoder mvp
+nllb-moe nystromformer omniasr_audio openai-gpt opt ovis2_vision owlv2_text_model owlv2_vision_model
+owlvit_text_model owlvit_vision_model patchtsmixer patchtst pegasus pegasus_x perceiver pix2struct_text_model
+pix2struct_vision_model pixio plbart poolformer pop2piano pp_formulanet_text pp_formulanet_vision pp_lcnet
+pp_lcnet_v3 pp_lcnet_v4 prophetnet pvt pvt_v2 qianfan_ocr_vision qwen2_audio_encoder qwen3_asr_encoder radio rag
+reformer regnet rembert resnet rf_detr_dinov2 roberta roberta-prelayernorm roc_bert rt_detr_resnet rwkv
+sam2_hiera_det_model sam2_mask_decoder sam2_prompt_encoder sam3_lite_text_detr_decoder
+sam3_lite_text_detr_encoder sam3_lite_text_geometry_encoder sam3_lite_text_mask_decoder
+sam3_lite_text_text_model sam3_tracker_mask_decoder sam3_tracker_prompt_encoder sam_hq_mask_decoder
+sam_hq_prompt_encoder sam_hq_vision_model sam_mask_decoder sam_prompt_encoder sam_vision_model seamless_m4t_v2
+segformer seggpt semantic sew sew-d siglip2_text_model siglip2_vision_model siglip_text_model
+siglip_vision_model slanext_vision smolvlm_vision speech_to_text speecht5 speecht5_hifigan splinter squeezebert
+superpoint swiftformer swin swin2sr swinv2 switch_transformers t5 tapas textnet time_series_transformer timesfm
+timesformer timm_backbone tipsv2_text_model tipsv2_vision_model trocr udop umt5 unispeech unispeech-sat univnet
+uvdoc_backbone vibevoice_acoustic_tokenizer vibevoice_acoustic_tokenizer_decoder
+vibevoice_acoustic_tokenizer_encoder vibevoice_diffusion videomae videomt videoprism_text_model
+videoprism_vision_model vilt visual_bert vit vit_mae vit_msn vitdet vitpose_backbone vits vivit voxtral_encoder
+wav2vec2 wavlm wavtokenizer wavtokenizer_encoder whisper xclip_text_model xclip_vision_model xglm xlm
+xlm-roberta xlm-roberta-xl xlnet xlstm xmod yolos yoso zamba
+"""
 # Model types whose code has no rotation.
-WITHOUT_ROTATION = frozenset(
-    "aimv2_text_model aimv2_vision_model albert align_text_model align_vision_model altclip_text_model "
-    "altclip_vision_model audio-spectrogram-transformer audioflamingo3_encoder autoformer bart beit bert "
-    "bert-generation big_bird bigbird_pegasus biogpt bit blenderbot blenderbot-small blip_2_qformer "
-    "blip_2_vision_model blip_text_model blip_vision_model bloom bridgetower_text_model "
-    "bridgetower_vision_model bros camembert canine chinese_clip_text_model chinese_clip_vision_model "
-    "clap_audio_model clap_text_model clip_text_model clip_vision_model clipseg_text_model "
-    "clipseg_vision_model coarse_acoustics convbert convnext convnextv2 cpmant ctrl cvt dac data2vec-audio "
-    "data2vec-text data2vec-vision deberta deberta-v2 decision_transformer deit dinat dinov2 "
-    "dinov2_with_registers dinov3_convnext distilbert donut-swin dpr edgetam_mask_decoder "
-    "edgetam_prompt_encoder efficientnet electra encodec eomt ernie falcon_mamba fastspeech2_conformer "
-    "fastspeech2_conformer_hifigan fine_acoustics flaubert flava_image_codebook flava_image_model "
-    "flava_multimodal_model flava_text_model florence_vision fnet focalnet fsmt fun_asr_nano_encoder funnel "
-    "git_vision_model glpn got_ocr2_vision gpt2 gpt_bigcode gpt_neo granite_speech5_encoder "
-    "granite_speech_encoder granite_speech_plus_encoder groupvit_text_model groupvit_vision_model hgnet_v2 "
-    "hiera hubert ibert idefics2_perceiver idefics2_vision idefics3_vision ijepa imagegpt informer "
-    "inkling2_loop_text inkling_audio inkling_text inkling_vision instructblip_qformer "
-    "instructblip_vision_model instructblipvideo_qformer instructblipvideo_vision_model internvl_vision "
-    "janus_vision_model janus_vqgan kosmos_2_5_text_model kosmos_2_5_vision_model kosmos_2_text_model "
-    "kosmos_2_vision_model layoutlm layoutlmv2 layoutlmv3 led levit lilt longformer longt5 luke lw_detr_vit "
-    "lxmert m2m_100 mamba mamba2 marian markuplm maskformer-swin mbart megatron-bert metaclip_2_text_model "
-    "metaclip_2_vision_model mgp-str minicpm_ocr_vision minicpmv4_6_vision mobilebert mobilenet_v1 "
-    "mobilenet_v2 mobilevit mobilevitv2 moss_transcribe_diarize_audio mpnet mra mt5 musicgen_decoder "
-    "musicgen_melody_decoder mvp nllb-moe nystromformer omniasr_audio openai-gpt opt ovis2_vision "
-    "owlv2_text_model owlv2_vision_model owlvit_text_model owlvit_vision_model patchtsmixer patchtst pegasus "
-    "pegasus_x perceiver pix2struct_text_model pix2struct_vision_model pixio plbart poolformer pop2piano "
-    "pp_formulanet_text pp_formulanet_vision pp_lcnet pp_lcnet_v3 pp_lcnet_v4 prophetnet pvt pvt_v2 "
-    "qianfan_ocr_vision qwen2_audio_encoder qwen3_asr_encoder radio rag reformer regnet rembert resnet "
-    "rf_detr_dinov2 roberta roberta-prelayernorm roc_bert rt_detr_resnet rwkv sam2_hiera_det_model "
-    "sam2_mask_decoder sam2_prompt_encoder sam3_lite_text_detr_decoder sam3_lite_text_detr_encoder "
-    "sam3_lite_text_geometry_encoder sam3_lite_text_mask_decoder sam3_lite_text_text_model "
-    "sam3_tracker_mask_decoder sam3_tracker_prompt_encoder sam_hq_mask_decoder sam_hq_prompt_encoder "
-    "sam_hq_vision_model sam_mask_decoder sam_prompt_encoder sam_vision_model seamless_m4t_v2 segformer seggpt "
-    "semantic sew sew-d siglip2_text_model siglip2_vision_model siglip_text_model siglip_vision_model "
-    "slanext_vision smolvlm_vision speech_to_text speecht5 speecht5_hifigan splinter squeezebert superpoint "
-    "swiftformer swin swin2sr swinv2 switch_transformers t5 tapas textnet time_series_transformer timesfm "
-    "timesformer timm_backbone tipsv2_text_model tipsv2_vision_model trocr udop umt5 unispeech unispeech-sat "
-    "univnet uvdoc_backbone vibevoice_acoustic_tokenizer vibevoice_acoustic_tokenizer_decoder "
-    "vibevoice_acoustic_tokenizer_encoder vibevoice_diffusion videomae videomt videoprism_text_model "
-    "videoprism_vision_model vilt visual_bert vit vit_mae vit_msn vitdet vitpose_backbone vits vivit "
-    "voxtral_encoder wav2vec2 wavlm wavtokenizer wavtokenizer_encoder whisper xclip_text_model "
-    "xclip_vision_model xglm xlm xlm-roberta xlm-roberta-xl xlnet xlstm xmod yolos yoso zamba ".split()
-)
+WITHOUT_ROTATION = frozenset(_WITHOUT.split())

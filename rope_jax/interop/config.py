@@ -54,18 +54,20 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
 
 
 def _one_slip(a: str, b: str) -> bool:
-    """Whether one letter was added, left out or replaced, or two neighbours were swapped; the first letter stays."""
+    """Whether a letter was added, left out or replaced, or two neighbours swapped; the first letter stays."""
     if a == b or a[:1] != b[:1] or abs(len(a) - len(b)) > 1:
         return False
-    start = len(os.path.commonprefix([a, b]))
-    end = min(len(os.path.commonprefix([a[::-1], b[::-1]])), min(len(a), len(b)) - start)
+    start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    most = min(len(a), len(b)) - start
+    end = next((i for i in range(most) if a[-1 - i] != b[-1 - i]), most)
     wrong, right = a[start : len(a) - end], b[start : len(b) - end]
-    doubled = len(wrong + right) == 1 and (a + b)[start - 1 : start] == wrong + right
-    if any(letter.isdigit() for letter in wrong + right) or (end == 0 and not doubled and len(wrong) != len(right)):
+    if any(letter.isdigit() for letter in wrong + right):
         return False
-    if len(wrong) == len(right) == 1 and len(a) < 8:
-        return False  # short names differ by a letter: mimo is not mimi
-    return len(wrong) <= 1 >= len(right) or (len(wrong) == 2 and wrong == right[::-1])
+    if len(wrong) == len(right):
+        replaced = len(wrong) == 1 and len(a) >= 8  # short names differ by a letter: mimo is not mimi
+        return replaced or (len(wrong) == 2 and wrong == right[::-1])
+    doubled = a[start - 1] == (wrong or right)
+    return len(wrong + right) == 1 and (end > 0 or doubled)
 
 
 class Config:

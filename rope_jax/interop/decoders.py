@@ -10,11 +10,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from rope_jax.interop.config import Config
+from rope_jax.interop.families import FAMILIES
 from rope_jax.interop.layers import FULL, SLIDING
 from rope_jax.interop.model_rope import ModelRope
-from rope_jax.interop.read import from_hf_config
-from rope_jax.interop.families import FAMILIES
 from rope_jax.interop.parts import find_part
+from rope_jax.interop.read import from_hf_config
 from rope_jax.models.decoder import Decoder
 
 

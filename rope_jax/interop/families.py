@@ -127,8 +127,10 @@ def _lists_by_layer(values: Values, compat: bool) -> Values:
     count, name = values.get("num_hidden_layers"), "config of 'step3p5'"
     if not (isinstance(bases, list) or isinstance(proportions, list)) or not isinstance(count, int):
         return values
-    lists = {"rope_theta": bases, "partial_rotary_factor": proportions}
-    lists = {key: given if isinstance(given, list) else [given] * count for key, given in lists.items()}
+    given_by_key = {"rope_theta": bases, "partial_rotary_factor": proportions}
+    lists: dict[str, list] = {
+        key: given if isinstance(given, list) else [given] * count for key, given in given_by_key.items()
+    }
     types = values.get("layer_types") or ["full_attention"] * count
     for given in (types, *lists.values()):
         if len(given) < count:
@@ -146,7 +148,7 @@ def _lists_by_layer(values: Values, compat: bool) -> Values:
 
 
 def _twice_the_width(values: Values, compat: bool) -> Values:
-    """Zamba2's attention reads the hidden state and the embedding side by side: H is 2D/N if a config gives none."""
+    """Zamba2's attention reads the hidden state and the embedding: H is 2D/N if a config gives none."""
     width, heads = values.get("hidden_size"), values.get("num_attention_heads")
     if values.get("attention_head_dim") is None and isinstance(width, int) and isinstance(heads, int) and heads > 0:
         return {**values, "attention_head_dim": 2 * width // heads}

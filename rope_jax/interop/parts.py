@@ -1,7 +1,7 @@
 """Finds the part of a model that a config is read for: its text model, its vision tower or its audio tower."""
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from typing import Any, NamedTuple
 
 from rope_jax.interop.class_defaults import CLASS_DEFAULTS, CLASS_SIZES, PART_TYPES, WITHOUT_ROTATION
@@ -61,12 +61,12 @@ _INSTEAD = {
     **dict.fromkeys(("bert", "gpt2", "gpt_neo", "opt", "roberta"), "it adds learned position embeddings"),
 }
 # Parts without a rotation, beside parts with one in the same code.
-_TOWERS = frozenset(
-    "cosmos3_edge_vision gemma3n_audio gemma3n_vision gemma4_audio gemma4_unified_audio gemma4_unified_vision "
-    "glm_image_vision granite_docling_vision hunyuan_vl_vision hy_v4_vl_vision idefics_vision mllama_vision_model "
-    "molmo2_vision parakeet_encoder phi4_multimodal_audio phi4_multimodal_vision qwen2_5_omni_audio_encoder "
-    "qwen3_omni_moe_audio_encoder".split()
-)
+_TOWERS = """
+cosmos3_edge_vision gemma3n_audio gemma3n_vision gemma4_audio gemma4_unified_audio gemma4_unified_vision
+glm_image_vision granite_docling_vision hunyuan_vl_vision hy_v4_vl_vision idefics_vision mllama_vision_model
+molmo2_vision parakeet_encoder phi4_multimodal_audio phi4_multimodal_vision qwen2_5_omni_audio_encoder
+qwen3_omni_moe_audio_encoder
+"""
 
 # Towers that rotate in a way that a :class:`ModelRope` does not hold.
 OTHER_ROTATIONS = {
@@ -101,8 +101,8 @@ def find_part(config: Values, part: str, like: str | None, families: Mapping[str
     Raises:
       ValueError: if there is no such part, or no model type.
     """
-    model_type, where = config.get("model_type"), None
-    model_type = model_type if isinstance(model_type, str) else None
+    written, where = config.get("model_type"), None
+    model_type = written if isinstance(written, str) else ""
     keys = _KEYS["text"] if part == "text" else _WRAPPERS
     while key := next((key for key in keys if isinstance(config.get(key), Mapping)), None):
         where = f"{key} of {model_type!r}"
@@ -115,12 +115,12 @@ def find_part(config: Values, part: str, like: str | None, families: Mapping[str
             )
         where = f"{key} of {model_type!r}"
         model_type, config = _part_type(model_type, key, config[key], families), config[key]
-    elif where is None and isinstance(model_type, str):
+    elif where is None and model_type:
         model_type = _family_name(model_type, "text_config", families)
     if like is not None:
-        written = config.get("model_type") or model_type
-        name = f"config of {written!r}, read like {like!r}" if written else f"config, read like {like!r}"
-    elif isinstance(model_type, str) and model_type:
+        whose = config.get("model_type") or model_type
+        name = f"config of {whose!r}, read like {like!r}" if whose else f"config, read like {like!r}"
+    elif model_type:
         name = f"config of {model_type!r}"
     else:
         raise ValueError(
@@ -134,22 +134,23 @@ def find_part(config: Values, part: str, like: str | None, families: Mapping[str
     return Part(config, like or model_type, name)
 
 
-def _part_type(outer, key: str, values: Values, families: Container[str]) -> Any:
-    """The model type of a part of a model; None if neither says it."""
+def _part_type(outer: str, key: str, values: Values, families: Container[str]) -> str:
+    """The model type of a part of a model; empty if neither says it."""
     inner = values.get("model_type")
+    inner = inner if isinstance(inner, str) else ""
     if key in _WRAPPERS:
         return inner or f"{outer}_thinker"
     kind = next(f"{part}_config" for part, keys in _KEYS.items() if key in keys)
-    if isinstance(inner, str) and inner:
+    if inner:
         name = _family_name(inner, kind, families)
         if name in families or inner != outer:
             return name
     # Older files give a part no model type, or the type of the whole model.
     default = PART_TYPES.get(outer, {}).get(kind)
-    if default is None and isinstance(outer, str) and outer:
+    if default is None and outer:
         suffixed = _family_name(f"{outer}_{kind.removesuffix('_config')}", kind, families)
         default = suffixed if suffixed in families else inner
-    return default
+    return default or ""
 
 
 def _family_name(model_type: str, kind: str, families: Container[str]) -> str:
@@ -179,9 +180,9 @@ def with_class_defaults(values: Values, model_type: str, family: Family) -> Valu
     return {**{key: value for key, value in defaults.items() if value is not None}, **values}
 
 
-def unknown_model_type(model_type: str, values: Values, name: str, families: Container[str] | Mapping) -> str:
+def unknown_model_type(model_type: str, values: Values, name: str, families: Collection[str]) -> str:
     """The message for a model type that is not in the table."""
-    if model_type in WITHOUT_ROTATION | _TOWERS | _INSTEAD.keys():
+    if model_type in WITHOUT_ROTATION.union(_TOWERS.split(), _INSTEAD):
         instead = _INSTEAD.get(model_type, "it encodes positions in another way")
         return f"{name} does not rotate queries and keys: {instead}; use rope=None"
     if model_type in OTHER_ROTATIONS:
@@ -195,7 +196,8 @@ def unknown_model_type(model_type: str, values: Values, name: str, families: Con
         return f"{message}; config has the parts {parts}: pass one of them"
     if model_type in LIKE:
         like, reservation = LIKE[model_type]
-        return f"{message}; it rotates as {like!r} does{f' ({reservation})' if reservation else ''}: pass like={like!r}"
+        does = f"does ({reservation})" if reservation else "does"
+        return f"{message}; it rotates as {like!r} {does}: pass like={like!r}"
     architectures = values.get("architectures") or ()
     for architecture in architectures if isinstance(architectures, list) else ():
         stem = re.sub(r"For\w+|Model$|_", "", str(architecture)).lower()

@@ -160,8 +160,8 @@ ELSEWHERE = {
     "mrope": "; pairs that read several axes need their family: like='qwen2_vl' or like='qwen3_vl_text'",
     "xdrope": "; pairs that read several axes need their family: like='hunyuan_vl_text'",
     "rope_ratio": (
-        "; it multiplies the base in GLM-4 and ChatGLM3: write rope_theta = 10000 * rope_ratio instead. In ChatGLM2-32K "
-        "it divides positions: write rope_scaling of type linear with this factor"
+        "; it multiplies the base in GLM-4 and ChatGLM3: write rope_theta = 10000 * rope_ratio instead. "
+        "In ChatGLM2-32K it divides positions: write rope_scaling of type linear with this factor"
     ),
     "llama_4_scaling_beta": "; a key of Ministral 3: like='ministral3' reads it",
     "ntk": (

@@ -25,9 +25,9 @@ def config_classes():
     for file in sorted(root.glob("*/configuration_*.py")):
         module = importlib.import_module(f"transformers.models.{file.parent.name}.{file.stem}")
         for thing in vars(module).values():
-            if inspect.isclass(thing) and issubclass(thing, transformers.PretrainedConfig):
-                if thing.__module__ == module.__name__ and thing.model_type:
-                    yield thing
+            config = inspect.isclass(thing) and issubclass(thing, transformers.PretrainedConfig)
+            if config and thing.__module__ == module.__name__ and thing.model_type:
+                yield thing
 
 
 def part_type(cls, part):
@@ -79,8 +79,8 @@ def shown(key, value):
     period = next(periods, len(value))
     times = -(-len(value) // period)
     runs = [(kind, len(list(run))) for kind, run in itertools.groupby(value[:period])]
-    text = " + ".join(f"[{kind!r}]" + (f" * {n}" if n > 1 else "") for kind, n in runs)
-    text = f"({text}) * {times}" if times > 1 else text
+    text = ", ".join(f"*[{kind!r}] * {n}" if n > 1 else repr(kind) for kind, n in runs)
+    text = f"[{text}] * {times}" if times > 1 else f"[{text}]"
     return f"({text})[:{len(value)}]" if len(value) % period else text
 
 
@@ -131,11 +131,11 @@ def main():
         "",
     ]
     lines += [
+        '_WITHOUT = """',
+        *textwrap.wrap(" ".join(sorted(without)), 112, break_on_hyphens=False),
+        '"""',
         "# Model types whose code has no rotation.",
-        "WITHOUT_ROTATION = frozenset(",
-        *(f"    {line + ' '!r}" for line in textwrap.wrap(" ".join(sorted(without)), 105, break_on_hyphens=False)),
-        "    .split()",
-        ")",
+        "WITHOUT_ROTATION = frozenset(_WITHOUT.split())",
         "",
     ]
     Path(__file__).parents[2].joinpath("rope_jax", "interop", "class_defaults.py").write_text("\n".join(lines))
