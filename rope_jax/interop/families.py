@@ -5,9 +5,9 @@ table with transformers.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 
-from rope_jax.interop.family import Family, FullEvery, LayerBase, NullSwitch, Switch, Values
+from rope_jax.interop import hooks
+from rope_jax.interop.family import Family, FullEvery, LayerBase, NullSwitch, Switch
 from rope_jax.interop.rope_types import alpha, alpha_or_dynamic, longrope, yarn
 from rope_jax.interop.sections import PairAxes
 
@@ -16,150 +16,6 @@ FAMILIES: dict[str, Family] = {}
 
 def _family(model_types: str, **habits) -> None:
     FAMILIES.update(dict.fromkeys(model_types.split(), Family(**habits)))
-
-
-# ------------------------------------------------------------------------ hooks: config in, config out
-
-
-def _base_in_attn_config(values: Values, compat: bool) -> Values:
-    """DBRX keeps its base in ``attn_config``; transformers does not read the base there."""
-    attention = values.get("attn_config")
-    if compat or attention is None:
-        return values
-    if not isinstance(attention, Mapping):
-        raise ValueError(f"config of 'dbrx': attn_config must be a dictionary, got {attention!r}")
-    return {**values, "rope_theta": attention["rope_theta"]} if "rope_theta" in attention else values
-
-
-def _rotary_dim_is_lost(values: Values, compat: bool) -> Values:
-    """MiniMax-M3-VL rotates ``rotary_dim`` features; transformers ignores the key and rotates the whole head."""
-    if not compat:
-        return values
-
-    def without_rotary_dim(entry):
-        if not isinstance(entry, Mapping):
-            return entry
-        return {key: without_rotary_dim(value) for key, value in entry.items() if key != "rotary_dim"}
-
-    values = without_rotary_dim(values)
-    proportions = [values.get(key) for key in ("partial_rotary_factor", "rotary_pct")]
-    return values if any(p is not None for p in proportions) else {**values, "partial_rotary_factor": 1.0}
-
-
-def _wide_global_heads(values: Values, compat: bool) -> Values:
-    """Gemma 4's heads of full attention have 512 features, unless the config gives sizes for single layers."""
-    if values.get("per_layer_config") or values.get("global_head_dim") is not None:
-        return values
-    return {**values, "global_head_dim": 512}
-
-
-def _without_mlp_blocks(values: Values, compat: bool) -> Values:
-    """Dory's released files list the attention and the MLP of a layer as two blocks."""
-    types = values.get("layer_types")
-    if not isinstance(types, Sequence) or isinstance(types, str) or "mlp" not in types:
-        return values
-    count = values.get("num_hidden_layers")
-    if count != len(types) or len(types) % 2 or any(type != "mlp" for type in types[1::2]):
-        raise ValueError(
-            f"config of 'dory': layer_types must be {count} blocks, attention and 'mlp' by turns, got {list(types)}"
-        )
-    return {**values, "layer_types": list(types[::2]), "num_hidden_layers": count // 2}
-
-
-def _period_of_five(values: Values, compat: bool) -> Values:
-    """Lara Mini's types of layers, if a config lists none."""
-    if values.get("layer_types") is not None or not isinstance(values.get("num_hidden_layers"), int):
-        return values
-    period = ("linear", "sliding", "linear", "full", "sliding")
-    return {**values, "layer_types": [f"{period[i % 5]}_attention" for i in range(values["num_hidden_layers"])]}
-
-
-def _flat_yarn_without_factor(values: Values, compat: bool) -> Values:
-    """DeepSeek-V4's first file has one flat YaRN for two layer types, and its attention factor is 1."""
-
-    def is_flat_yarn(entry):
-        flat = isinstance(entry, Mapping) and not any(isinstance(value, Mapping) for value in entry.values())
-        return flat and entry.get("rope_type", entry.get("type")) == "yarn"
-
-    changed = {
-        key: {"attention_factor": 1.0, **values[key]}
-        for key in ("rope_parameters", "rope_scaling")
-        if is_flat_yarn(values.get(key))
-    }
-    return {**values, **changed}
-
-
-_COMPRESSIONS = {0: "sliding_attention", 4: "compressed_sparse_attention", 128: "heavily_compressed_attention"}
-
-
-def _compress_ratios(values: Values, compat: bool) -> Values:
-    """DeepSeek-V4's first files give each layer's compression; layers beyond the model predict further tokens."""
-    ratios, count = values.get("compress_ratios"), values.get("num_hidden_layers")
-    if values.get("layer_types") is None and ratios is not None and isinstance(count, int):
-        if not isinstance(ratios, Sequence) or (unknown := set(ratios) - _COMPRESSIONS.keys()):
-            found = sorted(unknown) if isinstance(ratios, Sequence) else ratios
-            raise ValueError(f"config of 'deepseek_v4': compress_ratios must hold 0, 4 or 128, got {found}")
-        values = {**values, "layer_types": [_COMPRESSIONS[ratio] for ratio in ratios[:count]]}
-    return _flat_yarn_without_factor(values, compat)
-
-
-def _hybrid_layer_pattern(values: Values, compat: bool) -> Values:
-    """MiMo-V2's own files: 1 for a sliding layer, and a base of its own for these layers."""
-    pattern, older = values.get("hybrid_layer_pattern"), {"rope_theta", "swa_rope_theta"} & values.keys()
-    if pattern is not None and values.get("layer_types") is None:
-        if not isinstance(pattern, Sequence) or any(flag not in (0, 1) for flag in pattern):
-            raise ValueError(f"config of 'mimo_v2_flash': hybrid_layer_pattern must hold 0 or 1, got {pattern}")
-        values = {**values, "layer_types": [("full", "sliding")[flag] + "_attention" for flag in pattern]}
-    if older and not (values.get("rope_parameters") or values.get("rope_scaling")):
-        bases = {"full_attention": ("rope_theta", 5e6), "sliding_attention": ("swa_rope_theta", 1e4)}
-        proportion = values.get("partial_rotary_factor", 0.334)
-        entries = {
-            kind: {"rope_theta": values.get(key, base), "partial_rotary_factor": proportion}
-            for kind, (key, base) in bases.items()
-        }
-        values = {key: value for key, value in values.items() if key not in older} | {"rope_parameters": entries}
-    return values
-
-
-def _lists_by_layer(values: Values, compat: bool) -> Values:
-    """Step-3.5's own files: a base and a proportion for each layer, which agree within a layer type."""
-    bases, proportions = values.get("rope_theta"), values.get("partial_rotary_factors")
-    count, name = values.get("num_hidden_layers"), "config of 'step3p5'"
-    if not (isinstance(bases, list) or isinstance(proportions, list)) or not isinstance(count, int):
-        return values
-    given_by_key = {"rope_theta": bases, "partial_rotary_factor": proportions}
-    lists: dict[str, list] = {
-        key: given if isinstance(given, list) else [given] * count for key, given in given_by_key.items()
-    }
-    types = values.get("layer_types") or ["full_attention"] * count
-    for given in (types, *lists.values()):
-        if len(given) < count:
-            raise ValueError(f"{name}: lists by layer must have {count} entries, got {len(given)}")
-    entries: dict[str, dict] = {}
-    for i, kind in enumerate(types[:count]):  # layers beyond the model predict further tokens
-        entry = {key: given[i] for key, given in lists.items() if given[i] is not None}
-        if entries.setdefault(kind, entry) != entry:
-            raise ValueError(f"{name}: layers of {kind!r} must rotate alike, got {entries[kind]} and {entry}")
-    scaling, scaled = values.get("rope_scaling") or {}, values.get("yarn_only_types") or ["full_attention"]
-    entries = {kind: {**entry, **(scaling if kind in scaled else {})} for kind, entry in entries.items()}
-    read = ("rope_theta", "partial_rotary_factors", "rope_scaling", "yarn_only_types")
-    values = {key: value for key, value in values.items() if key not in read}
-    return {**values, "layer_types": types[:count], "rope_parameters": entries}
-
-
-def _twice_the_width(values: Values, compat: bool) -> Values:
-    """Zamba2's attention reads the hidden state and the embedding: H is 2D/N if a config gives none."""
-    width, heads = values.get("hidden_size"), values.get("num_attention_heads")
-    if values.get("attention_head_dim") is None and isinstance(width, int) and isinstance(heads, int) and heads > 0:
-        return {**values, "attention_head_dim": 2 * width // heads}
-    return values
-
-
-def _original_length_at_top(values: Values) -> Values:
-    """Phi-3's config class has a default original length at the top, which counts before ``rope_parameters``."""
-    name = "original_max_position_embeddings"
-    entry = values.get("rope_parameters", {})
-    return {**values, name: entry[name]} if entry.get("rope_type") == "longrope" else values
 
 
 # --------------------------------------------------------------------------- one rotation, of the whole head
@@ -178,7 +34,7 @@ _family("higgs_audio_v2", explicit=True)
 _family("apertus apertus1p5_text", base=12e6, explicit=True)
 _family("bitnet evolla exaone flex_olmo mllama_text_model muse_glimmer_assistant", base=5e5)
 _family("cwm", base=1e6, explicit=True)
-_family("dbrx", read_hook=_base_in_attn_config)
+_family("dbrx", read_hook=hooks.base_in_attn_config)
 _family("emu3_text_model mixtral", base=1e6)
 _family("lfm2 lfm2_moe minimax", base=1e6, hybrid=True)
 _family("nomic_bert", base=1000.0)
@@ -196,7 +52,7 @@ _family(
     hybrid=True,
     keys={"head_dim": "attention_head_dim"},
     switch=Switch("use_mem_rope", on=True, default=False),
-    read_hook=_twice_the_width,
+    read_hook=hooks.twice_the_width,
 )
 _family("nanochat", negated=True)
 _family("molmo2_text", layers="rope_scaling_layers")
@@ -226,8 +82,10 @@ _family("nemotron3_5_transcribe_asr_audio", proportion=1.0, explicit=True)
 _family("solar_open", base=1e6, proportion=1.0)
 _family("sarvam_moe", base=8e6, proportion=1.0)
 _family("minimax_m2", base=5e6, proportion=1.0)
-_family("minimax_m3_vl_text", base=5e6, proportion=1.0, rotary_dim=64, read_hook=_rotary_dim_is_lost)
-_family("phi3 phi4_multimodal", proportion=1.0, rope_types={"yarn": longrope}, write_hook=_original_length_at_top)
+_family("minimax_m3_vl_text", base=5e6, proportion=1.0, rotary_dim=64, read_hook=hooks.rotary_dim_is_lost)
+_family(
+    "phi3 phi4_multimodal", proportion=1.0, rope_types={"yarn": longrope}, write_hook=hooks.original_length_at_top
+)
 
 # --------------------------------------------------------------------------------------- interleaved pairs
 
@@ -259,7 +117,7 @@ _family(
 )
 _family("cohere2_moe", layout="interleaved", layers="dense_or_sliding")
 _family("afmoe flint", layers="sliding")
-_family("lara_mini", layers="sliding", read_hook=_period_of_five)
+_family("lara_mini", layers="sliding", read_hook=hooks.period_of_five)
 _family(
     "exaone4",
     layers="sliding_if_any",
@@ -272,13 +130,13 @@ _family("granite_swa granitemoe_swa", layers="layer_rope_theta")
 _family("muse_glimmer_text", hybrid=True, layers="layer_rope_theta")
 _family("muse_spark_text", explicit=True, hybrid=True, layers="layer_rope_theta")
 _family("laguna mellum zaya", nested=True, proportion=1.0)
-_family("mimo_v2_flash", nested=True, proportion=1.0, read_hook=_hybrid_layer_pattern)
-_family("step3p5", nested=True, proportion=1.0, read_hook=_lists_by_layer)
+_family("mimo_v2_flash", nested=True, proportion=1.0, read_hook=hooks.hybrid_layer_pattern)
+_family("step3p5", nested=True, proportion=1.0, read_hook=hooks.lists_by_layer)
 _family("beam", nested=True, beyond="queries grow as (1 + (m + 1) / 2048)^0.1 where nothing rotates")
 _family("ultrabert", nested=True)
 _family("lfm3", base=1e6, nested=True)
-_family("diffusion_gemma_text", nested=True, proportion=1.0, read_hook=_wide_global_heads)
-_family("embedding_gemma2_text gemma4_text gemma4_unified_text", nested=True, read_hook=_wide_global_heads)
+_family("diffusion_gemma_text", nested=True, proportion=1.0, read_hook=hooks.wide_global_heads)
+_family("embedding_gemma2_text gemma4_text gemma4_unified_text", nested=True, read_hook=hooks.wide_global_heads)
 _gemma3 = {
     "full_attention": LayerBase("rope_theta", 1e6, scaled=True),
     "sliding_attention": LayerBase("rope_local_base_freq", 1e4, scaled=False),
@@ -312,7 +170,7 @@ _family(
         "sliding_attention": LayerBase("rope_theta", 1e4, scaled=True),
     },
     full_every=FullEvery("sliding_window_pattern", period=4, first=3, other="sliding_attention"),
-    read_hook=_without_mlp_blocks,
+    read_hook=hooks.without_mlp_blocks,
 )
 _family(
     "modernbert modernbert-decoder",
@@ -397,7 +255,7 @@ _family(
         "main": LayerBase("rope_theta", 1e4, scaled=False),
         "compress": LayerBase("compress_rope_theta", 1.6e5, scaled=True),
     },
-    read_hook=_compress_ratios,
+    read_hook=hooks.compress_ratios,
 )
 
 # ------------------------------------------------------------- positions with several axes: text, height, width

@@ -4,9 +4,10 @@ import re
 from collections.abc import Collection, Container, Mapping
 from typing import Any, NamedTuple
 
-from rope_jax.interop.class_defaults import CLASS_DEFAULTS, CLASS_SIZES, PART_TYPES, WITHOUT_ROTATION
+from rope_jax.interop.class_defaults import CLASS_DEFAULTS, CLASS_SIZES
 from rope_jax.interop.config import did_you_mean
 from rope_jax.interop.family import SYNONYMS, Family
+from rope_jax.interop.part_types import PART_TYPES, WITHOUT_ROTATION
 
 Values = Mapping[str, Any]
 

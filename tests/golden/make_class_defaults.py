@@ -1,4 +1,4 @@
-"""Writes rope_jax/interop/class_defaults.py: what transformers' config classes fill in. Needs torch and transformers.
+"""Writes part_types.py and class_defaults.py of rope_jax/interop: what transformers' config classes fill in. Needs torch and transformers.
 
 python tests/golden/make_class_defaults.py
 
@@ -84,6 +84,18 @@ def shown(key, value):
     return f"({text})[:{len(value)}]" if len(value) % period else text
 
 
+def lines(table):
+    """The entries of a table, sorted; dictionaries with their periodic lists shortened."""
+
+    def entry(value):
+        if not isinstance(value, dict):
+            return repr(value)
+        return "{" + ", ".join(f"{key!r}: {shown(key, inner)}" for key, inner in value.items()) + "}"
+
+    text = " ".join(f"{name!r}: {entry(value)}," for name, value in sorted(table.items())).replace("'", '"')
+    return "\n".join(f"    {line}" for line in textwrap.wrap(text, 112, break_on_hyphens=False))
+
+
 def main():
     import transformers
 
@@ -102,43 +114,45 @@ def main():
             without.add(cls.model_type)
         if cls.model_type in FAMILIES and cls.model_type not in sizes:
             sizes[cls.model_type], more[cls.model_type] = defaults_of(cls, FAMILIES[cls.model_type])
-    lines = [
-        '"""Names the class of each part of a model, and what the class fills in where a part\'s file says nothing.',
-        "",
-        f"Written by tests/golden/make_class_defaults.py, from transformers {transformers.__version__}.",
-        '"""',
-        "",
-        "from typing import Any",
-        "",
-        "# From the model type of a whole model to the types of its parts.",
-        "PART_TYPES: dict[str, dict[str, str]] = {",
-        *(f"    {name!r}: {parts!r}," for name, parts in sorted(whole.items())),
-        "}",
-        "",
-        f"# Defaults of the config classes: {', '.join(SIZES)}.",
-        "CLASS_SIZES: dict[str, tuple[int | None, ...]] = {",
-        *(f"    {name!r}: {values!r}," for name, values in sorted(sizes.items()) if any(values)),
-        "}",
-        "",
-        "# More of them, where a family cannot do without.",
-        "CLASS_DEFAULTS: dict[str, dict[str, Any]] = {",
-        *(
-            f"    {name!r}: {{" + ", ".join(f"{key!r}: {shown(key, value)}" for key, value in values.items()) + "},"
-            for name, values in sorted(more.items())
-            if values
-        ),
-        "}",
-        "",
-    ]
-    lines += [
-        '_WITHOUT = """',
-        *textwrap.wrap(" ".join(sorted(without)), 112, break_on_hyphens=False),
-        '"""',
-        "# Model types whose code has no rotation.",
-        "WITHOUT_ROTATION = frozenset(_WITHOUT.split())",
-        "",
-    ]
-    Path(__file__).parents[2].joinpath("rope_jax", "interop", "class_defaults.py").write_text("\n".join(lines))
+    source = f"Written by tests/golden/make_class_defaults.py, from transformers {transformers.__version__}."
+    part_types = f'''"""Names the class of each part of a model, and the models without a rotation.
+
+{source}
+"""
+
+# fmt: off
+# From the model type of a whole model to the types of its parts.
+PART_TYPES: dict[str, dict[str, str]] = {{
+{lines(whole)}
+}}
+
+_WITHOUT = """
+{chr(10).join(textwrap.wrap(" ".join(sorted(without)), 112, break_on_hyphens=False))}
+"""
+# Model types whose code has no rotation.
+WITHOUT_ROTATION = frozenset(_WITHOUT.split())
+'''
+    class_defaults = f'''"""Says what the class of a part fills in where the part's file says nothing.
+
+{source}
+"""
+
+from typing import Any
+
+# fmt: off
+# {", ".join(SIZES)}.
+CLASS_SIZES: dict[str, tuple[int | None, ...]] = {{
+{lines({name: values for name, values in sizes.items() if any(values)})}
+}}
+
+# More of them, where a family cannot do without.
+CLASS_DEFAULTS: dict[str, dict[str, Any]] = {{
+{lines({name: values for name, values in more.items() if values})}
+}}
+'''
+    folder = Path(__file__).parents[2] / "rope_jax" / "interop"
+    (folder / "part_types.py").write_text(part_types)
+    (folder / "class_defaults.py").write_text(class_defaults)
 
 
 if __name__ == "__main__":
