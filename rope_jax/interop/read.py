@@ -45,11 +45,28 @@ def from_hf_config(
     the family's own value is used, as in transformers; the table is ``rope_jax/interop/families.py``. A family
     whose default is more than a base, such as gpt-oss or Gemma 4, must have ``rope_parameters``.
     ``original_max_position_embeddings`` is read from the config's top level, else from the rope parameters; if
-    both lack the key, it is ``max_position_embeddings``. A null ``factor`` is the ratio of the two lengths.
+    both lack the key, it is ``max_position_embeddings``. A null ``factor`` is the ratio of the two lengths. A null
+    ``head_dim`` is the width per head, also where a missing one is the family's.
+
+    Files leave out of a part, such as ``text_config``, what equals the defaults of its class: the same defaults are
+    filled in. A whole config must have its sizes.
+
+    Programs write further keys beside a recipe:
+
+    - ``original_max_position_embeddings`` beside ``linear`` and ``dynamic`` (LLaMA-Factory): not read, there as
+      here. ``dynamic`` grows from ``max_position_embeddings``.
+    - ``attn_factor`` beside ``yarn`` (vLLM): multiplies YaRN's own attention factor. transformers ignores the key.
+      ``attention_factor`` is another key (transformers): it replaces the factor.
+    - ``extrapolation_factor`` beside ``yarn`` (vLLM): must be 1.
+    - ``indexer_rope_interleave`` at the top (GLM-5): of the indexer of sparse attention, which rotates for itself.
 
     Args:
       config: a dictionary, the path of a config.json or of a model folder, or a transformers config object.
-      part: of a multimodal model, ``"text"`` or the ``"vision"`` tower, whose positions are rows and columns.
+      part: of a multimodal model, ``"text"``, the ``"vision"`` tower, whose positions are rows and columns, or the
+        ``"audio"`` tower. Llama 4's vision tower counts rows and columns from 1.
+      like: the family whose rotation the model has, such as ``"llama"`` for a model with its own code; None reads
+        the family from ``model_type``. Base, layout and spelling are the family's, the size of a head is not. A key
+        about positions that the family does not have is an error.
       compat: None follows the released checkpoints; ``"transformers"`` follows that library.
 
     Returns:
@@ -57,13 +74,15 @@ def from_hf_config(
 
     Raises:
       ValueError: if the model type, the rope_type or a key about rotation is unknown, a value has the wrong type,
-        or a required key is missing. Also if the model does more with positions than a :class:`ModelRope` holds
-        (Beam and Mistral Large 4; ``compat`` gives their rotation alone). The message names the key.
+        a required key is missing, or the model does not rotate. Also if the model does more with positions than a
+        :class:`ModelRope` holds (Beam and Mistral Large 4; ``compat`` gives their rotation alone). The message names
+        the key.
       FileNotFoundError: if the path leads to no config.
 
     transformers 5.24 departs from the training of some released checkpoints. ``compat="transformers"`` follows it,
     except for the last two entries:
 
+    - vLLM's ``attn_factor`` counts; transformers ignores it.
     - YaRN's ``truncate`` counts by layer type too; transformers reads it from flat rope parameters only.
     - Phi-3.5-MoE uses its long factors beyond the original length; transformers always uses the short ones.
     - ``partial_rotary_factor`` counts with the plain rotation of every family; transformers ignores it in families
@@ -72,6 +91,7 @@ def from_hf_config(
     - The ``rotary_dim`` of MiniMax-M3-VL counts; transformers does not read it.
     - In version-4 files of Gemma 3, OLMo 3 and ModernBERT, the key ``type`` counts, and OLMo 3's ``rope_theta``
       counts in all layers. transformers ignores this ``type``, and reads this base for full attention only.
+    - Flat files of GLM-4.1V count; transformers 5 reads ``text_config`` alone.
     - HunYuan-VL's sections deal pairs to axes. transformers gives the two features of a pair different axes, which
       is no rotation.
     """
@@ -123,7 +143,7 @@ _KEYS_OF_ROTATION = (
 # At the top of a config, keys with these words are about the rotation, or about positions beside it.
 _ABOUT_ROTATION = re.compile(
     r"rope|rotary|theta|yarn|ntk|mscale|dual_chunk|alibi|logn|relative_attention"
-    r"|(?<!qk_)nope(?!_head)|position_(embedding_type|encoding)|(?<![a-z])pos_emb(?!_(height|width))"
+    r"|(?<!qk_)nope(?!_head)|position_(embedding_type|encoding)|^pos_emb$"
 )
 # Keys of released files that state a family's only habit.
 _CONSTANTS = {

@@ -1,15 +1,19 @@
 """Parts of larger models, written without their class's defaults, and heads without a size, against transformers."""
 
 import functools
+import importlib
+import inspect
 import json
 import logging
 import warnings
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+import towers
 from golden import make_class_defaults
 from transformers import PretrainedConfig
 
@@ -98,6 +102,32 @@ def test_models_without_a_rotation_have_none():
     }
     # Tokenizers, timm's towers, and towers of which we know too little.
     assert len(unread) <= 9 and not unread & OTHER_ROTATIONS.keys()
+
+
+@pytest.mark.parametrize("name", ["gemma4", "kimi_k25", "llama4", "minimax_m3_vl", "pixtral"])
+def test_towers_that_a_config_says(name):
+    """The rope of a file is the rope that the census compares with the folder's own module."""
+    modeling, configuration = (
+        importlib.import_module(f"transformers.models.{name}.{kind}_{name}")
+        for kind in ("modeling", "configuration")
+    )
+    (case,) = towers.TOWERS[name](modeling, configuration)
+    inner = next(
+        cls()
+        for cls in vars(configuration).values()
+        if inspect.isclass(cls)
+        and cls.__name__.endswith("VisionConfig")
+        and cls.__module__ == configuration.__name__
+    )
+    ours = rope_jax.from_hf_config(inner.to_dict() | dict(model_type=inner.model_type)).rope
+    frequencies, theirs = ours.frequencies(), case.rope.frequencies()
+    np.testing.assert_allclose(frequencies.inv_freq, theirs.inv_freq, rtol=1e-14)
+    assert (ours.head_dim, ours.layout, ours.blocks, ours.num_pairs) == (
+        case.rope.head_dim,
+        case.rope.layout,
+        case.rope.blocks,
+        case.rope.num_pairs,
+    )
 
 
 def test_head_dims_that_a_file_leaves_out():
