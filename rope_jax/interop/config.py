@@ -70,6 +70,9 @@ def _one_slip(a: str, b: str) -> bool:
     return len(wrong + right) == 1 and (end > 0 or doubled)
 
 
+_KINDS = {int: "integers", float: "numbers", str: "names", bool: "booleans", type(None): "null"}
+
+
 class Config:
     """A dictionary with a record of the keys that were read, so that no key is ignored in silence.
 
@@ -182,6 +185,16 @@ class Config:
         if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or len(values) != count:
             got = f"{len(values)}" if isinstance(values, Sequence) else repr(values)
             self.refuse(f"{key} must have an entry for each of {count} layers, got {got}")
+        return list(values)
+
+    def list_of(self, key: str, values, *kinds: type) -> list:
+        """``values``, read from ``key``, as a list of elements of these kinds."""
+        fits = isinstance(values, list | tuple) and all(
+            isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds) for value in values
+        )
+        if not fits:
+            names = " or ".join(_KINDS.get(kind, kind.__name__) for kind in kinds)
+            self.refuse(f"{key} must be a list of {names}, got {values!r}")
         return list(values)
 
     def mapping(self, key: str) -> Mapping[str, Any]:

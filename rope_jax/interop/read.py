@@ -53,8 +53,8 @@ def from_hf_config(
 
     Programs write further keys beside a recipe:
 
-    - ``original_max_position_embeddings`` beside ``linear`` and ``dynamic`` (LLaMA-Factory): not read, there as
-      here. ``dynamic`` grows from ``max_position_embeddings``.
+    - ``original_max_position_embeddings`` beside ``linear`` and ``dynamic`` (LLaMA-Factory): not read, as in
+      transformers. ``dynamic`` grows from ``max_position_embeddings``.
     - ``attn_factor`` beside ``yarn`` (vLLM): multiplies YaRN's own attention factor. transformers ignores the key.
       ``attention_factor`` is another key (transformers): it replaces the factor.
     - ``extrapolation_factor`` beside ``yarn`` (vLLM): must be 1.
@@ -75,12 +75,12 @@ def from_hf_config(
     Raises:
       ValueError: if the model type, the rope_type or a key about rotation is unknown, a value has the wrong type,
         a required key is missing, or the model does not rotate. Also if the model does more with positions than a
-        :class:`ModelRope` holds (Beam and Mistral Large 4; ``compat`` gives their rotation alone). The message names
-        the key.
+        :class:`ModelRope` holds (Beam and Mistral Large 4; ``compat`` gives their rotation alone). The message
+        names the key.
       FileNotFoundError: if the path leads to no config.
 
     transformers 5.24 departs from the training of some released checkpoints. ``compat="transformers"`` follows it,
-    except for the last two entries:
+    except for the last three entries:
 
     - vLLM's ``attn_factor`` counts; transformers ignores it.
     - YaRN's ``truncate`` counts by layer type too; transformers reads it from flat rope parameters only.

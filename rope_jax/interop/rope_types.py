@@ -109,7 +109,9 @@ def yarn(given: RopeParameters) -> Schedule:
 
 
 def longrope(given: RopeParameters) -> Schedule:
-    short, long = given.entry.need("short_factor"), given.entry.need("long_factor")
+    short, long = (
+        given.entry.list_of(name, given.entry.need(name), int, float) for name in ("short_factor", "long_factor")
+    )
     # Phi-3.5-MoE has one attention factor for each list.
     short_mscale, long_mscale = (given.entry.number(f"{name}_mscale", None) for name in ("short", "long"))
     if given.entry.get("factor") is not None:

@@ -81,8 +81,9 @@ class PairAxes:
         if written is not None and written != strided:
             entry.refuse(f"mrope_interleaved must be {strided} in this family, got {written!r}")
         counts = entry.agreed("mrope_section", "xdrope_section") or self.default or entry.need("mrope_section")
+        counts = entry.list_of("mrope_section", counts, int)
         num_axes = len(self.default or counts)
-        if isinstance(counts, str) or len(counts) != num_axes or sum(counts) != num_pairs or min(counts) < 0:
+        if len(counts) != num_axes or sum(counts) != num_pairs or min(counts) < 0:
             entry.refuse(f"mrope_section must add up to R/2 = {num_pairs}, got {counts}")
         return tuple(counts)
 

@@ -286,6 +286,31 @@ def test_refused_configs(name):
         rope_jax.from_hf_config(config)
 
 
+WRONG = ("x", -1, 2.5, float("nan"), True, [], ["a"], [[1]], {}, {"a": 1}, 10**13)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_wrong_value_is_a_value_error(name):
+    """A key of another type is refused by the reader, or does not matter; nothing else is raised."""
+    config = RELEASED[name][0]
+    inside = [key for key, value in config.items() if isinstance(value, dict)]
+    changed = [config | {key: value} for key in config for value in WRONG]
+    changed += [
+        config | {outer: config[outer] | {key: value}}
+        for outer in inside
+        for key in config[outer]
+        for value in WRONG
+    ]
+    refused = 0
+    for broken in changed:
+        try:
+            rope_jax.from_hf_config(broken)
+        except ValueError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > len(changed) / 3
+
+
 def test_compat_must_be_known():
     with pytest.raises(ValueError, match=r"compat must be None or one of \('transformers',\), got 'vllm'"):
         rope_jax.from_hf_config(config_of("llama"), compat="vllm")
