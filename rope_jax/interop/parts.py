@@ -105,7 +105,9 @@ def find_part(config: Values, part: str, like: str | None, families: Mapping[str
     written, where = config.get("model_type"), None
     model_type = written if isinstance(written, str) else ""
     keys = _KEYS["text"] if part == "text" else _WRAPPERS
-    while key := next((key for key in keys if isinstance(config.get(key), Mapping)), None):
+    while key := next((key for key in keys if config.get(key) is not None), None):
+        if not isinstance(config[key], Mapping):
+            raise ValueError(f"config of {model_type!r}: {key} must be a dictionary, got {config[key]!r}")
         where = f"{key} of {model_type!r}"
         model_type, config = _part_type(model_type, key, config[key], families), config[key]
     if part != "text":

@@ -297,6 +297,13 @@ def test_a_part_without_a_model_type():
         )
 
 
+def test_a_part_must_be_a_dictionary():
+    with pytest.raises(ValueError, match="config of 'llava': text_config must be a dictionary, got 'llama'"):
+        rope_jax.from_hf_config(dict(model_type="llava", text_config="llama"))
+    with pytest.raises(ValueError, match="config must have the key 'vision_config' for part='vision', got keys"):
+        rope_jax.from_hf_config(dict(model_type="llava", vision_config=[]), part="vision")
+
+
 def test_class_defaults_of_more_than_a_size():
     gemma = rope_jax.from_hf_config(dict(model_type="gemma4", text_config={})).layers
     check(gemma[4], Expected(256, plain(256, 1e4)))
