@@ -35,7 +35,8 @@ def read_decoder(values: Mapping[str, Any], stored, dtype) -> tuple[Decoder, dic
         raise ValueError(f"config.json: model_type must be one of {', '.join(_FAMILIES)}, got {model_type!r}")
     family = _FAMILIES[model_type]
     config = Config(values, f"config.json of model_type {model_type!r}", {**_DEFAULTS, **family.defaults})
-    model_rope = from_hf_config(config.values)
+    # A default of null is no null of the file.
+    model_rope = from_hf_config({key: v for key, v in config.values.items() if key in values or v is not None})
     for layer in model_rope.layers:
         if layer.logit_factor != 1.0 or layer.query_temperature is not None:
             config.refuse(f"layers must not scale queries or scores by position, got {layer}")

@@ -38,16 +38,13 @@ LIKE = {
     "aquila": ("llama", ""),
     "baichuan": ("llama", "the 7B; the 13B has ALiBi instead"),
     "chatglm": ("glm", ""),
-    "deci": ("llama", ""),
     "internlm": ("llama", ""),
     "internlm2": ("llama", ""),
     "mimo": ("qwen2", ""),
     "minicpm": ("llama", ""),
     "new": ("gte", ""),
     "orion": ("llama", ""),
-    "skywork": ("llama", ""),
     "xverse": ("llama", ""),
-    "yi": ("llama", ""),
 }
 
 # What stands in the place of a rotation.

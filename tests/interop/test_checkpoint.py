@@ -420,6 +420,18 @@ def test_configs_that_a_decoder_cannot_express_are_refused(changes, message, tmp
         rope_jax.load_hf(save(tmp_path, LLAMA | changes))
 
 
+def test_a_head_dim_that_the_file_leaves_out(tmp_path):
+    """Qwen3's class has 128 where the file says nothing, and the width per head where it says null."""
+    missing = {key: value for key, value in LLAMA.items() if key != "head_dim"} | dict(model_type="qwen3")
+    for config, rows in ((missing, 4 * 128), (missing | dict(head_dim=None), 16)):
+        tensors = tensors_of(PARAMS)
+        for i in range(2):
+            for name in "qk":
+                tensors[f"model.layers.{i}.self_attn.{name}_norm.weight"] = np.ones(rows // 4, np.float32)
+        with pytest.raises(ValueError, match=rf"q_proj.weight must have shape \({rows}, 16\), got \(32, 16\)"):
+            rope_jax.load_hf(save(tmp_path, config, tensors))
+
+
 def test_a_missing_key_is_named(tmp_path):
     for key in ("vocab_size", "num_attention_heads", "intermediate_size"):
         config = {name: value for name, value in LLAMA.items() if name != key}
