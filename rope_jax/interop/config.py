@@ -125,7 +125,7 @@ class Config:
         found = {key: value for key in keys if (value := self.get(key)) is not None}
         first = next(iter(found.values()), None)
         if any(value is not first and value != first for value in found.values()):  # NaN is itself alone
-            raise ValueError(f"{self.name} has synonymous keys with different values: {found}")
+            raise ValueError(f"{self.name} has synonymous keys with different values: {found}; keep one")
         return first
 
     def number(self, key: str, default: Any = ...) -> Any:

@@ -151,5 +151,7 @@ def _width_per_head(config: Config, family: Family) -> int:
     width = config.integer(width_key, config.need(width_key, *SYNONYMS["hidden_size"]))
     heads = config.integer(heads_key, config.need(heads_key, *SYNONYMS["num_attention_heads"]))
     if width % heads:
-        config.refuse(f"{width_key} must be a multiple of {heads_key}={heads}, got {width}")
+        config.refuse(
+            f"{width_key} must be a multiple of {heads_key}={heads}, got {width}; or give {family.key('head_dim')}"
+        )
     return width // heads

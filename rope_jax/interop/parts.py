@@ -191,13 +191,15 @@ def unknown_model_type(model_type: str, values: Values, name: str, families: Col
     parts = [key for key in parts if {"model_type", "hidden_size"} & values[key].keys()]
     hint = did_you_mean(model_type, families)
     where = f" in {name.split(' (', 1)[1].rstrip(')')}" if " (" in name else ""
-    message = f"model_type {model_type!r}{where} is unknown{'' if model_type in LIKE else hint}"
+    message = f"model_type {model_type!r}{where} is unknown"
     if parts:
         return f"{message}; config has the parts {parts}: pass one of them"
     if model_type in LIKE:
         like, reservation = LIKE[model_type]
         does = f"does ({reservation})" if reservation else "does"
         return f"{message}; it rotates as {like!r} {does}: pass like={like!r}"
+    if hint:
+        return message + hint
     architectures = values.get("architectures") or ()
     for architecture in architectures if isinstance(architectures, list) else ():
         stem = re.sub(r"For\w+|Model$|_", "", str(architecture)).lower()

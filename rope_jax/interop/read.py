@@ -15,7 +15,7 @@ from rope_jax.interop.family import Family
 from rope_jax.interop.layers import LayerKind, read_layers
 from rope_jax.interop.model_rope import LayerRope, ModelRope, QueryTemperature
 from rope_jax.interop.parts import find_part, unknown_model_type
-from rope_jax.interop.rope_types import ELSEWHERE, ROPE_TYPES, RopeParameters, rope_type, standard
+from rope_jax.interop.rope_types import ELSEWHERE, ROPE_TYPES, RopeParameters, advice_in, rope_type, standard
 
 Compat = Literal["transformers"]
 Part = Literal["text", "vision", "audio"]
@@ -205,13 +205,15 @@ def _rope_parameters(config: Config, family: Family) -> Parameters:
         return {label: None if entry is None else entry_of(label, entry) for label, entry in nested.items()}
     if (family.nested and not family.bases) or (family.explicit and not written):
         each = " for each layer type" if family.nested else ""
-        raise ValueError(f"{config.name} must have rope_parameters{each}, got {written or None}")
+        raise ValueError(
+            f"{config.name} must have rope_parameters{each}, got {written or None}; its habit is more than a base"
+        )
     if family.bases:
         return {label: entry_of(label, written if base.scaled else {}) for label, base in family.bases.items()}
     theta = at_top.get("rope_theta")
     if theta is not None and "rope_theta" in written and written["rope_theta"] != theta:
         raise ValueError(
-            f"{config.name} has two bases: rope_theta = {theta}, and in {name} {written['rope_theta']}"
+            f"{config.name} has two bases: rope_theta = {theta}, and in {name} {written['rope_theta']}; keep one"
         )
     return {None: Config({**at_top, **written}, f"{config.name}, {name}")}
 
@@ -269,7 +271,7 @@ def _layer_rope(
         period = entry.integer(key, entry.need(key))
         temperature = QueryTemperature(beta=beta, period=period) if beta else None  # 0 switches it off
     entry.ignore(*family.ignored)
-    entry.refuse_unread(_CONSTANTS, elsewhere=ELSEWHERE)
+    entry.refuse_unread(_CONSTANTS, elsewhere=advice_in(entry))
     try:
         blocks = 1 if family.sections is None else family.sections.blocks
         rope = Rope(layer.head_dim, schedule, rotary_dim=rotary_dim, layout=layout, blocks=blocks)

@@ -30,7 +30,12 @@ class RopeParameters:
     def max_length(self) -> int:
         """The longest context of the model."""
         names = ("max_position_embeddings", "max_seq_len", "model_max_length")
-        return self.config.integer(names[0], self.config.need(*names))
+        if (length := self.config.first(*names)) is None:
+            raise ValueError(
+                f"{self.config.name} must have the key 'max_position_embeddings', or its rope parameters "
+                "'original_max_position_embeddings', for this rope_type"
+            )
+        return self.config.integer(names[0], length)
 
     def original_length(self) -> int:
         """The context length of the training before the extension."""
@@ -156,6 +161,10 @@ ROPE_TYPES: Mapping[str, Reader] = {
 }
 
 
+_RECIPE_KEYS = """
+factor original_max_position_embeddings beta_fast beta_slow mscale mscale_all_dim attention_factor attn_factor truncate
+finetuned extrapolation_factor short_factor long_factor short_mscale long_mscale low_freq_factor high_freq_factor
+"""
 # Keys and names of other families, and of programs: where they lead.
 ELSEWHERE = {
     "alpha": "; a key of HunYuan's dynamic scaling: like='hunyuan_v1_dense' reads it",
@@ -171,8 +180,17 @@ ELSEWHERE = {
         "remove the recipe, and give Rope a schedule of your own"
     ),
 }
+ELSEWHERE["dual_chunk_attention_config"] = (
+    "; positions inside chunks are no part of the recipe: remove the key for contexts that fit one chunk"
+)
 ELSEWHERE["mrope_section"] = ELSEWHERE["mrope"]
 ELSEWHERE["xdrope_section"] = ELSEWHERE["xdrope"]
+
+
+def advice_in(entry: Config) -> Mapping[str, str]:
+    """The ends of messages for keys of a dictionary that its rope_type does not read."""
+    unread = f"; rope_type {rope_type(entry)!r} does not read it"
+    return dict.fromkeys(_RECIPE_KEYS.split(), unread) | ELSEWHERE
 
 
 def rope_type(entry: Config) -> str:
@@ -180,5 +198,7 @@ def rope_type(entry: Config) -> str:
     name, older = entry.get("rope_type"), entry.get("type")
     # Qwen2-VL's sections are written as type "mrope" beside rope_type "default".
     if name is not None and older not in (None, name, "mrope"):
-        raise ValueError(f"{entry.name} has two names for its schedule: rope_type = {name!r}, type = {older!r}")
+        raise ValueError(
+            f"{entry.name} has two names for its schedule: rope_type = {name!r}, type = {older!r}; keep one"
+        )
     return name or older or "default"
