@@ -1,4 +1,4 @@
-"""Says what the class of a part fills in where the part's file says nothing.
+"""The defaults of config classes, which a part's file leaves out.
 
 Written by tests/golden/make_class_defaults.py, from transformers 5.24.0.
 """

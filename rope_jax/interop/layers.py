@@ -130,7 +130,8 @@ def _head_dims(config: Config, family: Family, types: list[str | None]) -> list[
     if family.latent:
         head_dim = config.need(name)
     else:
-        head_dim = missing if (written := config.agreed(name, "kv_channels")) is None else written
+        names = ("head_dim", "kv_channels") if name == "head_dim" else (name,)
+        head_dim = missing if (written := config.agreed(*names)) is None else written
     if head_dim is None:
         head_dim = _width_per_head(config, family)
     single_layers = config.mapping("per_layer_config")

@@ -162,8 +162,9 @@ ROPE_TYPES: Mapping[str, Reader] = {
 
 
 _RECIPE_KEYS = """
-factor original_max_position_embeddings beta_fast beta_slow mscale mscale_all_dim attention_factor attn_factor truncate
-finetuned extrapolation_factor short_factor long_factor short_mscale long_mscale low_freq_factor high_freq_factor
+factor original_max_position_embeddings beta_fast beta_slow mscale mscale_all_dim attention_factor attn_factor
+truncate finetuned extrapolation_factor short_factor long_factor short_mscale long_mscale low_freq_factor
+high_freq_factor
 """
 # Keys and names of other families, and of programs: where they lead.
 ELSEWHERE = {

@@ -132,7 +132,7 @@ _WITHOUT = """
 # Model types whose code has no rotation.
 WITHOUT_ROTATION = frozenset(_WITHOUT.split())
 '''
-    class_defaults = f'''"""Says what the class of a part fills in where the part's file says nothing.
+    class_defaults = f'''"""The defaults of config classes, which a part's file leaves out.
 
 {source}
 """
