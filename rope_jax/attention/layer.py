@@ -20,7 +20,6 @@ from rope_jax.attention.paths import AttentionBackend, is_long_prompt
 from rope_jax.attention.plan import Plan, make_plan
 from rope_jax.attention.quantized import read_layer
 from rope_jax.attention.ring import ring_attention
-from rope_jax.attention.rotations import with_batch_axis
 from rope_jax.core.angles import Rotation, rotation
 from rope_jax.core.frequencies import Frequencies
 from rope_jax.core.primitive import RotateBackend
@@ -142,8 +141,9 @@ class RotaryAttention(nn.Module, kw_only=True):
 
         Args, tokens:
           x: floating ``[B, T, D]``.
-          positions: integers ``[T]`` or ``[B or 1, T]`` (``[..., T, A]`` if the rope has axes). By default the
-            count of real tokens so far, within each segment, after the tokens in the cache.
+          positions: integers or floats ``[T]`` or ``[B or 1, T]``; by default the count of real tokens so far,
+            within each segment, after the tokens in the cache. For a rope of A axes ``[T, A]`` or ``[B or 1, T,
+            A]``, never by default; integers ``[B or 1, T]`` of text stand on all axes.
           sequence_index: integers ``[B or 1, T]``, the rank of each token in its row, if tokens are stored out of
             order (:func:`rope_jax.attention.zigzag_sequence_index`). Causality and windows go by it; positions
             default to it.
@@ -231,10 +231,7 @@ class RotaryAttention(nn.Module, kw_only=True):
             raise ValueError(f"learn_frequencies needs a schedule of one Frequencies, got {self.rope.schedule}")
         inv_freq = self.param("inv_freq", lambda _: jnp.asarray(start.inv_freq, jnp.float32))
         frequencies = dataclasses.replace(start, inv_freq=inv_freq)
-        rope = self.rope
-
-        def rotate_to(positions) -> Rotation:
-            return with_batch_axis(rotation(positions, frequencies), rope)
+        rotate_to = functools.partial(rotation, frequencies=frequencies)
 
         return rotate_to(plan.positions), None if plan.key_positions is None else rotate_to(plan.key_positions)
 

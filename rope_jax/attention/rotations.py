@@ -67,7 +67,7 @@ def rotations_at(ropes: Ropes, positions, context_length, so_far) -> tuple[Rotat
         length = context_length if rope in takers else None
         if length is None and rope.needs_context_length:
             length = so_far
-        rotations[rope] = with_batch_axis(rope.rotation(positions, context_length=length), rope)
+        rotations[rope] = rope.rotation(positions, context_length=length)
     if not isinstance(ropes, tuple) or len(distinct) == 1:
         return rotations[distinct[0]], None
     like = rotations[rotating[0]]
@@ -75,13 +75,6 @@ def rotations_at(ropes: Ropes, positions, context_length, so_far) -> tuple[Rotat
     parts = zip(*(rotations.get(rope, identity) for rope in distinct), strict=True)
     stacked = Rotation(*(jnp.stack(jnp.broadcast_arrays(*part)) for part in parts))
     return stacked, jnp.array([distinct.index(rope) for rope in ropes], jnp.int32)
-
-
-def with_batch_axis(rotation: Rotation, rope: Rope) -> Rotation:
-    """A rotation for each head as ``[B or 1, T, N, R/2]``: rotate tells it by as many axes as x has."""
-    if rope.num_heads is None or rotation.cos.ndim == 4:
-        return rotation
-    return Rotation(*(part[None] for part in rotation))
 
 
 def stored_context_length(cache: KVCache, ropes: Ropes, context_length, so_far, num_tokens, by_count: bool):

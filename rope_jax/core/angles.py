@@ -97,7 +97,8 @@ def rotation(positions, frequencies: Frequencies | FrequencyChoice) -> Rotation:
         the index of a choice, are the axes of the positions before T: ``[B, R/2]`` for positions ``[B, T]``.
 
     Returns:
-      :class:`Rotation` of float32 ``[..., T, R/2]``, or ``[..., T, N, R/2]`` with frequencies for each head.
+      :class:`Rotation` of float32 ``[..., T, R/2]``. With frequencies for each head ``[..., T, N, R/2]``, and
+      ``[1, T, N, R/2]`` for positions without leading axes.
 
     Raises:
       TypeError: if positions are bool, bfloat16 or float16, or frequencies are of another type.
@@ -148,11 +149,15 @@ def _first(frequencies: Frequencies | FrequencyChoice) -> Frequencies:
 
 
 def _split_heads(rotation: Rotation, frequencies) -> Rotation:
-    """``[..., T, N R/2]`` as ``[..., T, N, R/2]``, if heads have frequencies of their own."""
+    """``[..., T, N R/2]`` as ``[..., T, N, R/2]``, if heads have frequencies of their own.
+
+    ``[1, T, N, R/2]`` without leading axes: ``[T, N, R/2]`` would be read as that of B rows and T tokens.
+    """
     if frequencies.num_heads is None:
         return rotation
-    sizes = frequencies.num_heads, frequencies.num_pairs
-    return Rotation(*(part.reshape(*part.shape[:-1], *sizes) for part in rotation))
+    leading = rotation.cos.shape[:-2] or (1,)
+    sizes = rotation.cos.shape[-2], frequencies.num_heads, frequencies.num_pairs
+    return Rotation(*(part.reshape(*leading, *sizes) for part in rotation))
 
 
 def leading_axes(positions, num_axes: int, name: str = "positions", **sizes: int) -> tuple[int, ...]:

@@ -98,7 +98,9 @@ class Axial:
         runs = [_ladder(schedule, size) for schedule, size in zip(self._schedules(), self.sizes, strict=True)]
         factors = {run.attention_factor for run in runs if run is not None} or {1.0}
         if len(factors) > 1:
-            raise ValueError(f"Axial: schedules must have one attention factor, got {sorted(factors)}")
+            raise ValueError(
+                f"Axial: schedules must have one attention factor, got {sorted(factors)}: set attention_factor"
+            )
         axes = self._axes()
         columns, num_axes = [], max(axes) + 1
         for axis, size, run in zip(axes, self.sizes, runs, strict=True):
@@ -113,6 +115,8 @@ def _ladder(schedule: Schedule | None, size: int) -> Frequencies | None:
     """The frequencies ``[size/2]`` of one run; None if it rests."""
     if schedule is None:
         return None
+    if getattr(schedule, "context_length", 0) is None:
+        raise ValueError(f"Axial: schedule must have its context_length as a field, got {schedule}")
     ladder = schedule(size)
     if (
         not isinstance(ladder, Frequencies)
@@ -206,7 +210,8 @@ class Affine:
     """Another schedule at the coordinate ``scale * position + offset`` of each axis, exact at integer positions.
 
     ``theta'_a = scale_a theta_a`` and the phase is ``sum_a offset_a theta_a``, so that positions stay integers. For
-    centres of h patches in [-1, 1]: ``scale=2/h`` and ``offset=1/h - 1``.
+    centres of h patches in [-1, 1]: ``scale=2/h`` and ``offset=1/h - 1``. With an offset, position 0 rotates too:
+    :meth:`Rotation.prepend_identity` adds class tokens that are not.
 
     Attributes:
       schedule: of the coordinates.

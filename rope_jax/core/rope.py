@@ -74,7 +74,9 @@ class Rope:
         if rotary_dim // 2 % self.blocks:
             raise ValueError(f"blocks must divide R/2 = {rotary_dim // 2}, got {self.blocks}")
         if not callable(self.schedule) or isinstance(self.schedule, type):
-            raise TypeError(f"schedule must be a schedule like Standard(), got {self.schedule!r}")
+            hint = ": pass lambda rotary_dim: frequencies" if isinstance(self.schedule, Frequencies) else ""
+            got = self.schedule if isinstance(self.schedule, type) else type(self.schedule)
+            raise TypeError(f"schedule must be a schedule like Standard(), got {got.__name__}{hint}")
         try:
             hash(self.schedule)
         except TypeError:
@@ -119,6 +121,10 @@ class Rope:
         else:
             raise ValueError(
                 f"context_length must be left out: {type(self.schedule).__name__} does not depend on it"
+            )
+        if not isinstance(frequencies, Frequencies | FrequencyChoice):
+            raise TypeError(
+                f"schedule must return Frequencies, got {type(frequencies).__name__} from {self.schedule!r}"
             )
         if frequencies.num_pairs != self.num_pairs:
             raise ValueError(
@@ -265,6 +271,13 @@ class Rope:
         length = q.shape[token_axis]
         check_axes("k", k, _axes_of("K", token_axis), T=length, H=self.head_dim)
         positions = device_array("positions", positions)
+        given = positions.shape[-1 if self.num_axes == 1 else -2 :][:1]
+        other = -5 - token_axis  # the axis of heads
+        if given != (length,) and given == q.shape[other:][:1] == k.shape[other:][:1]:
+            raise ValueError(
+                f"positions must be of T={length} tokens, got {given[0]}, as axis {other} of q and k has: "
+                f"pass token_axis={other} if that is the axis of tokens"
+            )
         leading_axes(positions, self.num_axes, T=length)
         return self.rotation(positions, context_length=context_length)
 

@@ -92,6 +92,8 @@ def rotate_all(
     rotation = Rotation(*(jnp.asarray(part) for part in rotation))
     for name, part in (("rotation.cos", rotation.cos), ("rotation.sin", rotation.sin)):
         check_dtype(name, part, jnp.floating, "floating")
+    if rotation.cos.shape[:1] == (1,) and all(rotation.cos.ndim == x.ndim + 1 for x in xs):
+        rotation = Rotation(*(part[0] for part in rotation))  # for each head, and x has no leading axes
     check_pairing(layout, start, blocks)
     if token_axis not in (-3, -2):
         raise ValueError(f"token_axis must be -3 for [..., T, N, H] or -2 for [..., N, T, H], got {token_axis}")

@@ -1,6 +1,7 @@
 """Forward passes with a cache: prefill with whole prompts, then step through the next tokens."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax.attention.cache import KVCache
+from rope_jax.attention.rotations import first_rope
 from rope_jax.models.decoder import Decoder
 
 
@@ -30,7 +32,19 @@ class ForwardPass:
 
     @classmethod
     def of(cls, model: Decoder, params, context_length: int | jax.Array | None = None) -> "ForwardPass":
-        """Makes an integer context length static, and keeps an array as an argument of the program."""
+        """Makes an integer context length static, and keeps an array as an argument of the program.
+
+        Raises:
+          ValueError: if the model's rope has several position axes, or params are not the model's variables.
+        """
+        rope = first_rope(model.ropes)
+        if rope is not None and rope.num_axes > 1:
+            raise ValueError(
+                f"model must have a rope of one position axis, for generation, got {rope.num_axes}: "
+                "call model.apply with positions and a cache"
+            )
+        if not isinstance(params, Mapping) or "params" not in params:
+            raise ValueError("params must be the variables of model.init, {'params': ...}, got their inside")
         if isinstance(context_length, int | np.integer):
             return cls(params, None, model, int(context_length))
         return cls(params, context_length, model, None)

@@ -47,7 +47,8 @@ class TestAxial:
     def test_a_schedule_for_each_axis_and_pairs_at_rest(self):
         schedules = [Standard(base=100.0), None, Linear(factor=4.0, base=100.0)]
         inv_freq = Axial(sizes=(4, 2, 4), schedule=schedules)(10).inv_freq
-        np.testing.assert_allclose(inv_freq, [[1, 0.1, 0, 0, 0], [0] * 5, [0, 0, 0, 0.25, 0.025]], rtol=1e-14)
+        np.testing.assert_allclose(inv_freq, [[1, 0.1, 0, 0, 0], [0, 0, 0, 0.25, 0.025]], rtol=1e-14)
+        assert Axial(sizes=(4, 2, 4), schedule=schedules, axes=(0, 1, 2))(10).num_axes == 3
         assert np.all(Axial(sizes=(4, 4), schedule=(None, None))(8).inv_freq == 0)
 
     def test_alternating(self):

@@ -240,7 +240,17 @@ class Unhashable:
             "positions must have shape .* with T=3",
         ),
         (lambda: rope_jax.Rope(8, Unhashable()), TypeError, "schedule must be hashable, got <Unhashable>"),
-        (lambda: rope_jax.Rope(8, 10_000.0), TypeError, "schedule must be a schedule .* got 10000.0"),
+        (lambda: rope_jax.Rope(8, 10_000.0), TypeError, "schedule must be a schedule .* got float"),
+        (
+            lambda: rope_jax.Rope(8, rope_jax.Standard()(8)),
+            TypeError,
+            "schedule must be a schedule .* got Frequencies: pass lambda rotary_dim: frequencies",
+        ),
+        (
+            lambda: rope_jax.Rope(8, lambda r: np.ones(r // 2)).frequencies(),
+            TypeError,
+            "must return Frequencies, got ndarray",
+        ),
         (
             lambda: rope_jax.Rope(8, rope_jax.Standard())(
                 jnp.ones((1, 3, 2, 16)), jnp.ones((1, 3, 2, 16)), jnp.arange(3)

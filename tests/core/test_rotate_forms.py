@@ -297,7 +297,7 @@ PER_HEAD = rope_jax.Rope(H, lambda r: rope_jax.Frequencies(np.ones((2, 1, r // 2
         (lambda: rope_jax.Rope(H, rope_jax.Standard(), blocks=3), ValueError, "blocks must divide R/2 = 8, got 3"),
         (lambda: rope_jax.Rope(H, rope_jax.Standard(), layout="interleaved", blocks=2), ValueError, "blocks must be 1 with interleaved pairs"),
         (lambda: rope_jax.Rope(H, rope_jax.Standard(), start=-2), ValueError, "start must be at least 0, got -2"),
-        (lambda: ROPE(X, X, jnp.arange(T), token_axis=-2), ValueError, r"positions must have shape .* with T=4, got \(5,\)"),
+        (lambda: ROPE(X, X, jnp.arange(T), token_axis=-2), ValueError, r"positions must be of T=4 tokens, got 5, as axis -3 of q and k has: pass token_axis=-3"),
         (
             lambda: ROPE(swapped(X), X, jnp.arange(T), token_axis=-2),
             ValueError,
@@ -320,3 +320,17 @@ PER_HEAD = rope_jax.Rope(H, lambda r: rope_jax.Frequencies(np.ones((2, 1, r // 2
 def test_refusals(call, error, says):
     with pytest.raises(error, match=says):
         call()
+
+
+def test_a_rotation_for_each_head_is_never_read_as_that_of_rows():
+    """With as many rows, tokens and heads, shapes alone would not tell."""
+    size = 6
+    inv_freq = np.random.default_rng(0).uniform(0.1, 1, (size, 2, 4))
+    positions = np.random.default_rng(1).integers(0, 9, (size, 2))
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(size, size, size, 8)), jnp.float32)
+    each_head = rope_jax.rotation(jnp.asarray(positions), rope_jax.Frequencies(inv_freq))
+    got = rope_jax.rotate(x, each_head)
+    for head in range(size):
+        alone = rope_jax.rotation(jnp.asarray(positions), rope_jax.Frequencies(inv_freq[head]))
+        np.testing.assert_allclose(got[:, :, head], rope_jax.rotate(x, alone)[:, :, head], atol=2e-6)
+    np.testing.assert_array_equal(rope_jax.rotate(x[0], each_head), got[0])  # also without rows
