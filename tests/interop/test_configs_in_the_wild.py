@@ -18,6 +18,7 @@ from released import config_of
 import rope_jax
 from rope_jax.interop.families import FAMILIES
 from rope_jax.interop.parts import LIKE
+from rope_jax.interop.write import to_hf_config
 
 WILD = json.loads(Path(__file__).parents[1].joinpath("golden", "configs_in_the_wild.json").read_text())
 
@@ -191,7 +192,9 @@ def check(layer, expected):
 @pytest.mark.parametrize("name", READ)
 def test_what_a_config_gives(name):
     like, count, parts = READ[name]
-    layers = rope_jax.from_hf_config(WILD[name]["config"], like=like).layers
+    model_rope = rope_jax.from_hf_config(WILD[name]["config"], like=like)
+    assert rope_jax.from_hf_config(to_hf_config(model_rope)) == model_rope
+    layers = model_rope.layers
     assert len(layers) == count
     seen = []
     for expected in parts:
@@ -329,7 +332,9 @@ def test_class_defaults_of_more_than_a_size():
     ],
 )
 def test_vision_towers_that_files_have(outer, tower, head_dim):
-    rope = rope_jax.from_hf_config(dict(model_type=outer, vision_config=tower), part="vision").rope
+    model_rope = rope_jax.from_hf_config(dict(model_type=outer, vision_config=tower), part="vision")
+    assert rope_jax.from_hf_config(to_hf_config(model_rope)) == model_rope
+    rope = model_rope.rope
     assert rope.head_dim == head_dim
     matrix, pairs = rope.frequencies().inv_freq, head_dim // 2
     half = 1e4 ** -(np.arange(pairs // 2) / (pairs / 2))
