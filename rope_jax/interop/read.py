@@ -57,6 +57,8 @@ def from_hf_config(
       transformers. ``dynamic`` grows from ``max_position_embeddings``.
     - ``attn_factor`` beside ``yarn`` (vLLM): multiplies YaRN's own attention factor. transformers ignores the key.
       ``attention_factor`` is another key (transformers): it replaces the factor.
+    - ``apply_yarn_scaling`` beside ``yarn`` (vLLM): false leaves YaRN's own attention factor out. transformers
+      ignores the key.
     - ``extrapolation_factor`` beside ``yarn`` (vLLM): must be 1.
     - ``indexer_rope_interleave`` at the top (GLM-5): of the indexer of sparse attention, which rotates for itself.
 
@@ -82,7 +84,7 @@ def from_hf_config(
     transformers 5.24 departs from the training of some released checkpoints. ``compat="transformers"`` follows it,
     except for the last three entries:
 
-    - vLLM's ``attn_factor`` counts; transformers ignores it.
+    - vLLM's ``attn_factor`` and ``apply_yarn_scaling`` count; transformers ignores both.
     - YaRN's ``truncate`` counts by layer type too; transformers reads it from flat rope parameters only.
     - Phi-3.5-MoE uses its long factors beyond the original length; transformers always uses the short ones.
     - ``partial_rotary_factor`` counts with the plain rotation of every family; transformers ignores it in families

@@ -90,16 +90,18 @@ def yarn(given: RopeParameters) -> Schedule:
     given.entry.ignore("finetuned")  # how the first YaRN checkpoints were made
     truncate = given.entry.flag("truncate", True)
     factor, attention_factor = given.factor(), given.entry.number("attention_factor", None)
-    # vLLM's keys: a multiple of g(factor), and a share of the blend, 1 in every file.
-    share = given.entry.number("attn_factor", None)
+    # vLLM's keys: a multiple of g(factor), whether g counts, and a share of the blend, which is 1 in every file.
+    multiple, with_g = given.entry.number("attn_factor", None), given.entry.flag("apply_yarn_scaling", True)
     if given.entry.number("extrapolation_factor", 1.0) != 1.0:
         given.entry.refuse(f"extrapolation_factor must be 1, got {given.entry.get('extrapolation_factor')}")
-    if share is not None and not given.compat:
+    if (multiple is not None or not with_g) and not given.compat:
         if attention_factor is not None or given.entry.get("mscale_all_dim"):
             given.entry.refuse(
-                "attn_factor excludes attention_factor and mscale_all_dim; keep what the model ran with"
+                "attn_factor and apply_yarn_scaling exclude attention_factor and mscale_all_dim; "
+                "keep what the model ran with"
             )
-        attention_factor = share * Yarn(factor=factor, original_length=given.original_length()).g(1.0)
+        g = Yarn(factor=factor, original_length=given.original_length()).g(1.0) if with_g else 1.0
+        attention_factor = g * (1.0 if multiple is None else multiple)
     return Yarn(
         factor=factor,
         original_length=given.original_length(),
@@ -175,6 +177,7 @@ ELSEWHERE = {
         "; it multiplies the base in GLM-4 and ChatGLM3: write rope_theta = 10000 * rope_ratio instead. "
         "In ChatGLM2-32K it divides positions: write rope_scaling of type linear with this factor"
     ),
+    "deepseek_yarn": "; vLLM's name of YaRN with DeepSeek's mscale: write 'yarn'",
     "llama_4_scaling_beta": "; a key of Ministral 3: like='ministral3' reads it",
     "ntk": (
         "; Alibaba's fixed NTK, inv_freq_i = base^(-2i/R) / factor^(2(i + 1)/R), is no schedule of a config: "

@@ -543,9 +543,15 @@ def test_attn_factor_is_a_multiple():
     config = config_of("llama", rope_scaling=yarn)
     assert rope_jax.from_hf_config(config).rope.schedule.attention_factor == 0.5 * (0.1 * np.log(4.0) + 1)
     assert rope_jax.from_hf_config(config, compat="transformers").rope.schedule.attention_factor is None
-    with pytest.raises(ValueError, match="attn_factor excludes attention_factor and mscale_all_dim"):
+    with pytest.raises(ValueError, match="attn_factor and apply_yarn_scaling exclude attention_factor and"):
         rope_jax.from_hf_config(config_of("llama", rope_scaling=dict(yarn, attention_factor=1.0)))
     assert rope_jax.from_hf_config(config_of("llama", rope_scaling=dict(yarn, extrapolation_factor=1.0)))
+    for keys, factor in (
+        (dict(apply_yarn_scaling=False), 0.5),
+        (dict(apply_yarn_scaling=False, attn_factor=None), 1.0),
+    ):
+        scaled = rope_jax.from_hf_config(config_of("llama", rope_scaling=yarn | keys))
+        assert scaled.rope.schedule.attention_factor == factor
     with pytest.raises(ValueError, match="extrapolation_factor must be 1, got 0.5"):
         rope_jax.from_hf_config(config_of("llama", rope_scaling=dict(yarn, extrapolation_factor=0.5)))
 
