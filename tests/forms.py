@@ -347,7 +347,8 @@ def fope(positions) -> Rotation:
     cos, sin = rope_jax.rotation(positions, Frequencies(Standard()(64).inv_freq[:24]))
     mix = lambda part, matrix: jnp.einsum("td,kdp->tkp", part, jnp.float32(matrix), precision="highest")
     rest = ((0, 0), (0, 0), (0, 8))
-    return Rotation(jnp.pad(mix(cos, FOPE_COS), rest, constant_values=1.0), jnp.pad(mix(sin, FOPE_SIN), rest))
+    cos, sin = jnp.pad(mix(cos, FOPE_COS), rest, constant_values=1.0), jnp.pad(mix(sin, FOPE_SIN), rest)
+    return Rotation(cos, sin, per_head=True)
 
 
 def fope_factors(p):
@@ -366,7 +367,7 @@ def fope_factors(p):
 def selective(_) -> Rotation:
     """Selective RoPE: the angles of each head are sums of steps that depend on the input."""
     angles = jnp.cumsum(jnp.asarray(INPUT_STEPS), axis=0)
-    return Rotation(jnp.cos(angles), jnp.sin(angles))
+    return Rotation(jnp.cos(angles), jnp.sin(angles), per_head=True)
 
 
 def selective_angles(p):

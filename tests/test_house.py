@@ -113,14 +113,9 @@ def census_in_words():
     }
     same, other = by_status["same"], by_status["no rotation"]
     assert len(same) + len(other) == len(folders)
-    modules = sum(len({part["module"] for part in folders[folder]["parts"].values()}) for folder in same)
+    modules = len({part["module"] for folder in same for part in folders[folder]["parts"].values()})
+    remarks = [f"{folder} ({folders[folder]['note']})" for folder in same if folders[folder]["note"]]
     reasons = [f"{folder} ({folders[folder]['note']})" for folder in other]
-    towers = {
-        folder: part["said"]
-        for folder in same
-        for part in reversed(folders[folder]["parts"].values())
-        if "tower" in part["variants"]
-    }
     lines = [
         f"**All {len(same)} folders that rotate are reproduced, with {modules} rotary modules; none differs** "
         f"(transformers {table['versions']['transformers']}, torch {table['versions']['torch']}, jax "
@@ -140,8 +135,7 @@ def census_in_words():
         f"{', '.join(same)}.",
         "",
     ]
-    lines += ["Modules that no config of ours describes, and how they are said here:", ""]
-    lines += [f"- {folder}: `{said}`" for folder, said in towers.items()]
+    lines += [f"Of these: {'; '.join(remarks)}."]
     lines += ["", f"No rotation: {'; '.join(reasons)}.", "", "</details>"]
     return "\n".join(lines)
 

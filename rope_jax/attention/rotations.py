@@ -71,9 +71,9 @@ def rotations_at(ropes: Ropes, positions, context_length, so_far) -> tuple[Rotat
     if not isinstance(ropes, tuple) or len(distinct) == 1:
         return rotations[distinct[0]], None
     like = rotations[rotating[0]]
-    identity = Rotation(jnp.ones_like(like.cos), jnp.zeros_like(like.sin))
-    parts = zip(*(rotations.get(rope, identity) for rope in distinct), strict=True)
-    stacked = Rotation(*(jnp.stack(jnp.broadcast_arrays(*part)) for part in parts))
+    identity = Rotation(jnp.ones_like(like.cos), jnp.zeros_like(like.sin), like.per_head)
+    each = [rotations.get(rope, identity) for rope in distinct]
+    stacked = jax.tree.map(lambda *parts: jnp.stack(jnp.broadcast_arrays(*parts)), *each)
     return stacked, jnp.array([distinct.index(rope) for rope in ropes], jnp.int32)
 
 

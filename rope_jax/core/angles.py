@@ -1,8 +1,9 @@
 """Cosine and sine of the angle of each pair at a position, exact for every integer position."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +23,23 @@ from rope_jax.core.phases import (
 )
 
 
-class Rotation(NamedTuple):
-    """``attention_factor`` times the cosine and the sine of the angle of each pair.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rotation:
+    """``attention_factor`` times the cosine and the sine of the angle of each pair: ``cos, sin = rotation``.
 
     Attributes:
       cos: float32 ``[..., T, R/2]``, or ``[..., T, N, R/2]`` with frequencies for each head.
       sin: float32, likewise.
+      per_head: whether heads have frequencies of their own.
     """
 
     cos: jax.Array
     sin: jax.Array
+    per_head: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def __iter__(self) -> Iterator[jax.Array]:
+        return iter((self.cos, self.sin))
 
     def inverse(self) -> "Rotation":
         """The inverse rotation: the negated angle, and 1/a for the attention factor a.
@@ -43,18 +51,17 @@ class Rotation(NamedTuple):
           [0.0, -0.5]
         """
         square = self.cos * self.cos + self.sin * self.sin  # attention_factor^2
-        return Rotation(self.cos / square, -self.sin / square)
+        return Rotation(self.cos / square, -self.sin / square, self.per_head)
 
-    def prepend_identity(self, num_tokens: int, *, token_axis: int = -2) -> "Rotation":
+    def prepend_identity(self, num_tokens: int) -> "Rotation":
         """With tokens in front that are not rotated: class, register or prefix tokens.
 
         Args:
           num_tokens: how many tokens to add, at least 0.
-          token_axis: the axis T: -2, or -3 with frequencies for each head.
 
         Raises:
-          TypeError: if ``num_tokens`` is not an integer.
-          ValueError: if ``num_tokens`` is below 0, or ``token_axis`` is neither -2 nor -3.
+          TypeError: if num_tokens is not an integer.
+          ValueError: if num_tokens is negative.
 
         Example:
           >>> import jax.numpy as jnp, rope_jax
@@ -62,17 +69,15 @@ class Rotation(NamedTuple):
           >>> half_turn.prepend_identity(2).cos.ravel().tolist()
           [1.0, 1.0, -1.0]
         """
-
-        count = check_integer("num_tokens", num_tokens, 0)
-        if token_axis not in (-2, -3):
-            raise ValueError(f"token_axis must be -2, or -3 with frequencies for each head, got {token_axis}")
+        count, token_axis = check_integer("num_tokens", num_tokens, 0), -3 if self.per_head else -2
 
         def pad(part, value):
-            shape = list(part.shape)
-            shape[token_axis] = count
-            return jnp.concatenate([jnp.full(shape, value, part.dtype), part], token_axis)
+            part = jnp.asarray(part)
+            widths = [(0, 0, 0)] * part.ndim
+            widths[token_axis] = (count, 0, 0)
+            return lax.pad(part, jnp.asarray(value, part.dtype), widths)
 
-        return Rotation(pad(self.cos, 1), pad(self.sin, 0))
+        return Rotation(pad(self.cos, 1), pad(self.sin, 0), self.per_head)
 
 
 def rotation(positions, frequencies: Frequencies | FrequencyChoice) -> Rotation:
@@ -97,8 +102,7 @@ def rotation(positions, frequencies: Frequencies | FrequencyChoice) -> Rotation:
         the index of a choice, are the axes of the positions before T: ``[B, R/2]`` for positions ``[B, T]``.
 
     Returns:
-      :class:`Rotation` of float32 ``[..., T, R/2]``. With frequencies for each head ``[..., T, N, R/2]``, and
-      ``[1, T, N, R/2]`` for positions without leading axes.
+      :class:`Rotation` of float32 ``[..., T, R/2]``, or ``[..., T, N, R/2]`` with frequencies for each head.
 
     Raises:
       TypeError: if positions are bool, bfloat16 or float16, or frequencies are of another type.
@@ -149,15 +153,12 @@ def _first(frequencies: Frequencies | FrequencyChoice) -> Frequencies:
 
 
 def _split_heads(rotation: Rotation, frequencies) -> Rotation:
-    """``[..., T, N R/2]`` as ``[..., T, N, R/2]``, if heads have frequencies of their own.
-
-    ``[1, T, N, R/2]`` without leading axes: ``[T, N, R/2]`` would be read as that of B rows and T tokens.
-    """
+    """``[..., T, N R/2]`` as ``[..., T, N, R/2]``, if heads have frequencies of their own."""
     if frequencies.num_heads is None:
         return rotation
-    leading = rotation.cos.shape[:-2] or (1,)
-    sizes = rotation.cos.shape[-2], frequencies.num_heads, frequencies.num_pairs
-    return Rotation(*(part.reshape(*leading, *sizes) for part in rotation))
+    sizes = frequencies.num_heads, frequencies.num_pairs
+    cos, sin = (part.reshape(*part.shape[:-1], *sizes) for part in rotation)
+    return Rotation(cos, sin, per_head=True)
 
 
 def leading_axes(positions, num_axes: int, name: str = "positions", **sizes: int) -> tuple[int, ...]:

@@ -27,7 +27,14 @@ _inner_context_length = property(lambda self: self.schedule.context_length)
 
 
 def _call(schedule, rotary_dim: int, context_length: tuple) -> Frequencies | FrequencyChoice:
-    return schedule(rotary_dim, *context_length)
+    if not callable(schedule) or isinstance(schedule, type):
+        raise TypeError(f"schedule must be a schedule like Standard(), got {schedule!r}")
+    frequencies = schedule(rotary_dim, *context_length)
+    if frequencies.num_pairs != rotary_dim // 2:
+        raise ValueError(
+            f"schedule must give R/2 = {rotary_dim // 2} frequencies, got {frequencies.num_pairs} from {schedule!r}"
+        )
+    return frequencies
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +46,8 @@ class Axial:
 
     Attributes:
       sizes: the features of each run of pairs, even, in the order of the head; they add up to R.
-      schedule: of all runs, or one for each run; the pairs of a run with None are not rotated.
+      schedule: of all runs, or one for each run; the pairs of a run with None are not rotated
+        (the attention factor scales them too).
       axes: the position axis that each run reads; None is 0, 1, 2, ... for the runs that are rotated.
       alternating: whether the pairs of equal runs lie by turns: the first pair of each run, then the second, ...
 
@@ -84,7 +92,9 @@ class Axial:
     __repr__ = repr_without_defaults
 
     def _schedules(self) -> tuple[Schedule | None, ...]:
-        return self.schedule if isinstance(self.schedule, tuple) else (self.schedule,) * len(self.sizes)  # type: ignore[return-value]
+        if isinstance(self.schedule, tuple):
+            return self.schedule
+        return (self.schedule,) * len(self.sizes)  # type: ignore[return-value]
 
     def _axes(self) -> tuple[int, ...]:
         if self.axes is not None:
@@ -117,7 +127,7 @@ def _ladder(schedule: Schedule | None, size: int) -> Frequencies | None:
         return None
     if getattr(schedule, "context_length", 0) is None:
         raise ValueError(f"Axial: schedule must have its context_length as a field, got {schedule}")
-    ladder = schedule(size)
+    ladder = _call(schedule, size, ())
     if (
         not isinstance(ladder, Frequencies)
         or not ladder.on_host

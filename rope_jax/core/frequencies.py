@@ -126,9 +126,12 @@ def _as_numbers(name: str, numbers) -> np.ndarray | jax.Array:
         check_dtype(name, numbers, jnp.floating, "floating")
         return numbers
     try:
-        host = np.array(numbers, np.float64)
+        given = np.asarray(numbers)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be numbers of one shape, got {numbers!r}") from None
+    if given.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must be real numbers, got dtype {given.dtype}")
+    host = given.astype(np.float64)
     if not np.all(np.abs(host) < 2.0**64):
         raise ValueError(f"{name} must be finite numbers below 2^64, got {numbers}")
     host.flags.writeable = False
@@ -148,6 +151,7 @@ class FrequencyChoice:
         gives NaN.
 
     Raises:
+      TypeError: if the index is bool or floating.
       ValueError: if options are empty, not on the host, or of several shapes.
     """
 
@@ -155,9 +159,12 @@ class FrequencyChoice:
     index: jax.Array
 
     def __post_init__(self):
-        shapes = {(option.inv_freq.shape, option.phase is None) for option in self.options}
-        if len(shapes) != 1 or not all(option.on_host for option in self.options):
+        on_host = all(isinstance(option, Frequencies) and option.on_host for option in self.options)
+        if not on_host or len({(option.inv_freq.shape, option.phase is None) for option in self.options}) != 1:
             raise ValueError(f"options must be one or more host Frequencies of one shape, got {self.options}")
+        dtype = getattr(self.index, "dtype", jnp.int32)
+        if jnp.issubdtype(dtype, jnp.bool) or jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"index must be integers, got dtype {dtype}")
 
     on_host = True
 

@@ -59,10 +59,10 @@ def rotate_by_parts(x, cos, sin, layout: Layout, start: int = 0) -> jax.Array:
     if layout == "interleaved":
         pairs = lax.concatenate([part[..., None] for part in rotated], x.ndim)
         rotated = [pairs.reshape(*x.shape[:-1], rotary_dim)]
-    return _join_unrotated(x, rotated, start, rotary_dim)
+    return join_unrotated(x, rotated, start, rotary_dim)
 
 
-def _join_unrotated(x, rotated: list, start: int, rotary_dim: int) -> jax.Array:
+def join_unrotated(x, rotated: list, start: int, rotary_dim: int) -> jax.Array:
     """Rotated features from ``start`` on, between the features of x that are not rotated."""
     axis, like = x.ndim - 1, rotated[0]
     if start:
@@ -141,7 +141,7 @@ def rotate_in_one_loop(x, cos, sin, layout: Layout, start: int = 0) -> jax.Array
     if whole:
         return pairs.reshape(x.shape)
     rotated = _narrow_bits(pairs.reshape(*x.shape[:-1], rotary_dim))
-    return lax.bitcast_convert_type(_join_unrotated(_narrow_bits(x), [rotated], start, rotary_dim), x.dtype)
+    return lax.bitcast_convert_type(join_unrotated(_narrow_bits(x), [rotated], start, rotary_dim), x.dtype)
 
 
 def wide_dtype(x):

@@ -8,13 +8,12 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from rope_jax._checks import check_axes, device_array
+from rope_jax._checks import check_axes, check_dtype, check_integer, device_array
 from rope_jax.core.angles import Rotation, leading_axes, rotation, rotation_change
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule
 from rope_jax.core.primitive import Layout, RotateBackend
-from rope_jax.core.rotate import check_pairing, rotate_all
+from rope_jax.core.rotate import check_pairing, check_token_axis, rotate_all
 from rope_jax.core.schedules import repr_without_defaults
 
 
@@ -61,6 +60,10 @@ class Rope:
     __repr__ = repr_without_defaults
 
     def __post_init__(self):
+        for name in ("head_dim", "start", "blocks"):
+            object.__setattr__(self, name, check_integer(name, getattr(self, name)))
+        if self.rotary_dim is not None:
+            object.__setattr__(self, "rotary_dim", check_integer("rotary_dim", self.rotary_dim))
         check_pairing(self.layout, self.start, self.blocks)
         most = self.head_dim - self.start
         rotary_dim = most if self.rotary_dim is None else self.rotary_dim
@@ -97,15 +100,21 @@ class Rope:
         first = first % half + first // half * 2 * half
         return self.start + np.stack([first, first + half])
 
+    @functools.cached_property
+    def _axes_and_heads(self) -> tuple[int, int | None]:
+        """A and N of the frequencies, once for each rope: every call asks for them."""
+        frequencies = self.frequencies(1 if self.needs_context_length else None)
+        return frequencies.num_axes, frequencies.num_heads
+
     @property
     def num_axes(self) -> int:
         """A, the position axes of the frequencies; 1 for text."""
-        return _axes_and_heads(self)[0]
+        return self._axes_and_heads[0]
 
     @property
     def num_heads(self) -> int | None:
         """N, the heads with frequencies of their own; None if all heads share the frequencies."""
-        return _axes_and_heads(self)[1]
+        return self._axes_and_heads[1]
 
     @property
     def needs_context_length(self) -> bool:
@@ -170,11 +179,10 @@ class Rope:
             check_axes("x", x, _axes_of("N", token_axis), H=self.head_dim)
         if isinstance(rotation, Rotation):
             heads = {} if self.num_heads is None else {"N": self.num_heads}
+            if rotation.per_head != bool(heads):
+                raise ValueError(f"rotation must have per_head={bool(heads)}, as the rope, got {rotation.per_head}")
             axes = "... T N R/2" if heads else "... T R/2"
             check_axes("rotation.cos", rotation.cos, axes, **heads, **{"R/2": self.num_pairs})
-            if heads:  # rotate tells frequencies for each head by the number of axes
-                missing = range(max(x.ndim for x in xs) - rotation.cos.ndim)
-                rotation = Rotation(*(lax.expand_dims(jnp.asarray(part), missing) for part in rotation))
         return rotate_all(
             xs,
             rotation,
@@ -240,6 +248,7 @@ class Rope:
                 "store unrotated keys, with init_cache(rotated=False)"
             )
         positions = device_array("positions", positions)
+        check_dtype("positions", positions, jnp.integer, "integer")
         leading_axes(positions, self.num_axes)
         return self.rotate(k, rotation_change(positions, old, new))
 
@@ -282,12 +291,6 @@ class Rope:
         return self.rotation(positions, context_length=context_length)
 
 
-@functools.lru_cache
-def _axes_and_heads(rope: Rope) -> tuple[int, int | None]:
-    """A and N of the frequencies, once for each rope: every call asks for them."""
-    frequencies = rope.frequencies(1 if rope.needs_context_length else None)
-    return frequencies.num_axes, frequencies.num_heads
-
-
 def _axes_of(heads: str, token_axis: int) -> str:
+    check_token_axis(token_axis)
     return f"... T {heads} H" if token_axis == -3 else f"... {heads} T H"

@@ -1,7 +1,7 @@
 """Rotates the pairs of features of queries and keys."""
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jax import lax
 
 from rope_jax._checks import check_axes, check_dtype, check_integer
 from rope_jax.core.angles import Rotation
-from rope_jax.core.primitive import Layout, RotateBackend, rotate_arrays
+from rope_jax.core.primitive import Layout, RotateBackend, join_unrotated, rotate_arrays
 
 
 def rotate(
@@ -34,9 +34,9 @@ def rotate(
     Args:
       x: floating ``[..., T, N, H]``: queries, or keys with K heads instead of N. ``[..., N, T, H]`` if
         ``token_axis`` is -2.
-      rotation: cos and sin ``[..., T, R/2]`` with fewer axes than x; the axes before T broadcast against the axes
-        of x. With as many axes as x, ``[..., T, M, R/2]``: frequencies for each of M heads, where N is a multiple
-        of M, and head n takes those of head ``n // (N/M)``.
+      rotation: cos and sin ``[..., T, R/2]``; the axes before T broadcast against the axes of x. If ``per_head``,
+        ``[..., T, M, R/2]``: frequencies for each of M heads, where N is a multiple of M, and head n takes those of
+        head ``n // (N/M)``.
       layout: the two features of a pair, ``"half"`` or ``"interleaved"``.
       start: the first feature to rotate.
       blocks: the R features are so many blocks of equal size, and the halves of a pair lie in one block (Gemma 4's
@@ -82,21 +82,18 @@ def rotate_all(
 ) -> list[jax.Array]:
     """:func:`rotate` of several arrays, such as queries and keys, by a shared rotation.
 
-    If a kernel is used and the arrays share all axes but N, they are rotated in a single launch.
+    If a kernel is used, the arrays share all axes but N, and tokens are before heads, a single launch rotates all.
     """
     xs = [jnp.asarray(x) for x in xs]
     if not isinstance(rotation, Rotation):
         raise TypeError(
             f"rotation must be a Rotation, as rope.rotation(positions) gives, got {type(rotation).__name__}"
         )
-    rotation = Rotation(*(jnp.asarray(part) for part in rotation))
+    rotation = Rotation(jnp.asarray(rotation.cos), jnp.asarray(rotation.sin), rotation.per_head)
     for name, part in (("rotation.cos", rotation.cos), ("rotation.sin", rotation.sin)):
         check_dtype(name, part, jnp.floating, "floating")
-    if rotation.cos.shape[:1] == (1,) and all(rotation.cos.ndim == x.ndim + 1 for x in xs):
-        rotation = Rotation(*(part[0] for part in rotation))  # for each head, and x has no leading axes
     check_pairing(layout, start, blocks)
-    if token_axis not in (-3, -2):
-        raise ValueError(f"token_axis must be -3 for [..., T, N, H] or -2 for [..., N, T, H], got {token_axis}")
+    check_token_axis(token_axis)
     if implementation not in (None, *get_args(RotateBackend)):
         raise ValueError(f"implementation must be None or one of {get_args(RotateBackend)}, got {implementation!r}")
     for x in xs:
@@ -109,45 +106,50 @@ def rotate_unchecked(
     xs, rotation: Rotation, *, layout: Layout, start: int, blocks: int, token_axis: int = -3, implementation=None
 ) -> list[jax.Array]:
     """:func:`rotate_all` for arguments that are known to be right."""
-    per_head = any(rotation.cos.ndim == x.ndim for x in xs)
-    if blocks == 1 and not per_head and token_axis == -3:
+    if blocks == 1 and not rotation.per_head and token_axis == -3:
         return rotate_arrays(xs, *rotation, layout=layout, start=start, implementation=implementation)
-    if implementation is None and (blocks > 1 or per_head):
+    if implementation is None and (blocks > 1 or rotation.per_head):
         implementation = "xla"
     rotated = []
     for x in xs:
         view, parts = _as_tokens_and_heads(x, rotation, token_axis)
-        kept: Any = None
-        if blocks > 1:
+        if blocks == 1:
+            (out,) = rotate_arrays([view], *parts, layout=layout, start=start, implementation=implementation)
+        else:
             rotary_dim = 2 * rotation.cos.shape[-1]
-            kept, view = view, lax.slice_in_dim(view, start, start + rotary_dim, axis=view.ndim - 1)
-            view = view.reshape(*view.shape[:-1], blocks, 1, rotary_dim // blocks)
+            cut = lax.slice_in_dim(view, start, start + rotary_dim, axis=view.ndim - 1)
+            cut = cut.reshape(*view.shape[:-1], blocks, 1, rotary_dim // blocks)
             parts = [part.reshape(*part.shape[:-1], 1, blocks, part.shape[-1] // blocks) for part in parts]
-        begin = 0 if blocks > 1 else start
-        (out,) = rotate_arrays([view], *parts, layout=layout, start=begin, implementation=implementation)
-        if kept is not None:
-            out = out.reshape(*kept.shape[:-1], rotary_dim)
-            pieces = [kept[..., :start], out, kept[..., start + rotary_dim :]]
-            out = lax.concatenate([piece for piece in pieces if piece.shape[-1]], out.ndim - 1)
+            (out,) = rotate_arrays([cut], *parts, layout=layout, implementation=implementation)
+            out = join_unrotated(view, [out.reshape(*view.shape[:-1], rotary_dim)], start, rotary_dim)
+        # Axes of size 1 first: a mesh of explicit axes allows no other reshape.
+        out = out if view.ndim == x.ndim or token_axis == -3 else lax.squeeze(out, [out.ndim - 2])
         rotated.append(out.reshape(x.shape))
     return rotated
 
 
 def _as_tokens_and_heads(x, rotation: Rotation, token_axis: int) -> tuple[jax.Array, list[jax.Array]]:
     """x with axes that read as ``[..., T, N, H]``, not transposed, and cos and sin as ``[..., T, R/2]``."""
-    if rotation.cos.ndim < x.ndim:
+    if not rotation.per_head:
         if token_axis == -3:
             return x, list(rotation)
         # [..., N, T, H] is N rows of T tokens with one head.
         return x[..., None, :], [part[..., None, :, :] for part in rotation]
     num_heads = rotation.cos.shape[-2]
+    group = x.shape[-5 - token_axis] // num_heads
     if token_axis == -3:
         # [..., T, M, G, H] is T rows of M tokens with the G heads of a group.
-        return x.reshape(*x.shape[:-2], num_heads, -1, x.shape[-1]), list(rotation)
+        return x.reshape(*x.shape[:-2], num_heads, group, x.shape[-1]), list(rotation)
     # [..., M, G, T, H] is M rows of G rows of T tokens with one head.
     *leading, _, length, head_dim = x.shape
     parts = [part.swapaxes(-3, -2)[..., None, :, :] for part in rotation]
-    return x.reshape(*leading, num_heads, -1, length, 1, head_dim), parts
+    return x.reshape(*leading, num_heads, group, length, head_dim)[..., None, :], parts
+
+
+def check_token_axis(token_axis: int) -> None:
+    """Raises unless the axis T is -3 or -2."""
+    if check_integer("token_axis", token_axis) not in (-3, -2):
+        raise ValueError(f"token_axis must be -3 for [..., T, N, H] or -2 for [..., N, T, H], got {token_axis}")
 
 
 def check_pairing(layout: Layout, start: int, blocks: int) -> None:
@@ -165,10 +167,8 @@ def _check_shapes(x, rotation: Rotation, layout: Layout, start: int, blocks: int
     check_dtype("x", x, jnp.floating, "floating")
     check_axes("x", x, "... T N H" if token_axis == -3 else "... N T H")
     length, heads, head_dim = x.shape[token_axis], x.shape[-5 - token_axis], x.shape[-1]
-    leading = x.shape[:-3]
-    num_pairs = cos.shape[-1]
-    per_head = cos.ndim == x.ndim
-    if per_head:
+    leading, num_pairs = x.shape[:-3], cos.shape[-1] if cos.ndim else 0
+    if rotation.per_head:
         check_axes("rotation.cos", cos, "... T M R/2", T=length)
         if not cos.shape[-2] or heads % cos.shape[-2]:
             raise ValueError(
@@ -179,8 +179,8 @@ def _check_shapes(x, rotation: Rotation, layout: Layout, start: int, blocks: int
         check_axes("rotation.cos", cos, "... T R/2", T=length)
     if sin.shape != cos.shape:
         raise ValueError(f"rotation.sin must have the shape of rotation.cos {cos.shape}, got {sin.shape}")
-    own = cos.shape[: -3 if per_head else -2]
-    if cos.ndim > x.ndim or any(c not in (1, n) for c, n in zip(own[::-1], leading[::-1], strict=False)):
+    own = cos.shape[: -3 if rotation.per_head else -2]
+    if len(own) > len(leading) or any(c not in (1, n) for c, n in zip(own[::-1], leading[::-1], strict=False)):
         raise ValueError(
             f"rotation [..., T, R/2] = {cos.shape} must broadcast against x [..., T, N, H] = {x.shape} before T"
         )

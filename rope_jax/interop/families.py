@@ -6,8 +6,19 @@ table with transformers.
 
 import dataclasses
 
-from rope_jax.interop import hooks
 from rope_jax.interop.family import Family, FullEvery, LayerBase, NullSwitch, Switch
+from rope_jax.interop.hooks import (
+    base_in_attn_config,
+    compress_ratios,
+    hybrid_layer_pattern,
+    lists_by_layer,
+    original_length_at_top,
+    period_of_five,
+    rotary_dim_is_lost,
+    twice_the_width,
+    wide_global_heads,
+    without_mlp_blocks,
+)
 from rope_jax.interop.rope_types import alpha, alpha_or_dynamic, longrope, yarn
 from rope_jax.interop.sections import PairAxes
 
@@ -34,7 +45,7 @@ _family("higgs_audio_v2", explicit=True)
 _family("apertus apertus1p5_text", base=12e6, explicit=True)
 _family("bitnet evolla exaone flex_olmo mllama_text_model muse_glimmer_assistant", base=5e5)
 _family("cwm", base=1e6, explicit=True)
-_family("dbrx", read_hook=hooks.base_in_attn_config)
+_family("dbrx", read_hook=base_in_attn_config)
 _family("emu3_text_model mixtral", base=1e6)
 _family("lfm2 lfm2_moe minimax", base=1e6, hybrid=True)
 _family("nomic_bert", base=1000.0)
@@ -52,7 +63,7 @@ _family(
     hybrid=True,
     keys={"head_dim": "attention_head_dim"},
     switch=Switch("use_mem_rope", on=True, default=False),
-    read_hook=hooks.twice_the_width,
+    read_hook=twice_the_width,
 )
 _family("nanochat", negated=True)
 _family("molmo2_text", layers="rope_scaling_layers")
@@ -82,10 +93,8 @@ _family("nemotron3_5_transcribe_asr_audio", proportion=1.0, explicit=True)
 _family("solar_open", base=1e6, proportion=1.0)
 _family("sarvam_moe", base=8e6, proportion=1.0)
 _family("minimax_m2", base=5e6, proportion=1.0)
-_family("minimax_m3_vl_text", base=5e6, proportion=1.0, rotary_dim=64, read_hook=hooks.rotary_dim_is_lost)
-_family(
-    "phi3 phi4_multimodal", proportion=1.0, rope_types={"yarn": longrope}, write_hook=hooks.original_length_at_top
-)
+_family("minimax_m3_vl_text", base=5e6, proportion=1.0, rotary_dim=64, read_hook=rotary_dim_is_lost)
+_family("phi3 phi4_multimodal", proportion=1.0, rope_types={"yarn": longrope}, write_hook=original_length_at_top)
 
 # --------------------------------------------------------------------------------------- interleaved pairs
 
@@ -117,7 +126,7 @@ _family(
 )
 _family("cohere2_moe", layout="interleaved", layers="dense_or_sliding")
 _family("afmoe flint", layers="sliding")
-_family("lara_mini", layers="sliding", read_hook=hooks.period_of_five)
+_family("lara_mini", layers="sliding", read_hook=period_of_five)
 _family(
     "exaone4",
     layers="sliding_if_any",
@@ -130,13 +139,13 @@ _family("granite_swa granitemoe_swa", layers="layer_rope_theta")
 _family("muse_glimmer_text", hybrid=True, layers="layer_rope_theta")
 _family("muse_spark_text", explicit=True, hybrid=True, layers="layer_rope_theta")
 _family("laguna mellum zaya", nested=True, proportion=1.0)
-_family("mimo_v2_flash", nested=True, proportion=1.0, read_hook=hooks.hybrid_layer_pattern)
-_family("step3p5", nested=True, proportion=1.0, read_hook=hooks.lists_by_layer)
+_family("mimo_v2_flash", nested=True, proportion=1.0, read_hook=hybrid_layer_pattern)
+_family("step3p5", nested=True, proportion=1.0, read_hook=lists_by_layer)
 _family("beam", nested=True, beyond="queries grow as (1 + (m + 1) / 2048)^0.1 where nothing rotates")
 _family("ultrabert", nested=True)
 _family("lfm3", base=1e6, nested=True)
-_family("diffusion_gemma_text", nested=True, proportion=1.0, read_hook=hooks.wide_global_heads)
-_family("embedding_gemma2_text gemma4_text gemma4_unified_text", nested=True, read_hook=hooks.wide_global_heads)
+_family("diffusion_gemma_text", nested=True, proportion=1.0, read_hook=wide_global_heads)
+_family("embedding_gemma2_text gemma4_text gemma4_unified_text", nested=True, read_hook=wide_global_heads)
 _gemma3 = {
     "full_attention": LayerBase("rope_theta", 1e6, scaled=True),
     "sliding_attention": LayerBase("rope_local_base_freq", 1e4, scaled=False),
@@ -170,7 +179,7 @@ _family(
         "sliding_attention": LayerBase("rope_theta", 1e4, scaled=True),
     },
     full_every=FullEvery("sliding_window_pattern", period=4, first=3, other="sliding_attention"),
-    read_hook=hooks.without_mlp_blocks,
+    read_hook=without_mlp_blocks,
 )
 _family(
     "modernbert modernbert-decoder",
@@ -255,7 +264,7 @@ _family(
         "main": LayerBase("rope_theta", 1e4, scaled=False),
         "compress": LayerBase("compress_rope_theta", 1.6e5, scaled=True),
     },
-    read_hook=hooks.compress_ratios,
+    read_hook=compress_ratios,
 )
 
 # ------------------------------------------------------------- positions with several axes: text, height, width

@@ -1,4 +1,4 @@
-"""Puts the configs of single families into the common form: config in, config out."""
+"""Puts the configs of families with a spelling of their own into the common form, or back."""
 
 from collections.abc import Mapping, Sequence
 

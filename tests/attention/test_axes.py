@@ -216,7 +216,7 @@ class TestPlan:
     def test_heads_of_positions_of_all_rows(self):
         rope = ROPES["heads"]
         plan = make_plan(rope, (B, T), positions=positions_of(rope, "[T, A]"))
-        assert plan.rotation.cos.shape == (1, T, K, H // 2)
+        assert plan.rotation.per_head and plan.rotation.cos.shape == (T, K, H // 2)
 
     @pytest.mark.parametrize(
         ("call", "says"),

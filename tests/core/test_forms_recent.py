@@ -203,7 +203,9 @@ LEARNED = {
     ),
     "Selective RoPE": (
         RNG.normal(size=(7, 2, 3)),
-        lambda steps: Rotation(jnp.cos(jnp.cumsum(steps, axis=0)), jnp.sin(jnp.cumsum(steps, axis=0))),
+        lambda steps: Rotation(
+            jnp.cos(jnp.cumsum(steps, axis=0)), jnp.sin(jnp.cumsum(steps, axis=0)), per_head=True
+        ),
         lambda steps: np.cumsum(steps, axis=0),
     ),
 }

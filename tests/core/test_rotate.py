@@ -205,7 +205,7 @@ ROTATION = rope_jax.Rotation(jnp.ones((2, 5, 4)), jnp.ones((2, 5, 4)))
             r"rotation.cos must have shape \[\.\.\., T, R/2\] with T=3, got \(2, 5, 4\)",
         ),
         (
-            lambda: rope_jax.rotate(X, ROTATION._replace(sin=ROTATION.sin[:1])),
+            lambda: rope_jax.rotate(X, rope_jax.Rotation(ROTATION.cos, ROTATION.sin[:1])),
             ValueError,
             "rotation.sin must have the shape",
         ),
@@ -215,9 +215,9 @@ ROTATION = rope_jax.Rotation(jnp.ones((2, 5, 4)), jnp.ones((2, 5, 4)))
             r"rotation .* = \(2, 5, 4\) must broadcast against x",
         ),
         (
-            lambda: rope_jax.rotate(X[0], ROTATION),  # as many axes: frequencies for each head
+            lambda: rope_jax.rotate(X[0], ROTATION),  # the rows of x were forgotten
             ValueError,
-            r"rotation.cos must have shape \[\.\.\., T, M, R/2\] with T=5, got \(2, 5, 4\)",
+            r"= \(2, 5, 4\) must broadcast against x",
         ),
         (
             lambda: rope_jax.rotate(X[0], jax.tree.map(lambda a: a[None], ROTATION)),

@@ -56,7 +56,8 @@ def case(num_pairs, heads=(4, 2), M=None, batch=(2,), dtype=jnp.float32, seed=0,
     xs = [jnp.asarray(rng.normal(size=(*batch, T, n, H)), dtype) for n in heads]
     shape = (*(batch if rows else (1,) * len(batch) if M else ()), T, *(() if M is None else (M,)), num_pairs)
     angles = rng.uniform(-3, 3, shape)
-    rotation = rope_jax.Rotation(*(jnp.asarray(FACTOR * f(angles), jnp.float32) for f in (np.cos, np.sin)))
+    parts = (jnp.asarray(FACTOR * f(angles), jnp.float32) for f in (np.cos, np.sin))
+    rotation = rope_jax.Rotation(*parts, per_head=M is not None)
     return xs, angles, rotation
 
 
@@ -117,7 +118,9 @@ class TestForms:
     def test_float64(self, form, M):
         with jax.enable_x64(True):
             (x, _), angles, _ = case(form["num_pairs"], M=M, dtype=jnp.float64)
-            rotation = rope_jax.Rotation(jnp.asarray(FACTOR * np.cos(angles)), jnp.asarray(FACTOR * np.sin(angles)))
+            rotation = rope_jax.Rotation(
+                jnp.asarray(FACTOR * np.cos(angles)), jnp.asarray(FACTOR * np.sin(angles)), M is not None
+            )
             want = oracle(x, angles, M is not None, **form)
             for token_axis in (-3, -2):
                 given = x if token_axis == -3 else swapped(x)
@@ -139,7 +142,9 @@ class TestForms:
         (back,) = vjp(tangent)
         adjoint = float(jnp.sum(back * x)), float(jnp.sum(tangent * y))
         assert abs(adjoint[0] - adjoint[1]) < 1e-4 * x.size
-        np.testing.assert_allclose(back, fn(tangent, rope_jax.Rotation(rotation.cos, -rotation.sin)), atol=1e-6)
+        np.testing.assert_allclose(
+            back, fn(tangent, rope_jax.Rotation(rotation.cos, -rotation.sin, rotation.per_head)), atol=1e-6
+        )
 
         drotation = jax.grad(lambda r: jnp.sum(fn(x, r) * tangent))(rotation)
         weight = np.asarray(tangent if token_axis == -3 else swapped(tangent), np.float64)
@@ -152,7 +157,7 @@ class TestForms:
             np.testing.assert_allclose(got, each, atol=1e-5)
 
         # Forward, in the rotation: features that do not rotate have no tangent.
-        moved = rope_jax.Rotation(jnp.sin(5 * rotation.cos), jnp.cos(7 * rotation.sin))
+        moved = rope_jax.Rotation(jnp.sin(5 * rotation.cos), jnp.cos(7 * rotation.sin), rotation.per_head)
         _, dy = jax.jvp(lambda r: fn(x, r), (rotation,), (moved,))
         factor = np.asarray(moved.cos, np.float64) + 1j * np.asarray(moved.sin, np.float64)
         factor = factor[..., None, :] if M is None else np.repeat(factor, values.shape[-2] // M, axis=-2)
@@ -170,7 +175,7 @@ class TestForms:
             one = jax.tree.map(lambda part: part[:1] if M else part[0], rotation)
             shared = jax.vmap(lambda x, one=one, fn=fn: fn(x[None], one)[0])(q)
             np.testing.assert_allclose(shared, fn(q, one), atol=2e-6)
-            opposite = rope_jax.Rotation(-rotation.cos, -rotation.sin)
+            opposite = rope_jax.Rotation(-rotation.cos, -rotation.sin, rotation.per_head)
             both = jax.tree.map(lambda *parts: jnp.stack(parts), rotation, opposite)
             each = jax.vmap(fn, in_axes=(None, 0))(keys, both)
             np.testing.assert_allclose(each, jnp.stack([fn(keys, rotation), fn(keys, opposite)]), atol=2e-6)
@@ -269,7 +274,7 @@ def test_heads_before_tokens_compile_without_a_transpose(layout, form):
 
 X = jnp.ones((2, T, 4, H))
 ROTATION = rope_jax.Rotation(jnp.ones((2, T, 4)), jnp.ones((2, T, 4)))
-HEADS = rope_jax.Rotation(jnp.ones((2, T, 2, 4)), jnp.ones((2, T, 2, 4)))
+HEADS = rope_jax.Rotation(jnp.ones((2, T, 2, 4)), jnp.ones((2, T, 2, 4)), per_head=True)
 ROPE = rope_jax.Rope(H, rope_jax.Standard())
 PER_HEAD = rope_jax.Rope(H, lambda r: rope_jax.Frequencies(np.ones((2, 1, r // 2))))
 
@@ -289,7 +294,7 @@ PER_HEAD = rope_jax.Rope(H, lambda r: rope_jax.Frequencies(np.ones((2, 1, r // 2
         (lambda: rope_jax.rotate(X[..., :3, :], HEADS), ValueError, r"x must have a multiple of M=2 heads, .* \(2, 5, 2, 4\), got N=3"),
         (lambda: rope_jax.rotate(X, HEADS, token_axis=-2), ValueError, r"rotation.cos must have shape \[\.\.\., T, M, R/2\] with T=4"),
         (lambda: rope_jax.rotate(X[:1], HEADS), ValueError, r"= \(2, 5, 2, 4\) must broadcast against x"),
-        (lambda: rope_jax.rotate(X[0], HEADS), ValueError, r"rotation.cos must have shape \[\.\.\., T, R/2\] with T=5, got \(2, 5, 2, 4\)"),
+        (lambda: rope_jax.rotate(X[0], HEADS), ValueError, r"= \(2, 5, 2, 4\) must broadcast against x"),
         (lambda: rope_jax.rotate(X, ROTATION, implementation="triton"), ValueError, "implementation must be None or one of"),
         (lambda: rope_jax.Rope(H, rope_jax.Standard(), start=16), ValueError, "rotary_dim must be even, from 2 to head_dim=16 - start 16, got 0"),
         (lambda: rope_jax.Rope(H, rope_jax.Standard(), start=3), ValueError, "to head_dim=16 - start 3, got 13"),
@@ -307,7 +312,7 @@ PER_HEAD = rope_jax.Rope(H, lambda r: rope_jax.Frequencies(np.ones((2, 1, r // 2
         (
             lambda: PER_HEAD.rotate(X, ROPE.rotation(jnp.arange(T))),
             ValueError,
-            r"rotation.cos must have shape \[\.\.\., T, N, R/2\] with N=2, R/2=8, got \(5, 8\)",
+            "rotation must have per_head=True, as the rope, got False",
         ),
         (
             lambda: rope_jax.Rope(H, rope_jax.Sections(sections=(4, 4)))(X, X, jnp.arange(T)),
@@ -326,11 +331,50 @@ def test_a_rotation_for_each_head_is_never_read_as_that_of_rows():
     """With as many rows, tokens and heads, shapes alone would not tell."""
     size = 6
     inv_freq = np.random.default_rng(0).uniform(0.1, 1, (size, 2, 4))
-    positions = np.random.default_rng(1).integers(0, 9, (size, 2))
+    positions = jnp.asarray(np.random.default_rng(1).integers(0, 9, (size, size, 2)))
     x = jnp.asarray(np.random.default_rng(2).normal(size=(size, size, size, 8)), jnp.float32)
-    each_head = rope_jax.rotation(jnp.asarray(positions), rope_jax.Frequencies(inv_freq))
+    each_head = rope_jax.rotation(positions[0], rope_jax.Frequencies(inv_freq))
     got = rope_jax.rotate(x, each_head)
     for head in range(size):
-        alone = rope_jax.rotation(jnp.asarray(positions), rope_jax.Frequencies(inv_freq[head]))
+        alone = rope_jax.rotation(positions[0], rope_jax.Frequencies(inv_freq[head]))
         np.testing.assert_allclose(got[:, :, head], rope_jax.rotate(x, alone)[:, :, head], atol=2e-6)
-    np.testing.assert_array_equal(rope_jax.rotate(x[0], each_head), got[0])  # also without rows
+    np.testing.assert_allclose(rope_jax.rotate(x[0], each_head), got[0], atol=2e-6)  # also without rows
+    rows = jax.vmap(lambda m: rope_jax.rotation(m, rope_jax.Frequencies(inv_freq)))(positions)
+    np.testing.assert_allclose(rope_jax.rotate(x, rows)[0], got[0], atol=2e-6)
+    shared = rope_jax.rotation(positions, rope_jax.Frequencies(inv_freq[0]))
+    with pytest.raises(ValueError, match="must broadcast against x"):  # the rows of x were forgotten
+        rope_jax.rotate(x[0], shared)
+    with pytest.raises(ValueError, match="rotation must have per_head=False, as the rope, got True"):
+        rope_jax.Rope(8, lambda r: rope_jax.Frequencies(inv_freq[0])).rotate(x, each_head)
+
+
+@pytest.mark.parametrize("token_axis", [-3, -2])
+def test_no_rows_and_no_tokens(token_axis):
+    frequencies = rope_jax.Frequencies(np.ones((2, 1, 4)))
+    for shape in ((0, 5, 4, 8), (2, 0, 4, 8)):
+        x = jnp.zeros(shape) if token_axis == -3 else jnp.zeros(shape).swapaxes(1, 2)
+        rotation = rope_jax.rotation(jnp.zeros(shape[:2], int), frequencies)
+        assert rope_jax.rotate(x, rotation, token_axis=token_axis).shape == x.shape
+
+
+@pytest.mark.parametrize("token_axis", [5, "a", None, -3.0])
+def test_token_axes_that_are_none(token_axis):
+    x = jnp.ones((2, 3, 4, 8))
+    for call in (
+        lambda: rope_jax.Rope(8, rope_jax.Standard())(x, x, jnp.arange(3), token_axis=token_axis),
+        lambda: rope_jax.rotate(x, rope_jax.rotation(jnp.arange(3), rope_jax.Standard()(8)), token_axis=token_axis),
+    ):
+        with pytest.raises((TypeError, ValueError), match="token_axis must be"):
+            call()
+
+
+def test_a_rope_over_traced_frequencies_leaks_nothing():
+    x = jnp.ones((1, 3, 2, 8))
+
+    @jax.jit
+    @jax.grad
+    def gradient(inv_freq):
+        return rope_jax.Rope(8, lambda r: rope_jax.Frequencies(inv_freq))(x, x, jnp.arange(3))[0].sum()
+
+    with jax.checking_leaks():
+        assert gradient(jnp.ones(4)).shape == (4,)

@@ -122,6 +122,8 @@ def ask_axial(census, cls, modeling, config):
 
 def shortened(config, layers, count):
     """The config of the first layers only."""
+    blocks = 2 if "mlp" in config.get("layer_types", ()) else 1  # for each layer: see Dory
+    layers, count = blocks * layers, blocks * count
     short = {
         key: value[:count] if isinstance(value, list) and len(value) == layers else value
         for key, value in config.items()

@@ -782,12 +782,14 @@ def census(folders=()):
             if cls.__name__ in covered:
                 continue
             for config in configs(cls, modeling, axial=True):
-                if config.model_type in FAMILIES:
-                    layers = rope_jax.from_hf_config(config.to_dict(), compat="transformers").layers
-                    said = repr(next(layer.rope for layer in layers if layer.rope is not None))
-                    figures = {"axial": or_different(compare_axial, cls, modeling, config)}
-                    row["parts"][config.model_type] = part_of(cls, figures, said)
-                    covered.add(cls.__name__)
+                if config.model_type not in FAMILIES:
+                    row["not_covered"].append(f"{config.model_type}: not in our table of families")
+                    continue
+                layers = rope_jax.from_hf_config(config.to_dict(), compat="transformers").layers
+                said = repr(next(layer.rope for layer in layers if layer.rope is not None))
+                figures = {"axial": or_different(compare_axial, cls, modeling, config)}
+                row["parts"][config.model_type] = part_of(cls, figures, said)
+                covered.add(cls.__name__)
             for config in configs(cls, modeling):
                 if config.model_type not in FAMILIES:
                     row["not_covered"].append(f"{config.model_type}: not in our table of families")
@@ -807,6 +809,13 @@ def census(folders=()):
     return dict(sorted(table.items()))
 
 
+# What a folder does beside the rotation that is compared.
+REMARKS = {
+    "beam": f"beside the rotation, {FAMILIES['beam'].beyond}",
+    "hunyuan_vl": "text; with pictures the two features of a pair read different axes, which is no rotation",
+    "mistral_large4": "as initialised; a checkpoint multiplies frequencies by exp(alpha), which is learned",
+}
+
 SHARES = ("inv_freq", "rotation", "float32", "bfloat16")  # of what is allowed
 
 
@@ -825,8 +834,8 @@ def status(folder, row):
     if wrong:
         return "different", "; ".join(wrong)
     if row["not_covered"] or not any(isinstance(figures, dict) for figures in compared):
-        return "not covered", "; ".join(row["not_covered"])
-    return "same", ""
+        return "not covered", "; ".join(row["not_covered"]) or "no module is compared, and no reason is given"
+    return "same", REMARKS.get(folder, "")
 
 
 def rounded(figure):
@@ -860,6 +869,13 @@ def summary(table):
         worst=schedules,
         folders=rows,
     )
+
+
+def as_json(result):
+    """The committed table, a folder on each line."""
+    head = {key: value for key, value in result.items() if key != "folders"}
+    rows = [f"{json.dumps(folder)}: {json.dumps(row)}" for folder, row in result["folders"].items()]
+    return json.dumps(head, indent=1)[:-2] + ',\n "folders": {\n' + ",\n".join(rows) + "\n}}\n"
 
 
 def regressions(new, kept):
@@ -913,7 +929,7 @@ def main():
     result = summary(census(folders))
     show(result)
     if "--write" in sys.argv:
-        TABLE.write_text(json.dumps(result, indent=1) + "\n")
+        TABLE.write_text(as_json(result))
     elif not folders:
         lost = regressions(result, json.loads(TABLE.read_text()))
         if lost:

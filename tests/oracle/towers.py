@@ -1,7 +1,7 @@
-"""Rotary modules of transformers whose rotation no config of ours says: towers, matchers, tables by index.
+"""Says rotary modules of transformers by a Rope and positions: towers, matchers, tables by index.
 
-Each row builds a folder's own module from its default config, and says the same rotation as a :class:`rope_jax.Rope`
-and positions. The census compares the two, as it does for modules that ``from_hf_config`` reads.
+Each row builds a folder's own module from its default config, and gives ours beside it. The census compares the
+two, as it does for modules that ``from_hf_config`` reads.
 """
 
 import dataclasses
