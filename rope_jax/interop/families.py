@@ -11,6 +11,7 @@ from rope_jax.interop.hooks import (
     base_in_attn_config,
     compress_ratios,
     hybrid_layer_pattern,
+    key_of_bert,
     lists_by_layer,
     original_length_at_top,
     period_of_five,
@@ -114,7 +115,7 @@ _family(
 _family("moonshine_streaming", layout="interleaved", proportion=1.0, explicit=True)
 _family("gptj", layout="interleaved", proportion=1.0, rotary_dim=64, switch=Switch("rotary", on=True, default=True))
 _family("codegen", layout="interleaved", proportion=1.0, rotary_dim=64)
-_family("roformer", layout="interleaved", proportion=1.0)
+_family("roformer", layout="interleaved", proportion=1.0, read_hook=key_of_bert)
 
 # ------------------------------------------------------------ layers that differ, one rotation for each layer type
 
@@ -189,6 +190,7 @@ _family(
         "sliding_attention": LayerBase("local_rope_theta", 1e4, scaled=True),
     },
     full_every=FullEvery("global_attn_every_n_layers", period=3, first=0, other="sliding_attention"),
+    read_hook=key_of_bert,
 )
 
 # ----------------------------------------------------------------------------------------- latent attention

@@ -147,6 +147,13 @@ def twice_the_width(values: Values, compat: bool) -> Values:
     return values
 
 
+def key_of_bert(values: Values, compat: bool) -> Values:
+    """ModernBERT's files keep a key of BERT's class, which its code does not read."""
+    if values.get("position_embedding_type") != "absolute":
+        return values
+    return {key: value for key, value in values.items() if key != "position_embedding_type"}
+
+
 def original_length_at_top(values: Values) -> Values:
     """Phi-3's config class has a default original length at the top, which counts before ``rope_parameters``."""
     name = "original_max_position_embeddings"

@@ -1,6 +1,7 @@
 """Reads the rotation of every layer from a Hugging Face config."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
@@ -123,11 +124,7 @@ def from_hf_config(
         bases = (key for key, _, _ in family.bases.values())
         top.ignore(*_KEYS_OF_ROTATION, family.keys.get("head_dim", "head_dim"), *bases)
     ropes = {layer: _layer_rope(layer, parameters, top, family, compat) for layer in dict.fromkeys(layers)}
-    top.refuse_unread(
-        _CONSTANTS | dict.fromkeys(_LAYOUT_FLAGS, (family.layout == "interleaved", None)),
-        inert=lambda key: not _ABOUT_ROTATION.search(key) and not top.resembles_missing(key),
-        elsewhere=ELSEWHERE,
-    )
+    top.refuse_unread(_constants(family), inert=functools.partial(_inert, top), elsewhere=ELSEWHERE)
     return ModelRope(model_type, _shared_objects(ropes[layer] for layer in layers))
 
 
@@ -143,10 +140,10 @@ _KEYS_OF_ROTATION = (
     "rope_interleave",
 )
 # At the top of a config, keys with these words are about the rotation, or about positions beside it.
-_ABOUT_ROTATION = re.compile(
-    r"rope|rotary|theta|yarn|ntk|mscale|dual_chunk|alibi|logn|relative_attention"
-    r"|(?<!qk_)nope(?!_head)|position_(embedding_type|encoding)|^pos_emb$"
+_OTHER_POSITIONS = re.compile(
+    r"alibi|logn|relative_attention|(?<!qk_)nope(?!_head)|position_(embedding_type|encoding)|^pos_emb$"
 )
+_ABOUT_ROTATION = re.compile(rf"rope|rotary|theta|yarn|ntk|mscale|dual_chunk|{_OTHER_POSITIONS.pattern}")
 # Keys of released files that state a family's only habit.
 _CONSTANTS = {
     "alibi": (False, None),
@@ -154,7 +151,6 @@ _CONSTANTS = {
     "mla_use_nope": (False, None),
     "nope_layer_interval": (None, 0, -1),
     "pos_emb": ("rotary", "rope", None),
-    "position_embedding_type": ("rope", "rotary", None),
     "use_alibi": (False, None),
     "use_dynamic_ntk": (False, None),
     "use_logn_attn": (False, None),
@@ -166,7 +162,22 @@ _CONSTANTS = {
     "rotary_pct": (1.0, None),
     "rotary_value": (False, None),
 }
-_LAYOUT_FLAGS = ("rope_interleave", "rope_interleaved", "rotary_emb_interleaved")
+
+
+def _constants(family: Family) -> dict[str, tuple]:
+    """The allowed values of keys that state a habit of the family."""
+    interleaved = family.layout == "interleaved"
+    flags = ("rope_interleave", "rope_interleaved", "rotary_emb_interleaved")
+    named = "rope_gptj" if interleaved else "rope_gpt_neox"
+    kinds = ("rope", "rotary", named, None)
+    return _CONSTANTS | dict.fromkeys(flags, (interleaved, None)) | {"position_embedding_type": kinds}
+
+
+def _inert(config: Config, key: str) -> bool:
+    """Whether a key of the top does not change the rotation."""
+    if config.values[key] is False and _OTHER_POSITIONS.search(key):
+        return True
+    return not _ABOUT_ROTATION.search(key) and not config.resembles_missing(key)
 
 
 def _shared_objects(layers: Iterable[LayerRope]) -> tuple[LayerRope, ...]:

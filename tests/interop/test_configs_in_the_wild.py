@@ -466,6 +466,9 @@ def test_models_without_a_rotation(model_type):
         ("use_alibi", False, True),
         ("position_embedding_type", "rope", "alibi"),
         ("position_embedding_type", "rotary", "absolute"),
+        ("position_embedding_type", "rope_gpt_neox", "rope_gptj"),
+        ("use_mla_nope", False, 1),
+        ("position_encoding_2d", False, [2]),
         ("use_nope", False, True),
         ("nope_layer_interval", None, 4),
         ("mla_use_nope", False, True),
@@ -480,8 +483,19 @@ def test_models_without_a_rotation(model_type):
 def test_keys_about_positions_are_read_or_refused(key, off, on):
     config = config_of("llama")
     assert rope_jax.from_hf_config(config | {key: off}) == rope_jax.from_hf_config(config)
-    with pytest.raises(ValueError, match=f"config of 'llama': {key} must be .*, got {on!r}"):
+    refused = f"config of 'llama': {key} must be .*, got |config of 'llama' has an unknown key '{key}' = "
+    with pytest.raises(ValueError, match=refused):
         rope_jax.from_hf_config(config | {key: on})
+
+
+def test_keys_that_files_keep_of_another_class():
+    """ModernBERT's files have BERT's position_embedding_type, Command R7B's the name of TensorRT-LLM."""
+    bert = config_of("modernbert", position_embedding_type="absolute")
+    assert rope_jax.from_hf_config(bert) == rope_jax.from_hf_config(config_of("modernbert"))
+    cohere = config_of("cohere2", position_embedding_type="rope_gptj", rotary_pct=1.0)
+    assert rope_jax.from_hf_config(cohere) == rope_jax.from_hf_config(config_of("cohere2"))
+    with pytest.raises(ValueError, match="position_embedding_type must be 'rope' or .*, got 'rope_gpt_neox'"):
+        rope_jax.from_hf_config(cohere | dict(position_embedding_type="rope_gpt_neox"))
 
 
 def test_sizes_of_parts_without_rotation_are_no_keys_about_positions():
