@@ -22,7 +22,8 @@ STOREYS = {  # from the ground up; in a storey, the files in import order
     "models": "embedding block decoder".split(),
     "generation": "prompts forward sample generate speculative beam".split(),
     "interop": (
-        "layout model_rope config sections rope_types family hooks families layers read write decoders weights checkpoint"
+        "layout model_rope config sections rope_types family hooks families layers part_types class_defaults parts read "
+        "write decoders weights checkpoint"
     ).split(),
     "analysis": [],
     "plot": [],

@@ -4,7 +4,8 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,35 +44,33 @@ def load_config(config) -> Mapping[str, Any]:
     return config
 
 
-def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config of the part that reads text, with its model type: the whole config if it has no parts."""
-    for key in ("thinker_config", "text_config"):
-        if isinstance(config.get(key), Mapping):
-            return text_part({"model_type": f"{config.get('model_type')}_text", **config[key]})
-    return config
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """The end of an error message: the candidate that ``name`` misspells by one slip, or nothing.
 
-
-def vision_part(config: Mapping[str, Any], known: Container[str]) -> Mapping[str, Any]:
-    """The config of the vision tower, with its model type.
-
-    Older files give the tower no model type, or the whole model's: the first name among ``known`` is taken.
+    A digit or a suffix is no slip: ``exaone`` is not ``exaone4``, and ``glm4v`` is not ``glm4``.
     """
-    config = config.get("thinker_config", config)
-    tower = config.get("vision_config")
-    if not isinstance(tower, Mapping):
-        raise ValueError(f"config must have the key 'vision_config' for part='vision', got keys {sorted(config)}")
-    names = [
-        f"{name}{suffix}"
-        for name in (tower.get("model_type"), config.get("model_type"))
-        for suffix in ("_vision", "_vision_encoder", "")
-    ]
-    return {**tower, "model_type": next((name for name in names if name in known), names[0])}
-
-
-def did_you_mean(name: str, candidates: Iterable[str], cutoff: float = 0.75) -> str:
-    """The end of an error message: a similar name, or nothing."""
-    close = difflib.get_close_matches(name, sorted(set(candidates) - {name}), n=1, cutoff=cutoff)
+    close = sorted(candidate for candidate in set(candidates) if _one_slip(name, candidate))
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _one_slip(a: str, b: str) -> bool:
+    """Whether a letter was added, left out or replaced, or two neighbours swapped; the first letter stays."""
+    if a == b or a[:1] != b[:1] or abs(len(a) - len(b)) > 1:
+        return False
+    start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    most = min(len(a), len(b)) - start
+    end = next((i for i in range(most) if a[-1 - i] != b[-1 - i]), most)
+    wrong, right = a[start : len(a) - end], b[start : len(b) - end]
+    if any(letter.isdigit() for letter in wrong + right):
+        return False
+    if len(wrong) == len(right):
+        replaced = len(wrong) == 1 and len(a) >= 8  # short names differ by a letter: mimo is not mimi
+        return replaced or (len(wrong) == 2 and wrong == right[::-1])
+    doubled = a[start - 1] == (wrong or right)
+    return len(wrong + right) == 1 and (end > 0 or doubled)
+
+
+_KINDS = {int: "integers", float: "numbers", str: "names", bool: "booleans", type(None): "null"}
 
 
 class Config:
@@ -124,9 +123,10 @@ class Config:
     def agreed(self, *keys: str) -> Any:
         """The value of synonymous keys, or None; raises ValueError if two values differ."""
         found = {key: value for key in keys if (value := self.get(key)) is not None}
-        if any(value != next(iter(found.values())) for value in found.values()):
-            raise ValueError(f"{self.name} has synonymous keys with different values: {found}")
-        return next(iter(found.values()), None)
+        first = next(iter(found.values()), None)
+        if any(value is not first and value != first for value in found.values()):  # NaN is itself alone
+            raise ValueError(f"{self.name} has synonymous keys with different values: {found}; keep one")
+        return first
 
     def number(self, key: str, default: Any = ...) -> Any:
         """A number as a float; the default, if any, as it is."""
@@ -137,23 +137,39 @@ class Config:
             self.refuse(f"{key} must be a number, got {value!r}")
         return float(value)
 
-    def integer(self, key: str, value, least: int = 1) -> int:
+    def integer(self, key: str, value, least: int = 1, most: int = 2**31 - 1) -> int:
         """``value``, read from ``key``, as an integer; 8.0 is 8."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < least:
+        whole = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not whole or value != int(value) or value < least:
             self.refuse(f"{key} must be an integer of at least {least}, got {value!r}")
+        if value > most:
+            self.refuse(f"{key} must be at most {most:,}, got {int(value):,}")
         return int(value)
 
     def size(self, key: str) -> int:
         """A required integer of at least 1, written without a decimal point."""
         value = self[key]
-        if not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             self.refuse(f"{key} must be an integer of at least 1, got {value!r}")
+        return self.integer(key, value)
+
+    def positive(self, key: str, null: bool = False) -> Any:
+        """A required number above 0, as it is written; null if ``null`` allows it."""
+        value = self[key]
+        if value is None and null:
+            return None
+        if value is None or self.number(key) <= 0:
+            self.refuse(f"{key} must be a number above 0, got {value!r}")
         return value
+
+    def size_or_null(self, key: str) -> int | None:
+        """An integer of at least 1, or null."""
+        return None if self[key] is None else self.size(key)
 
     def flag(self, key: str, default: bool) -> bool:
         """A boolean; 0 and 1 are accepted."""
         value = self.get(key, default)
-        if value not in (False, True):
+        if not isinstance(value, int) or value not in (False, True):
             self.refuse(f"{key} must be true or false, got {value!r}")
         return bool(value)
 
@@ -169,6 +185,16 @@ class Config:
         if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or len(values) != count:
             got = f"{len(values)}" if isinstance(values, Sequence) else repr(values)
             self.refuse(f"{key} must have an entry for each of {count} layers, got {got}")
+        return list(values)
+
+    def list_of(self, key: str, values, *kinds: type) -> list:
+        """``values``, read from ``key``, as a list of elements of these kinds."""
+        fits = isinstance(values, list | tuple) and all(
+            isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds) for value in values
+        )
+        if not fits:
+            names = " or ".join(_KINDS.get(kind, kind.__name__) for kind in kinds)
+            self.refuse(f"{key} must be a list of {names}, got {values!r}")
         return list(values)
 
     def mapping(self, key: str) -> Mapping[str, Any]:
@@ -188,13 +214,17 @@ class Config:
         return bool(difflib.get_close_matches(key, missing, n=1, cutoff=0.93))
 
     def refuse_unread(
-        self, constants: Mapping[str, tuple], inert: Callable[[str], object] = lambda key: False
+        self,
+        constants: Mapping[str, tuple],
+        inert: Callable[[str], object] = lambda key: False,
+        elsewhere: Mapping[str, str] = types.MappingProxyType({}),
     ) -> None:
         """Raises ValueError for an unread key, unless the key is null, inert, or constant with an allowed value.
 
         Args:
           constants: the allowed values of keys that would change the computation at any other value.
           inert: true for keys that do not change the computation.
+          elsewhere: the end of the message for keys that other families read.
         """
         for key in self._in_file:
             if key in self.read:
@@ -202,5 +232,6 @@ class Config:
             if key in constants:
                 self.one_of(key, *constants[key])
             elif self.values[key] is not None and not inert(key):
-                advice = did_you_mean(key, self.read) or "; remove the key if it does not change the computation"
+                advice = elsewhere.get(key) or did_you_mean(key, self.read)
+                advice = advice or "; remove the key if it does not change the computation"
                 raise ValueError(f"{self.name} has an unknown key {key!r} = {self.values[key]!r}{advice}")

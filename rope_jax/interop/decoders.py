@@ -9,9 +9,11 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from rope_jax.interop.config import Config, text_part
+from rope_jax.interop.config import Config
+from rope_jax.interop.families import FAMILIES
 from rope_jax.interop.layers import FULL, SLIDING
 from rope_jax.interop.model_rope import ModelRope
+from rope_jax.interop.parts import find_part
 from rope_jax.interop.read import from_hf_config
 from rope_jax.models.decoder import Decoder
 
@@ -29,11 +31,12 @@ def read_decoder(values: Mapping[str, Any], stored, dtype) -> tuple[Decoder, dic
     """
     values = _gemma3_text_part(values) if values.get("model_type") == "gemma3" else values
     model_type = values.get("model_type")
-    if model_type not in _FAMILIES:
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
         raise ValueError(f"config.json: model_type must be one of {', '.join(_FAMILIES)}, got {model_type!r}")
     family = _FAMILIES[model_type]
     config = Config(values, f"config.json of model_type {model_type!r}", {**_DEFAULTS, **family.defaults})
-    model_rope = from_hf_config(config.values)
+    # A default of null is no null of the file.
+    model_rope = from_hf_config({key: v for key, v in config.values.items() if key in values or v is not None})
     for layer in model_rope.layers:
         if layer.logit_factor != 1.0 or layer.query_temperature is not None:
             config.refuse(f"layers must not scale queries or scores by position, got {layer}")
@@ -44,12 +47,12 @@ def read_decoder(values: Mapping[str, Any], stored, dtype) -> tuple[Decoder, dic
         num_layers=config.size("num_hidden_layers"),
         width=width,
         num_heads=heads,
-        num_kv_heads=config["num_key_value_heads"],
+        num_kv_heads=config.size_or_null("num_key_value_heads"),
         head_dim=next((rope.head_dim for rope in ropes if rope is not None), head_dim or width // heads),
         mlp_dim=config.size("intermediate_size"),
         rope=_one_or_per_layer(ropes),
-        tie_embeddings=config["tie_word_embeddings"],
-        norm_epsilon=config["rms_norm_eps"],
+        tie_embeddings=config.flag("tie_word_embeddings", False),
+        norm_epsilon=float(config.positive("rms_norm_eps")),
         activation=_ACTIVATIONS[config.one_of(family.activation_key, *_ACTIVATIONS)],
         dtype=stored if dtype is None else jnp.dtype(dtype),
         param_dtype=stored,
@@ -65,7 +68,7 @@ def _gemma3_text_part(values: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(outer["text_config"], dict):
         outer.refuse(f"text_config must be an object, got {outer['text_config']!r}")
     outer.ignore("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index")
-    text = {**text_part(values), "tie_word_embeddings": outer["tie_word_embeddings"]}
+    text = {**find_part(values, "text", None, FAMILIES).values, "tie_word_embeddings": outer["tie_word_embeddings"]}
     outer.refuse_unread(_CONSTANTS, inert=_INERT.fullmatch)
     return text
 
@@ -147,20 +150,21 @@ def _windows(config: Config, window, slides: Callable[[int], bool]) -> dict:
 
 
 def _bias(config: Config) -> dict:
-    return dict(qkv_bias=config["attention_bias"], out_bias=config["attention_bias"])
+    return dict.fromkeys(("qkv_bias", "out_bias"), config.flag("attention_bias", False))
 
 
 def _llama(config: Config, model_rope: ModelRope) -> dict:
-    return _bias(config) | dict(mlp_bias=config["mlp_bias"])
+    return _bias(config) | dict(mlp_bias=config.flag("mlp_bias", False))
 
 
 def _mistral(config: Config, model_rope: ModelRope) -> dict:
-    return dict(window=config["sliding_window"])
+    return dict(window=config.size_or_null("sliding_window"))
 
 
 def _qwen_windows(config: Config) -> dict:
-    window, first = config["sliding_window"], config["max_window_layers"]
-    window = window if config["use_sliding_window"] else None
+    window, first = config.size_or_null("sliding_window"), config["max_window_layers"]
+    first = config.integer("max_window_layers", first, least=0)
+    window = window if config.flag("use_sliding_window", False) else None
     return _windows(config, window, lambda i: window is not None and i >= first)
 
 
@@ -173,17 +177,19 @@ def _qwen3(config: Config, model_rope: ModelRope) -> dict:
 
 
 def _smollm3(config: Config, model_rope: ModelRope) -> dict:
-    window = config["sliding_window"] if config["use_sliding_window"] else None
+    window = config.size_or_null("sliding_window") if config.flag("use_sliding_window", False) else None
     windows = _windows(config, window, lambda i: window is not None and model_rope.layers[i].rope is None)
     return _llama(config, model_rope) | windows
 
 
 def _gemma2(config: Config, model_rope: ModelRope) -> dict:
-    return _gemma(config, slides=lambda i: i % 2 == 0) | dict(logit_cap=config["attn_logit_softcapping"])
+    return _gemma(config, slides=lambda i: i % 2 == 0) | dict(
+        logit_cap=config.positive("attn_logit_softcapping", null=True)
+    )
 
 
 def _gemma3(config: Config, model_rope: ModelRope) -> dict:
-    period = config["sliding_window_pattern"]
+    period = config.size("sliding_window_pattern")
     return _gemma(config, slides=lambda i: (i + 1) % period != 0) | dict(qk_norm=True)
 
 
@@ -193,13 +199,13 @@ def _gemma(config: Config, slides: Callable[[int], bool]) -> dict:
     config.one_of("sliding_window_size", None, config["sliding_window"])
     return (
         _bias(config)
-        | _windows(config, config["sliding_window"], slides)
+        | _windows(config, config.size_or_null("sliding_window"), slides)
         | dict(
             post_norms=True,
             norm_unit_offset=True,
             embedding_scale=math.sqrt(config["hidden_size"]),
-            logit_scale=config["query_pre_attn_scalar"] ** -0.5,
-            output_cap=config["final_logit_softcapping"],
+            logit_scale=config.positive("query_pre_attn_scalar") ** -0.5,
+            output_cap=config.positive("final_logit_softcapping", null=True),
         )
     )
 

@@ -9,10 +9,14 @@ import dataclasses
 from rope_jax.interop.family import Family, FullEvery, LayerBase, NullSwitch, Switch
 from rope_jax.interop.hooks import (
     base_in_attn_config,
-    flat_yarn_without_factor,
+    compress_ratios,
+    hybrid_layer_pattern,
+    key_of_bert,
+    lists_by_layer,
     original_length_at_top,
     period_of_five,
     rotary_dim_is_lost,
+    twice_the_width,
     wide_global_heads,
     without_mlp_blocks,
 )
@@ -60,6 +64,7 @@ _family(
     hybrid=True,
     keys={"head_dim": "attention_head_dim"},
     switch=Switch("use_mem_rope", on=True, default=False),
+    read_hook=twice_the_width,
 )
 _family("nanochat", negated=True)
 _family("molmo2_text", layers="rope_scaling_layers")
@@ -110,7 +115,7 @@ _family(
 _family("moonshine_streaming", layout="interleaved", proportion=1.0, explicit=True)
 _family("gptj", layout="interleaved", proportion=1.0, rotary_dim=64, switch=Switch("rotary", on=True, default=True))
 _family("codegen", layout="interleaved", proportion=1.0, rotary_dim=64)
-_family("roformer", layout="interleaved", proportion=1.0)
+_family("roformer", layout="interleaved", proportion=1.0, read_hook=key_of_bert)
 
 # ------------------------------------------------------------ layers that differ, one rotation for each layer type
 
@@ -134,7 +139,9 @@ _family("llama4_text", layout="interleaved", base=5e5, layers="no_rope_layers", 
 _family("granite_swa granitemoe_swa", layers="layer_rope_theta")
 _family("muse_glimmer_text", hybrid=True, layers="layer_rope_theta")
 _family("muse_spark_text", explicit=True, hybrid=True, layers="layer_rope_theta")
-_family("laguna mellum mimo_v2_flash step3p5 zaya", nested=True, proportion=1.0)
+_family("laguna mellum zaya", nested=True, proportion=1.0)
+_family("mimo_v2_flash", nested=True, proportion=1.0, read_hook=hybrid_layer_pattern)
+_family("step3p5", nested=True, proportion=1.0, read_hook=lists_by_layer)
 _family("beam", nested=True, beyond="queries grow as (1 + (m + 1) / 2048)^0.1 where nothing rotates")
 _family("ultrabert", nested=True)
 _family("lfm3", base=1e6, nested=True)
@@ -183,6 +190,7 @@ _family(
         "sliding_attention": LayerBase("local_rope_theta", 1e4, scaled=True),
     },
     full_every=FullEvery("global_attn_every_n_layers", period=3, first=0, other="sliding_attention"),
+    read_hook=key_of_bert,
 )
 
 # ----------------------------------------------------------------------------------------- latent attention
@@ -258,7 +266,7 @@ _family(
         "main": LayerBase("rope_theta", 1e4, scaled=False),
         "compress": LayerBase("compress_rope_theta", 1.6e5, scaled=True),
     },
-    read_hook=flat_yarn_without_factor,
+    read_hook=compress_ratios,
 )
 
 # ------------------------------------------------------------- positions with several axes: text, height, width
@@ -323,6 +331,11 @@ _family(
 )
 _family("lfm3_vl_vision", base=1e6, sections=PairAxes("rows_columns"))
 _family("step3p5_vision", sections=PairAxes("columns_rows"))
+_family("pixtral", sections=PairAxes("even_rows_odd_columns"))
+_family("gemma4_vision", base=100.0, sections=PairAxes("rows_columns", blocks=2))
+_family("kimi_k25_vision", sections=PairAxes("column_row_alternating"))
+_family("minimax_m3_vl_vision", sections=PairAxes("time_rows_columns"))
+_family("llama4_vision_model", layout="interleaved", sections=PairAxes("columns_rows"))  # counted from 1
 _family("inkling2_vision", layout="interleaved", sections=PairAxes("columns_rows"))
 
 # ------------------------------------------------------- H, if a config gives none and D/N is wrong
@@ -341,6 +354,10 @@ _HEAD_DIMS = {
     "gemma4_unified_text qwen3_5_text qwen3_next t5_gemma_module t5gemma2_decoder t5gemma2_text "
     "vaultgemma",
 }
+
+_HEAD_DIMS[128] += " paddleocr_vl_text qwen3_omni_moe_talker_code_predictor"
+_HEAD_DIMS[64] += " gemma4_vision"
+_HEAD_DIMS[256] += " qwen3_5_moe_text qwen4_exp_text"
 
 for _head_dim, _model_types in _HEAD_DIMS.items():
     for _name in _model_types.split():

@@ -153,5 +153,15 @@ class Family:
         return layer_type if layer_type is None else self.labels.get(layer_type, layer_type)
 
 
+MOST_LAYERS, MOST_FEATURES = 10_000, 2**20
+"""Sizes far beyond any model: a slip in a file must not cost minutes."""
+
+SYNONYMS = {
+    "num_hidden_layers": ("n_layer", "n_layers", "num_layers", "depth", "layers", "vt_num_hidden_layers"),
+    "hidden_size": ("n_embd", "d_model", "embed_dim", "width", "vt_hidden_size"),
+    "num_attention_heads": ("n_head", "n_heads", "num_heads", "heads", "vt_num_attention_heads"),
+}
+"""Further spellings of the sizes, in files of every family."""
+
 WITHOUT_ATTENTION = ("linear_attention", "conv", "mamba", "recurrent")
 """Layer types without queries and keys to rotate."""

@@ -1,11 +1,11 @@
 """Reads the kind of each layer: its type, its head_dim and whether it rotates."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rope_jax.interop.config import Config
-from rope_jax.interop.family import WITHOUT_ATTENTION, Family
+from rope_jax.interop.family import MOST_FEATURES, MOST_LAYERS, SYNONYMS, WITHOUT_ATTENTION, Family
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -32,9 +32,10 @@ class LayerKind:
 def read_layers(config: Config, family: Family) -> list[LayerKind]:
     """The kind of each layer."""
     name = family.key("num_hidden_layers")
-    count = config.integer(name, config.need(name, "n_layer", "n_layers", "num_layers"))
+    count = config.integer(name, config.need(name, *SYNONYMS["num_hidden_layers"]), most=MOST_LAYERS)
     switched_on = family.switch is None or family.switch.is_on(config)
     types = config.per_layer("layer_types", _types(config, family, count, switched_on), count)
+    config.list_of("layer_types", types, str, type(None))
     flags = _rotating(config, family, types) if switched_on else [False] * count
     flags = config.per_layer(family.layers, flags, count)
     rotates = [bool(flag) and type not in WITHOUT_ATTENTION for flag, type in zip(flags, types, strict=True)]
@@ -42,9 +43,10 @@ def read_layers(config: Config, family: Family) -> list[LayerKind]:
     bases: Sequence[Any] = [None] * count
     scaled: Sequence[int] = range(count)
     if family.layers == "layer_rope_theta":
-        bases = config.get("layer_rope_theta", bases)
+        bases = config.list_of("layer_rope_theta", config.get("layer_rope_theta", bases), int, float, type(None))
     if family.layers == "rope_scaling_layers":
-        scaled = config.get("rope_scaling_layers", scaled)
+        if (written := config.get("rope_scaling_layers")) is not None:
+            scaled = config.list_of("rope_scaling_layers", written, int)
         if any(i not in range(count) for i in scaled):
             config.refuse(f"rope_scaling_layers must name layers below {count}, got {scaled}")
     return [LayerKind(head_dims[i], types[i], rotates[i], bases[i] or None, i in scaled) for i in range(count)]
@@ -55,14 +57,19 @@ def _types(config: Config, family: Family, count: int, switched_on: bool) -> Seq
     if (types := config.first("layer_types", "layers_block_type")) is not None:
         return types
     if (attention := config.first("attn_layer_indices", "full_attn_idxs")) is not None:
+        attention = config.list_of("attn_layer_indices", attention, int)
         return [FULL if i in attention else "linear_attention" for i in range(count)]
+    if (flags := config.get("attn_type_list")) is not None:  # MiniMax-01: 1 for softmax
+        return [FULL if flag else "linear_attention" for flag in config.per_layer("attn_type_list", flags, count)]
     if (blocks := config.get("block_types")) is not None:
+        if not config.list_of("block_types", blocks, str):
+            config.refuse("block_types must have an entry")
         return [blocks[i % len(blocks)] for i in range(count)]
     if family.full_every is not None:
         return _periodic_types(config, family, count)
     hybrid = family.hybrid and family.layers == "all"
     if switched_on and (family.nested or hybrid or _by_window(family)):
-        config.need("layer_types")
+        raise ValueError(f"{config.name} must have the key 'layer_types', a list of the type of each layer")
     return [None] * count
 
 
@@ -91,7 +98,10 @@ def _rotating(config: Config, family: Family, types: list[str | None]) -> Sequen
     match family.layers:
         case "no_rope_layers":
             interval = config.integer("no_rope_layer_interval", config.get("no_rope_layer_interval", 4))
-            flags = config.get("no_rope_layers") or [(i + 1) % interval != 0 for i in range(count)]
+            written = config.get("no_rope_layers")
+            if written is not None and not isinstance(written, list | tuple):
+                config.refuse(f"no_rope_layers must be a list of 0 or 1, got {written!r}")
+            flags = written or [(i + 1) % interval != 0 for i in range(count)]
             if any(flag not in (0, 1) for flag in flags):
                 config.refuse(f"no_rope_layers must hold 0 or 1 for each layer, got {flags}")
             return flags
@@ -115,24 +125,34 @@ def _rotating(config: Config, family: Family, types: list[str | None]) -> Sequen
 def _head_dims(config: Config, family: Family, types: list[str | None]) -> list[int]:
     """H of each layer; of the rotated part only, if the head is latent."""
     name = family.key("head_dim")
-    head_dim = config.need(name) if family.latent else config.get(name, family.default_head_dim)
+    # A null head_dim is D/N, also where the class of the family has another default.
+    missing = None if config.is_null(name) else family.default_head_dim
+    if family.latent:
+        head_dim = config.need(name)
+    else:
+        names = ("head_dim", "kv_channels") if name == "head_dim" else (name,)
+        head_dim = missing if (written := config.agreed(*names)) is None else written
     if head_dim is None:
         head_dim = _width_per_head(config, family)
     single_layers = config.mapping("per_layer_config")
     full = config.get("global_head_dim", head_dim)
-    head_dims = [config.integer(name, full if type == FULL else head_dim) for type in types]
+    head_dims = [config.integer(name, full if type == FULL else head_dim, most=MOST_FEATURES) for type in types]
     for i, values in single_layers.items():
-        if not 0 <= int(i) < len(types):
+        if not str(i).isdigit() or int(i) >= len(types):
             config.refuse(f"per_layer_config must name layers below {len(types)}, got {i!r}")
-        head_dims[int(i)] = config.integer(name, values.get(name, head_dims[int(i)]))
+        if not isinstance(values, Mapping):
+            config.refuse(f"per_layer_config must hold a dictionary for each layer, got {values!r}")
+        head_dims[int(i)] = config.integer(name, values.get(name, head_dims[int(i)]), most=MOST_FEATURES)
     return head_dims
 
 
 def _width_per_head(config: Config, family: Family) -> int:
     """D/N."""
     width_key, heads_key = family.key("hidden_size"), family.key("num_attention_heads")
-    width = config.integer(width_key, config.need(width_key, "n_embd", "d_model"))
-    heads = config.integer(heads_key, config.need(heads_key, "n_head", "n_heads"))
+    width = config.integer(width_key, config.need(width_key, *SYNONYMS["hidden_size"]))
+    heads = config.integer(heads_key, config.need(heads_key, *SYNONYMS["num_attention_heads"]))
     if width % heads:
-        config.refuse(f"{width_key} must be a multiple of {heads_key}={heads}, got {width}")
+        config.refuse(
+            f"{width_key} must be a multiple of {heads_key}={heads}, got {width}; or give {family.key('head_dim')}"
+        )
     return width // heads

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from rope_jax.core.composed_schedules import Axial, SectionOrder, Sections
 from rope_jax.core.frequencies import Schedule
+from rope_jax.core.schedules import Linear, Standard
 from rope_jax.interop.config import Config
 
 _ORDERS: dict[str, SectionOrder] = {"chunked": "runs", "strided": "strided", "alternating": "alternating"}
@@ -22,11 +23,31 @@ class PairAxes:
         - ``rows_columns_alternating``: rows and columns in turn.
         - ``rows_columns``: frequencies of their own for rows, then for columns.
         - ``columns_rows``: frequencies of their own for columns, then for rows.
+        - ``column_row_alternating``: the same, and the pairs of a frequency lie side by side.
+        - ``even_rows_odd_columns``: of one ladder of R/2 frequencies, the even ones for rows, then the odd ones for
+          columns.
+        - ``time_rows_columns``: frequencies of their own for time, rows and columns, a third of the pairs each.
       default: the number of pairs for each axis if the config gives none.
+      blocks: of the head, if each holds the pairs of one axis with both their halves; see :class:`Rope`.
     """
 
-    order: Literal["chunked", "strided", "alternating", "rows_columns_alternating", "rows_columns", "columns_rows"]
+    order: Literal[
+        "chunked",
+        "strided",
+        "alternating",
+        "rows_columns_alternating",
+        "rows_columns",
+        "columns_rows",
+        "column_row_alternating",
+        "even_rows_odd_columns",
+        "time_rows_columns",
+    ]
     default: tuple[int, ...] | None = None
+    blocks: int = 1
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """R of an unpartitioned head: all features, or what three axes can share."""
+        return 3 * 2 * (head_dim // 3 // 2) if self.order == "time_rows_columns" else head_dim
 
     def dealt(self, schedule: Schedule, entry: Config, rotary_dim: int) -> Schedule:
         """The schedule of several axes, from the schedule of one and a dictionary of ``rope_parameters``."""
@@ -40,8 +61,18 @@ class PairAxes:
             return Sections(
                 sections=(num_pairs - num_pairs // 2, num_pairs // 2), schedule=schedule, order="strided"
             )
+        if self.order == "time_rows_columns":
+            return Axial(sizes=(rotary_dim // 3,) * 3, schedule=schedule)
+        if self.order == "even_rows_odd_columns":
+            if not isinstance(schedule, Standard):
+                entry.refuse(f"rope_type must be 'default' or 'axial' in this family, got {schedule}")
+            odd = Linear(factor=schedule.base ** (2 / rotary_dim), base=schedule.base)
+            return Axial(sizes=(num_pairs, num_pairs), schedule=(schedule, odd))
         return Axial(
-            sizes=(num_pairs, num_pairs), schedule=schedule, axes=(1, 0) if self.order == "columns_rows" else None
+            sizes=(num_pairs, num_pairs),
+            schedule=schedule,
+            axes=(1, 0) if self.order.startswith("column") else None,
+            alternating=self.order == "column_row_alternating",
         )
 
     def _counts(self, entry: Config, num_pairs: int) -> tuple[int, ...]:
@@ -50,8 +81,9 @@ class PairAxes:
         if written is not None and written != strided:
             entry.refuse(f"mrope_interleaved must be {strided} in this family, got {written!r}")
         counts = entry.agreed("mrope_section", "xdrope_section") or self.default or entry.need("mrope_section")
+        counts = entry.list_of("mrope_section", counts, int)
         num_axes = len(self.default or counts)
-        if isinstance(counts, str) or len(counts) != num_axes or sum(counts) != num_pairs or min(counts) < 0:
+        if len(counts) != num_axes or sum(counts) != num_pairs or min(counts) < 0:
             entry.refuse(f"mrope_section must add up to R/2 = {num_pairs}, got {counts}")
         return tuple(counts)
 

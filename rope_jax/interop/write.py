@@ -129,7 +129,8 @@ def _rope_parameters(layers: tuple[LayerRope, ...], family: Family) -> dict[str,
 
 def _inner_schedule(rope: Rope | None):
     schedule = None if rope is None else rope.schedule
-    return schedule.schedule if isinstance(schedule, Negated | Axial | Sections) else schedule
+    inner = schedule.schedule if isinstance(schedule, Negated | Axial | Sections) else schedule
+    return inner[0] if isinstance(inner, tuple) else inner  # of pixtral's two, the first has the base
 
 
 def _entry(layer: LayerRope, rope: Rope, family: Family) -> dict[str, Any]:

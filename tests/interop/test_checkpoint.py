@@ -373,12 +373,63 @@ def test_tensors_that_do_not_fit_are_named(broken, message, tmp_path):
         (dict(GEMMA, model_type="gemma2", use_bidirectional_attention=True), "use_bidirectional_attention must be"),
         (dict(GEMMA, model_type="gemma2", sliding_window_size=6), "sliding_window_size must be None or 5, got 6"),
         (dict(model_type="gemma3", text_config=3), "text_config must be an object, got 3"),
+        (dict(model_type=["llama"]), r"model_type must be one of llama, .*, got \['llama'\]"),
+        (dict(rms_norm_eps="1e-5"), "'llama': rms_norm_eps must be a number, got '1e-5'"),
+        (dict(rms_norm_eps=None), "'llama': rms_norm_eps must be a number above 0, got None"),
+        (dict(rms_norm_eps=-1e-6), "'llama': rms_norm_eps must be a number above 0, got -1e-06"),
+        (dict(rms_norm_eps=float("nan")), "'llama': rms_norm_eps must be a number, got nan"),
+        (dict(num_key_value_heads="2"), "'llama': num_key_value_heads must be an integer of at least 1, got '2'"),
+        (dict(num_key_value_heads=2.5), "'llama': num_key_value_heads must be an integer of at least 1, got 2.5"),
+        (dict(num_key_value_heads=True), "'llama': num_key_value_heads must be an integer of at least 1, got True"),
+        (dict(tie_word_embeddings="false"), "'llama': tie_word_embeddings must be true or false, got 'false'"),
+        (dict(tie_word_embeddings=1.0), "'llama': tie_word_embeddings must be true or false, got 1.0"),
+        (dict(attention_bias="no"), "'llama': attention_bias must be true or false, got 'no'"),
+        (dict(mlp_bias=2), "'llama': mlp_bias must be true or false, got 2"),
+        (dict(rope_theta=float("nan")), "rope_parameters: rope_theta must be a number, got nan"),
+        (dict(rope_theta=-1.0), "rope_parameters: Standard: base must be positive and finite, got -1.0"),
+        (
+            dict(rope_scaling=dict(rope_theta=float("nan"))),
+            "has two bases: rope_theta = 500.0, and in rope_scaling nan",
+        ),
+        (dict(num_hidden_layers=30_000_000), "num_hidden_layers must be at most 10,000, got 30,000,000"),
+        (dict(num_hidden_layers=float("inf")), "num_hidden_layers must be an integer of at least 1, got inf"),
+        (dict(head_dim=10**12), "head_dim must be at most 1,048,576, got 1,000,000,000,000"),
+        (dict(vocab_size=10**12), "vocab_size must be at most 2,147,483,647, got 1,000,000,000,000"),
+        (
+            dict(model_type="mistral", sliding_window="4"),
+            "sliding_window must be an integer of at least 1, got '4'",
+        ),
+        (dict(model_type="qwen2", use_sliding_window="no"), "use_sliding_window must be true or false, got 'no'"),
+        (
+            dict(model_type="qwen2", max_window_layers=-1),
+            "max_window_layers must be an integer of at least 0, got -1",
+        ),
+        (
+            dict(GEMMA, model_type="gemma2", query_pre_attn_scalar=-16),
+            "query_pre_attn_scalar must be a number above 0, got -16",
+        ),
+        (
+            dict(GEMMA, model_type="gemma2", final_logit_softcapping="30"),
+            "final_logit_softcapping must be a number, got '30'",
+        ),
     ],
     ids=str,
 )
 def test_configs_that_a_decoder_cannot_express_are_refused(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         rope_jax.load_hf(save(tmp_path, LLAMA | changes))
+
+
+def test_a_head_dim_that_the_file_leaves_out(tmp_path):
+    """Qwen3's class has 128 where the file says nothing, and the width per head where it says null."""
+    missing = {key: value for key, value in LLAMA.items() if key != "head_dim"} | dict(model_type="qwen3")
+    for config, rows in ((missing, 4 * 128), (missing | dict(head_dim=None), 16)):
+        tensors = tensors_of(PARAMS)
+        for i in range(2):
+            for name in "qk":
+                tensors[f"model.layers.{i}.self_attn.{name}_norm.weight"] = np.ones(rows // 4, np.float32)
+        with pytest.raises(ValueError, match=rf"q_proj.weight must have shape \({rows}, 16\), got \(32, 16\)"):
+            rope_jax.load_hf(save(tmp_path, config, tensors))
 
 
 def test_a_missing_key_is_named(tmp_path):

@@ -31,8 +31,10 @@ def test_the_vision_tower():
     assert rope_jax.from_hf_config(config).rope.schedule.axis_of_pair[:17] == (0,) * 16 + (1,)
     with pytest.raises(ValueError, match="config must have the key 'vision_config' for part='vision'"):
         rope_jax.from_hf_config(config_of("llama"), part="vision")
-    with pytest.raises(ValueError, match="part must be one of .*, got 'audio'"):
+    with pytest.raises(ValueError, match="config must have the key 'audio_config' for part='audio'"):
         rope_jax.from_hf_config(config_of("llama"), part="audio")
+    with pytest.raises(ValueError, match="part must be one of .*, got 'speech'"):
+        rope_jax.from_hf_config(config_of("llama"), part="speech")
 
 
 # --------------------------------------------------------------------------------------------------------- sources
@@ -87,7 +89,7 @@ REFUSED = {
     ),
     "alpha in a family without it": (
         config_of("llama", max_position_embeddings=64, rope_scaling=dict(type="dynamic", alpha=8.0, factor=1.0)),
-        "has an unknown key 'alpha' = 8.0; remove the key if it does not change the computation",
+        "has an unknown key 'alpha' = 8.0; a key of HunYuan's dynamic scaling: like='hunyuan_v1_dense' reads it",
     ),
     "a misspelled head_dim": (
         config_of("qwen3", head_dimm=64),
@@ -282,6 +284,31 @@ def test_refused_configs(name):
     config, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         rope_jax.from_hf_config(config)
+
+
+WRONG = ("x", -1, 2.5, float("nan"), True, [], ["a"], [[1]], {}, {"a": 1}, 10**13)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_wrong_value_is_a_value_error(name):
+    """A key of another type is refused by the reader, or does not matter; nothing else is raised."""
+    config = RELEASED[name][0]
+    inside = [key for key, value in config.items() if isinstance(value, dict)]
+    changed = [config | {key: value} for key in config for value in WRONG]
+    changed += [
+        config | {outer: config[outer] | {key: value}}
+        for outer in inside
+        for key in config[outer]
+        for value in WRONG
+    ]
+    refused = 0
+    for broken in changed:
+        try:
+            rope_jax.from_hf_config(broken)
+        except ValueError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > len(changed) / 4
 
 
 def test_compat_must_be_known():

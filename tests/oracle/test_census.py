@@ -56,7 +56,7 @@ def test_a_wrong_row_is_different(wrong, monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("rows", ["TOWERS", "NO_ROTATION"])
 def test_a_folder_without_a_row_is_not_covered(rows, monkeypatch):
-    folder = {"TOWERS": "kimi_k25", "NO_ROTATION": "vjepa2"}[rows]
+    folder = {"TOWERS": "dinov3_vit", "NO_ROTATION": "vjepa2"}[rows]
     monkeypatch.delitem(getattr(census, rows), folder)
     row = census.summary(census.census([folder]))["folders"][folder]
     assert row["status"] == "not covered" and row["note"]
