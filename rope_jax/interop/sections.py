@@ -80,11 +80,16 @@ class PairAxes:
         written = entry.agreed("mrope_interleaved", "interleaved")
         if written is not None and written != strided:
             entry.refuse(f"mrope_interleaved must be {strided} in this family, got {written!r}")
-        counts = entry.agreed("mrope_section", "xdrope_section") or self.default or entry.need("mrope_section")
+        counts = entry.agreed("mrope_section", "xdrope_section")
+        if counts is None:
+            counts = self.default or entry.need("mrope_section")
         counts = entry.list_of("mrope_section", counts, int)
         num_axes = len(self.default or counts)
         if len(counts) != num_axes or sum(counts) != num_pairs or min(counts) < 0:
             entry.refuse(f"mrope_section must add up to R/2 = {num_pairs}, got {counts}")
+        if strided:  # height and width take every third pair as far as there are pairs
+            dealt = [i % num_axes if i < num_axes * counts[i % num_axes] else 0 for i in range(num_pairs)]
+            counts = [dealt.count(axis) for axis in range(num_axes)]
         return tuple(counts)
 
     def written(self, schedule) -> dict[str, Any]:

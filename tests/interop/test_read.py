@@ -364,3 +364,24 @@ def test_hunyuan_vl_is_a_rotation():
 def test_dbrx_base_and_compat():
     ours, theirs = both(RELEASED["DBRX"][0])
     assert (ours.rope.schedule.base, theirs.rope.schedule.base) == (5e5, 1e4)
+
+
+@pytest.mark.parametrize(
+    ("written", "dealt"), [([16, 24, 24], (22, 21, 21)), ([0, 32, 32], (22, 21, 21)), ([24, 20, 20], (24, 20, 20))]
+)
+def test_strided_sections_take_as_many_pairs_as_there_are(written, dealt):
+    """transformers' `freqs[..., axis : 3 * section : 3]`, which ends with the pairs."""
+    config = config_of(
+        "qwen3_vl_text", rope_parameters=dict(rope_theta=5e6, rope_type="default", mrope_section=written)
+    )
+    axes = [0] * 64
+    for axis in (1, 2):
+        for pair in range(64)[axis : 3 * written[axis] : 3]:
+            axes[pair] = axis
+    rope = rope_jax.from_hf_config(config).layers[0].rope
+    assert rope.schedule.sections == dealt and list(rope.schedule.axis_of_pair) == axes
+
+
+def test_sections_without_entries_are_not_the_default():
+    with pytest.raises(ValueError, match="mrope_section"):
+        rope_jax.from_hf_config(config_of("qwen3_vl_text", rope_parameters=dict(rope_theta=5e6, mrope_section=[])))
