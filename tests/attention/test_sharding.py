@@ -15,7 +15,7 @@ import numpy as np
 import oracles
 import pytest
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rope_jax
 
@@ -229,3 +229,28 @@ class EightDevices:
         _, (params, _, _, prompt, _) = compiled((2, 2, 2))
         written = rope_jax.generate(MODEL, params, prompt, max_new_tokens=S - prompt.shape[1], temperature=0)
         np.testing.assert_array_equal(written.tokens, on_one()[1])
+
+    @pytest.mark.parametrize("spec", [(), ("a",), ("a", "b"), (None, "b"), ("a", None, "b")], ids=str)
+    def test_rotations_of_heads_on_a_mesh_of_explicit_axes(self, spec):
+        """Heads before tokens by frequencies of each head, tokens at rest, and blocks of a partial head."""
+        mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.normal(size=(4, 4, 6, 12)), jnp.float32)  # [B, N, T, H]
+        positions = jnp.asarray(rng.integers(0, 9, (4, 6, 2)), jnp.int32)
+        of_heads = rope_jax.Frequencies(rng.normal(size=(2, 2, 6)))
+        blocks = rope_jax.Rope(12, rope_jax.Axial(sizes=(4, 4)), rotary_dim=8, blocks=2)
+
+        @jax.jit
+        def rotate(x, positions):
+            rotated = rope_jax.rotate(x, rope_jax.rotation(positions, of_heads), token_axis=-2)
+            longer = rope_jax.rotation(positions, of_heads).prepend_identity(2)
+            return rotated, longer.cos, blocks.rotate(x, blocks.rotation(positions), token_axis=-2)
+
+        want = rotate(x, positions)
+        with jax.set_mesh(mesh):
+            rows = NamedSharding(mesh, PartitionSpec(*spec[:1]))
+            got = rotate(
+                jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec))), jax.device_put(positions, rows)
+            )
+        for one, other in zip(got, want, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6)
