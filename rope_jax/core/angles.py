@@ -148,8 +148,12 @@ def rotation(positions, frequencies: Frequencies | FrequencyChoice) -> Rotation:
     return _split_heads(result, frequencies)
 
 
+def _options(frequencies: Frequencies | FrequencyChoice) -> tuple[Frequencies, ...]:
+    return (frequencies,) if isinstance(frequencies, Frequencies) else frequencies.options
+
+
 def _first(frequencies: Frequencies | FrequencyChoice) -> Frequencies:
-    return frequencies if isinstance(frequencies, Frequencies) else frequencies.options[0]
+    return _options(frequencies)[0]
 
 
 def _split_heads(rotation: Rotation, frequencies) -> Rotation:
@@ -161,21 +165,21 @@ def _split_heads(rotation: Rotation, frequencies) -> Rotation:
     return Rotation(cos, sin, per_head=True)
 
 
-def leading_axes(positions, num_axes: int, name: str = "positions", **sizes: int) -> tuple[int, ...]:
+def leading_axes(positions, num_axes: int, **sizes: int) -> tuple[int, ...]:
     """The axes ``[...]`` of positions ``[..., T]`` for one axis, else ``[..., T, A]``.
 
     Raises:
       ValueError: if positions have other axes.
     """
     if num_axes == 1:
-        check_axes(name, positions, "... T", **sizes)
+        check_axes("positions", positions, "... T", **sizes)
         return positions.shape[:-1]
     if positions.ndim < 2 or positions.shape[-1] != num_axes:
         raise ValueError(
-            f"{name} must be [..., T, A={num_axes}] for frequencies of {num_axes} position axes, "
+            f"positions must be [..., T, A={num_axes}] for frequencies of {num_axes} position axes, "
             f"got shape {positions.shape}: pass a coordinate for each axis"
         )
-    check_axes(name, positions, "... T A", **sizes)
+    check_axes("positions", positions, "... T A", **sizes)
     return positions.shape[:-2]
 
 
@@ -243,10 +247,9 @@ def _phase(frequencies: Frequencies):
 
 def _single_axes(frequencies) -> np.ndarray | None:
     """The axis that each pair reads, ``[M]``; None if a pair reads several, or the frequencies are not known."""
-    options = (frequencies,) if isinstance(frequencies, Frequencies) else frequencies.options
-    if isinstance(options[0].inv_freq, jax.Array):
+    if isinstance(_first(frequencies).inv_freq, jax.Array):
         return None
-    read = np.any([_matrix(option) != 0 for option in options], axis=0)
+    read = np.any([_matrix(option) != 0 for option in _options(frequencies)], axis=0)
     return np.argmax(read, axis=0) if np.all(read.sum(axis=0) <= 1) else None
 
 

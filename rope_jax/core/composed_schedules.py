@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule
+from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule, call_schedule, check_schedule
 from rope_jax.core.schedules import Standard, repr_without_defaults
 
 SectionOrder = Literal["runs", "strided", "alternating"]
@@ -27,14 +27,8 @@ _inner_context_length = property(lambda self: self.schedule.context_length)
 
 
 def _call(schedule, rotary_dim: int, context_length: tuple) -> Frequencies | FrequencyChoice:
-    if not callable(schedule) or isinstance(schedule, type):
-        raise TypeError(f"schedule must be a schedule like Standard(), got {schedule!r}")
-    frequencies = schedule(rotary_dim, *context_length)
-    if frequencies.num_pairs != rotary_dim // 2:
-        raise ValueError(
-            f"schedule must give R/2 = {rotary_dim // 2} frequencies, got {frequencies.num_pairs} from {schedule!r}"
-        )
-    return frequencies
+    check_schedule(schedule)
+    return call_schedule(schedule, rotary_dim, *context_length)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

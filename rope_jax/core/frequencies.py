@@ -197,3 +197,23 @@ class Schedule(Protocol):
     """
 
     def __call__(self, rotary_dim: int, /) -> "Frequencies | FrequencyChoice": ...
+
+
+def check_schedule(schedule) -> None:
+    """Raises TypeError unless the schedule can be called."""
+    if not callable(schedule) or isinstance(schedule, type):
+        hint = ": pass lambda rotary_dim: frequencies" if isinstance(schedule, Frequencies) else ""
+        got = schedule if isinstance(schedule, type) else type(schedule)
+        raise TypeError(f"schedule must be a schedule like Standard(), got {got.__name__}{hint}")
+
+
+def call_schedule(schedule, rotary_dim: int, *context_length) -> Frequencies | FrequencyChoice:
+    """The frequencies of a schedule. Raises unless they are R/2 :class:`Frequencies`."""
+    frequencies = schedule(rotary_dim, *context_length)
+    if not isinstance(frequencies, Frequencies | FrequencyChoice):
+        raise TypeError(f"schedule must return Frequencies, got {type(frequencies).__name__} from {schedule!r}")
+    if frequencies.num_pairs != rotary_dim // 2:
+        raise ValueError(
+            f"schedule must give R/2 = {rotary_dim // 2} frequencies, got {frequencies.num_pairs} from {schedule!r}"
+        )
+    return frequencies

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import numpy as np
 
 from rope_jax._checks import check_axes, check_dtype, check_integer, device_array
 from rope_jax.core.angles import Rotation, leading_axes, rotation, rotation_change
-from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule
+from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule, call_schedule, check_schedule
 from rope_jax.core.primitive import Layout, RotateBackend
 from rope_jax.core.rotate import check_pairing, check_token_axis, rotate_all
 from rope_jax.core.schedules import repr_without_defaults
@@ -76,10 +75,7 @@ class Rope:
         object.__setattr__(self, "rotary_dim", None if rotary_dim == most else rotary_dim)
         if rotary_dim // 2 % self.blocks:
             raise ValueError(f"blocks must divide R/2 = {rotary_dim // 2}, got {self.blocks}")
-        if not callable(self.schedule) or isinstance(self.schedule, type):
-            hint = ": pass lambda rotary_dim: frequencies" if isinstance(self.schedule, Frequencies) else ""
-            got = self.schedule if isinstance(self.schedule, type) else type(self.schedule)
-            raise TypeError(f"schedule must be a schedule like Standard(), got {got.__name__}{hint}")
+        check_schedule(self.schedule)
         try:
             hash(self.schedule)
         except TypeError:
@@ -124,23 +120,12 @@ class Rope:
     def frequencies(self, context_length: int | jax.Array | None = None) -> Frequencies | FrequencyChoice:
         """The schedule's frequencies; ``context_length`` only for schedules that depend on the context length."""
         if context_length is None:
-            frequencies = self.schedule(2 * self.num_pairs)
-        elif hasattr(self.schedule, "context_length"):
-            frequencies = cast(Any, self.schedule)(2 * self.num_pairs, context_length)
-        else:
+            return call_schedule(self.schedule, 2 * self.num_pairs)
+        if not hasattr(self.schedule, "context_length"):
             raise ValueError(
                 f"context_length must be left out: {type(self.schedule).__name__} does not depend on it"
             )
-        if not isinstance(frequencies, Frequencies | FrequencyChoice):
-            raise TypeError(
-                f"schedule must return Frequencies, got {type(frequencies).__name__} from {self.schedule!r}"
-            )
-        if frequencies.num_pairs != self.num_pairs:
-            raise ValueError(
-                f"schedule must give R/2 = {self.num_pairs} frequencies, got {frequencies.num_pairs} "
-                f"from {self.schedule!r}"
-            )
-        return frequencies
+        return call_schedule(self.schedule, 2 * self.num_pairs, context_length)
 
     def rotation(self, positions, *, context_length: int | jax.Array | None = None) -> Rotation:
         """Cos and sin at the positions: compute them once and pass them to every layer.

@@ -122,8 +122,8 @@ def rotate_unchecked(
             parts = [part.reshape(*part.shape[:-1], 1, blocks, part.shape[-1] // blocks) for part in parts]
             (out,) = rotate_arrays([cut], *parts, layout=layout, implementation=implementation)
             out = join_unrotated(view, [out.reshape(*view.shape[:-1], rotary_dim)], start, rotary_dim)
-        # Axes of size 1 first: a mesh of explicit axes allows no other reshape.
-        out = out if view.ndim == x.ndim or token_axis == -3 else lax.squeeze(out, [out.ndim - 2])
+        if token_axis == -2:  # axes of size 1 first: a mesh of explicit axes allows no other reshape
+            out = lax.squeeze(out, [out.ndim - 2])
         rotated.append(out.reshape(x.shape))
     return rotated
 
@@ -167,7 +167,6 @@ def _check_shapes(x, rotation: Rotation, layout: Layout, start: int, blocks: int
     check_dtype("x", x, jnp.floating, "floating")
     check_axes("x", x, "... T N H" if token_axis == -3 else "... N T H")
     length, heads, head_dim = x.shape[token_axis], x.shape[-5 - token_axis], x.shape[-1]
-    leading, num_pairs = x.shape[:-3], cos.shape[-1] if cos.ndim else 0
     if rotation.per_head:
         check_axes("rotation.cos", cos, "... T M R/2", T=length)
         if not cos.shape[-2] or heads % cos.shape[-2]:
@@ -179,6 +178,7 @@ def _check_shapes(x, rotation: Rotation, layout: Layout, start: int, blocks: int
         check_axes("rotation.cos", cos, "... T R/2", T=length)
     if sin.shape != cos.shape:
         raise ValueError(f"rotation.sin must have the shape of rotation.cos {cos.shape}, got {sin.shape}")
+    leading, num_pairs = x.shape[:-3], cos.shape[-1]
     own = cos.shape[: -3 if rotation.per_head else -2]
     if len(own) > len(leading) or any(c not in (1, n) for c, n in zip(own[::-1], leading[::-1], strict=False)):
         raise ValueError(

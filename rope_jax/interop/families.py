@@ -341,23 +341,20 @@ _family("inkling2_vision", layout="interleaved", sections=PairAxes("columns_rows
 # ------------------------------------------------------- H, if a config gives none and D/N is wrong
 
 _HEAD_DIMS = {
-    64: "gpt_oss muse_spark_text neomme neucodec openai_privacy_filter qwen2_5_omni_dit "
+    64: "gemma4_vision gpt_oss muse_spark_text neomme neucodec openai_privacy_filter qwen2_5_omni_dit "
     "sarvam_moe voxtral_realtime_encoder xcodec2",
     80: "timesfm2_5",
     128: "afmoe beam cohere2_moe cosmos3_edge_text cwm dia_decoder dia_encoder ernie4_5 flint glm glm4 helium "
     "higgs_audio_v2 hrm_text hy_v3 internlm3 iquestcoder jetmoe kolibri1 laguna lara_mini lfm3 llama4_text "
     "mellum minimax_m2 minimax_m3_vl_text ministral3 molmo2_text muse_glimmer_assistant muse_glimmer_text "
-    "pe_audio_encoder pe_audio_video_encoder pe_video_encoder qwen2_5_omni_talker qwen3 qwen3_vl_text "
+    "paddleocr_vl_text pe_audio_encoder pe_audio_video_encoder pe_video_encoder qwen2_5_omni_talker qwen3 "
+    "qwen3_omni_moe_talker_code_predictor qwen3_vl_text "
     "seed_oss solar_open step3p5 zaya",
     192: "mimo_v2_flash",
     256: "diffusion_gemma_text dory embedding_gemma2_text gemma gemma2 gemma3_text gemma3n_text gemma4_text "
-    "gemma4_unified_text qwen3_5_text qwen3_next t5_gemma_module t5gemma2_decoder t5gemma2_text "
-    "vaultgemma",
+    "gemma4_unified_text qwen3_5_moe_text qwen3_5_text qwen3_next qwen4_exp_text t5_gemma_module "
+    "t5gemma2_decoder t5gemma2_text vaultgemma",
 }
-
-_HEAD_DIMS[128] += " paddleocr_vl_text qwen3_omni_moe_talker_code_predictor"
-_HEAD_DIMS[64] += " gemma4_vision"
-_HEAD_DIMS[256] += " qwen3_5_moe_text qwen4_exp_text"
 
 for _head_dim, _model_types in _HEAD_DIMS.items():
     for _name in _model_types.split():

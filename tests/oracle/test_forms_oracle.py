@@ -447,23 +447,23 @@ def heads_first(x, rotate):
     return rotate(x.transpose(1, 2), x.transpose(1, 2))[0].transpose(1, 2)
 
 
+# One head of 64 features, in SAM 2 and EdgeTAM.
+MEMORY_ATTENTION = dict(
+    memory_attention_hidden_size=64, memory_attention_downsample_rate=1, memory_attention_num_attention_heads=1
+)
+
+
 @peer("SAM2: own ladders, interleaved", "transformers", grid(5, 6))
 def sam2(x):
     sam2 = transformers_model("sam2_video")
-    fields = dict(
-        memory_attention_hidden_size=64, memory_attention_downsample_rate=1, memory_attention_num_attention_heads=1
-    )
-    cos, sin = sam2.Sam2VideoVisionRotaryEmbedding(config(**fields))(x, as_tensor(grid(5, 6)))
+    cos, sin = sam2.Sam2VideoVisionRotaryEmbedding(config(**MEMORY_ATTENTION))(x, as_tensor(grid(5, 6)))
     return heads_first(x, lambda q, k: sam2.apply_rotary_pos_emb_2d(q, k, cos, sin))
 
 
 @peer("SAM2: keys tiled, the tail not rotated", "transformers", forms.sam2_keys()[1])
 def sam2_keys(x):
     sam2 = transformers_model("sam2_video")
-    fields = dict(
-        memory_attention_hidden_size=64, memory_attention_downsample_rate=1, memory_attention_num_attention_heads=1
-    )
-    cos, sin = sam2.Sam2VideoVisionRotaryEmbedding(config(**fields))(x, as_tensor(grid(3, 4)))
+    cos, sin = sam2.Sam2VideoVisionRotaryEmbedding(config(**MEMORY_ATTENTION))(x, as_tensor(grid(3, 4)))
     k = x.transpose(1, 2)
     rotate = sam2.apply_rotary_pos_emb_2d
     return rotate(k[:, :, :12], k, cos, sin, num_k_exclude_rope=5, repeat_freqs_k=True)[1].transpose(1, 2)
@@ -476,10 +476,7 @@ def sam2_keys(x):
 )
 def edgetam_keys(x):
     edgetam = transformers_model("edgetam_video")
-    fields = dict(
-        memory_attention_hidden_size=64, memory_attention_downsample_rate=1, memory_attention_num_attention_heads=1
-    )
-    cos, sin = edgetam.EdgeTamVideoVisionRotaryEmbedding(config(**fields))(x, as_tensor(grid(3, 4)))
+    cos, sin = edgetam.EdgeTamVideoVisionRotaryEmbedding(config(**MEMORY_ATTENTION))(x, as_tensor(grid(3, 4)))
     k = x.transpose(1, 2)
     _, keys = edgetam.apply_rotary_pos_emb_2d_cross_attn(
         k[:, :, :12], k, cos, sin, cos[None], sin[None], num_k_exclude_rope=2, repeat_freqs_k=2
