@@ -272,7 +272,8 @@ class TestAttend:
         want = read(np.where(kept, wanted(q, k, bias, causal=True) / 0.75, 0), v)
         np.testing.assert_allclose(got, want, atol=2 * self.TOLERANCE)
         nothing = attend(bias=jnp.zeros((1, 1, 1, S)), dropout_rate=0.25, dropout_rng=key)
-        np.testing.assert_array_equal(nothing, attend(dropout_rate=0.25, dropout_rng=key))
+        # The same weights are dropped. Adding 0 is exact, but another program may fuse, and so round, in another way.
+        np.testing.assert_allclose(nothing, attend(dropout_rate=0.25, dropout_rng=key), atol=self.TOLERANCE)
 
     @pytest.mark.parametrize("cap", [None, 1.5])
     def test_a_bias_of_zero_and_one_common_to_all_keys_change_nothing(self, cap):
