@@ -263,7 +263,7 @@ def test_shards(tmp_path):
 @pytest.mark.parametrize("stored", [jnp.bfloat16, jnp.float16])
 def test_narrow_weights_stay_narrow(stored, tmp_path):
     params = jax.tree.map(lambda leaf: leaf.astype(stored), PARAMS)
-    model, loaded, _ = rope_jax.load_hf(save(tmp_path, tensors=tensors_of(params)))
+    model, loaded, *_ = rope_jax.load_hf(save(tmp_path, tensors=tensors_of(params)))
     assert_same(loaded, params)
     assert model.dtype == model.param_dtype == stored
     wide = rope_jax.load_hf(tmp_path, dtype="float32")
