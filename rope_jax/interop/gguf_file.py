@@ -5,9 +5,9 @@ import dataclasses
 import math
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -141,11 +141,10 @@ class _Cursor:
     def __init__(self, name: str, data: np.ndarray):
         self.name, self.data, self.view, self.offset = name, data, memoryview(data), 0
 
-    def take(self, size: int, what: Callable[[], str] | str) -> int:
+    def take(self, size: int, what: str) -> int:
         """Skips ``size`` bytes and returns where they begin; ValueError if the file ends first."""
         start, self.offset = self.offset, self.offset + size
         if self.offset > len(self.view):
-            what = what if isinstance(what, str) else what()
             self.refuse(
                 f"must hold {size:,} bytes of {what} from byte {start:,}, got a file of {len(self.view):,} bytes: "
                 "download it again"
@@ -188,7 +187,7 @@ class _Cursor:
         self.offset = start
         return count
 
-    def refuse(self, message: str):
+    def refuse(self, message: str) -> NoReturn:
         raise ValueError(f"{self.name} {message}")
 
 
@@ -225,7 +224,7 @@ def _parse(cursor: _Cursor, gguf) -> GgufFile:
         shape = cursor.numbers("Q", num_axes, name)[::-1]
         infos[name] = shape, cursor.number("I", name), cursor.number("Q", name)
     alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         cursor.refuse(f"must have a power of 2 as general.alignment, got {alignment!r}")
     start = -(-cursor.offset // alignment) * alignment
     tensors = {name: _tensor(cursor, gguf, name, start, alignment, *info) for name, info in infos.items()}

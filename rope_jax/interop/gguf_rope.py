@@ -50,6 +50,7 @@ class Divided:
     def __call__(self, rotary_dim: int) -> Frequencies:
         check_schedule(self.schedule)
         inner = call_schedule(self.schedule, rotary_dim)
+        assert isinstance(inner, Frequencies)
         inv_freq = inner.inv_freq
         if self.divisors is not None:
             if len(self.divisors) != rotary_dim // 2:
@@ -287,6 +288,7 @@ class _Recipe:
         if self.divisors is None and self.attention_factor == 1.0:
             return schedule
         if isinstance(schedule, Yarn) and self.divisors is None:
+            assert schedule.attention_factor is not None
             factor = schedule.attention_factor * self.attention_factor
             return dataclasses.replace(schedule, attention_factor=factor)
         return Divided(schedule=schedule, divisors=self.divisors, attention_factor=self.attention_factor)
