@@ -188,6 +188,8 @@ class _Cursor:
         return count
 
     def refuse(self, message: str) -> NoReturn:
+        # The names in a broken file may be any bytes.
+        message = "".join(letter if letter.isprintable() else "?" for letter in message[:400])
         raise ValueError(f"{self.name} {message}")
 
 
