@@ -109,8 +109,8 @@ def render(checkpoint, messages: list[dict]) -> str:
 
 
 def special_token(checkpoint, key: str) -> str:
-    """The text of a token that the config names; empty without one."""
-    token = checkpoint.config.get(key)
+    """The text of a token that the config of a folder or of a GGUF file names; empty without one."""
+    token = checkpoint.config.get(key, checkpoint.config.get(f"tokenizer.ggml.{key}"))
     token = token[0] if isinstance(token, list) else token
     return "" if token is None else checkpoint.tokenizer.id_to_token(token) or ""
 

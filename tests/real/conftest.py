@@ -108,10 +108,12 @@ def theirs(real):
     torch = pytest.importorskip("torch", reason=reason)
     transformers = pytest.importorskip("transformers", reason=reason)
     source = dict(pretrained_model_name_or_path=real.file.parent, gguf_file=real.file.name)
+    # Without kernels of its own for quantized weights: both libraries dequantize, and compute in float32.
+    plain = dict(quantization_config=transformers.GgufConfig(dequantize=True), dtype=torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
-        model = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval()
+        model = transformers.AutoModelForCausalLM.from_pretrained(**source, **plain).eval()
     model.generation_config.eos_token_id = None  # all 64 tokens are compared, beyond a stop token too
     return model, tokenizer
 
