@@ -14,7 +14,7 @@ demo: .venv/train
 # SmolLM2 answers. Another model, a .gguf file or a folder: make real MODEL=path OPTIONS= PROMPT="Once upon a time"
 MODEL =
 OPTIONS = --chat
-PROMPT = Why is the sky blue?
+PROMPT = What is gravity? Answer in one sentence.
 export PROMPT
 real: .venv/generate .venv/smollm2-0.1.2
 	$(BIN)/python examples/generate.py $(MODEL) $(OPTIONS) --prompt "$$PROMPT"

