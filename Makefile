@@ -17,7 +17,7 @@ OPTIONS = --chat
 PROMPT = What is gravity? Answer in one sentence.
 export PROMPT
 real: .venv/generate .venv/smollm2-0.1.2
-	$(BIN)/python examples/generate.py $(MODEL) $(OPTIONS) --prompt "$$PROMPT"
+	@$(BIN)/python examples/generate.py $(MODEL) $(OPTIONS) --prompt "$$PROMPT"
 
 test: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not full"

@@ -67,6 +67,8 @@ def load(config: Config) -> rope_jax.interop.Checkpoint:
         raise ValueError(f"MODEL must hold tokenizer.json, got {path} without one")
     else:
         checkpoint = rope_jax.load_hf(path, dtype=config.dtype)
+    if checkpoint.tokenizer is None:
+        raise ValueError(f"MODEL must hold a tokenizer, got {path} without one")
     if config.chat and checkpoint.chat_template is None:
         raise ValueError(f"MODEL must have a chat template for --chat, got {path} without one")
     return checkpoint
@@ -154,11 +156,11 @@ def answer(config: Config, checkpoint, rows: list[int], prompts: list[list[int]]
 
     def on_token(row: int, token: int) -> None:
         times.append(time.perf_counter())
+        if token < 0:
+            raise ValueError(f"MODEL must give finite logits, got NaN in {model.dtype}")
         text = "" if token in checkpoint.stop_tokens else streams[row].push(token)
-        if not config.batch:
-            print(
-                texts[row] + text if len(times) == 2 else text, end="", flush=True
-            )  # the first is with the prompt
+        if not config.batch:  # the prompt comes with the first token, after all checks
+            print(texts[row] + text if len(times) == 2 else text, end="", flush=True)
         texts[row] += text
         bar.update()
 

