@@ -83,7 +83,9 @@ def test_a_reader_is_as_good_as_its_path(tmp_path):
     }
 
 
-@pytest.mark.parametrize("type_", [None, Type.F16, Type.BF16, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0])
+@pytest.mark.parametrize(
+    "type_", [None, Type.F16, Type.BF16, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0]
+)
 def test_rows_are_dequantized(tmp_path, type_):
     file = open_gguf(write(tmp_path / "a.gguf", tensors={"x": VALUES, "norm": VALUES[0]}, types=type_))
     tensor = file.tensors["x"]
