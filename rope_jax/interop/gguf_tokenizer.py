@@ -167,13 +167,18 @@ class _Vocabulary:
         begin = ["bos"] if self._flag("add_bos_token", begins) else []
         end = ["eos"] if self._flag("add_eos_token", False) else []
         if begin or end:
-            ids = {name: _token(self.file, name, len(self.tokens), required=True) for name in begin + end}
             tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
                 single=[*begin, "$A", *end],
                 pair=[*begin, "$A", *end, *(f"{name}:1" for name in begin), "$B:1", *(f"{name}:1" for name in end)],
-                special_tokens=list(ids.items()),
+                special_tokens=[self._template(name) for name in begin + end],
             )
         return tokenizer
+
+    def _template(self, name: str) -> dict[str, Any]:
+        """A token of a template."""
+        token = _token(self.file, name, len(self.tokens), required=True)
+        assert token is not None
+        return {"id": name, "ids": [token], "tokens": [self.tokens[token]]}
 
     def _byte_level(self, tokenizers):
         splitter = self._splitter()

@@ -100,6 +100,14 @@ def test_rows_are_dequantized(tmp_path, type_):
     assert np.abs(tensor[:] - VALUES).max() <= np.abs(VALUES).max() * 2.0**-bits
 
 
+def test_rows_are_dequantized_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr("rope_jax.interop.gguf_file._MOST_VALUES", 2 * 512)
+    tensor = open_gguf(write(tmp_path / "a.gguf", tensors={"x": VALUES}, types=Type.Q8_0)).tensors["x"]
+    want = gguf.dequantize(gguf.quantize(VALUES, Type.Q8_0), Type.Q8_0)
+    np.testing.assert_array_equal(tensor[:], want)
+    np.testing.assert_array_equal(tensor[1:6], want[1:6])
+
+
 def test_eight_bits_by_hand(tmp_path):
     """Q8_0: blocks of 32 values, each a float16 scale and 32 signed bytes (ggml-common.h, block_q8_0)."""
     path = write(tmp_path / "a.gguf", tensors={"x": VALUES}, types=Type.Q8_0)
@@ -219,7 +227,8 @@ def test_without_an_architecture(tmp_path):
 def test_a_file_that_is_cut_anywhere(tmp_path):
     whole = small(tmp_path / "whole.gguf").read_bytes()
     path = tmp_path / "cut.gguf"
-    for length in range(1, len(whole)):
+    header = len(whole) - sum(array.nbytes for array in TENSORS.values())
+    for length in [*range(1, header), *range(header, len(whole), 31), len(whole) - 1]:
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=r"cut.gguf must"):
             read_everything(path)
