@@ -254,6 +254,21 @@ def test_missing_keys(tmp_path, key):
             load_gguf(path)
 
 
+def test_a_model_with_a_broken_byte(tmp_path):
+    whole = write(tmp_path / "whole.gguf", "llama", METADATA, TENSORS).read_bytes()
+    header = len(whole) - sum(array.nbytes for array in TENSORS.values())
+    path, refused = tmp_path / "flipped.gguf", 0
+    places = range(0, header, 19)
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        try:
+            load_gguf(path)
+        except ValueError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert len(places) > 60 and refused > len(places) // 2
+
+
 def test_dtypes_that_are_none(tmp_path):
     path = write(tmp_path / "a.gguf", "llama", METADATA, TENSORS)
     with pytest.raises(TypeError, match="param_dtype must be float32, bfloat16 or float16, got"):
