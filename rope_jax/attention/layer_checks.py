@@ -78,6 +78,7 @@ def check_ring(layer, plan: Plan, deterministic: bool) -> None:
         "segment_ids": plan.segments is not None,
         "position_bias": plan.position_bias is not None,
         "mask": plan.mask is not None,
+        "learn_sinks": layer.learn_sinks,
         "dropout_rate": layer.dropout_rate > 0 and not deterministic,
         # No device has a whole row of weights.
         "mutable intermediates": layer.is_mutable_collection("intermediates"),
