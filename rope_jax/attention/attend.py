@@ -136,6 +136,12 @@ def _facts(q, k, bias, mask, causal, window, scale, logit_cap, sink_logits) -> t
     window = window_size(window)
     q, scale = fold_traced_scale(q, scale)
     sizes = q.shape[1], k.shape[1]
+    if causal and sizes[0] != sizes[1]:
+        # jax and torch align queries to the first key, flash-attention and a cache to the last.
+        raise ValueError(
+            f"causal must be False with T={sizes[0]} queries and S={sizes[1]} keys, whose order is not known: pass "
+            "the mask, as jnp.tril(jnp.ones((T, S), bool), S - T)[None, None] for the last T of S tokens"
+        )
     if isinstance(window, int) and all(isinstance(size, int) and size <= window for size in sizes):
         window = None
     if sink_logits is not None:
