@@ -86,7 +86,8 @@ def load_hf(folder, *, dtype=None) -> Checkpoint:
     folder = Path(folder)
     file = folder / "config.json"
     if not file.is_file():
-        raise ValueError(f"folder must hold {file.name}, got {folder} without it")
+        hint = "" if folder.is_dir() else ", and nothing is downloaded"
+        raise ValueError(f"folder must be a local folder that holds {file.name}, got {folder} without it{hint}")
     config = read_json(file)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be floating, got {dtype}")
