@@ -81,7 +81,7 @@ _architecture("glm4", layout="interleaved", order="runs", optional_sections=True
 _architecture("glm4moe", layout="half", order="runs", optional_sections=True)
 
 _NO_ROTATION = """
-arwkv7 bert bloom clip gpt2 gptj jais jamba jina-bert-v2 kimi-linear mamba mamba2 mpt nemotron_h nemotron_h_moe
+arwkv7 bert bloom gpt2 gptj jais jamba jina-bert-v2 kimi-linear mamba mamba2 mpt nemotron_h nemotron_h_moe
 refact rwkv6 rwkv6qwen2 rwkv7 starcoder t5 t5encoder wavtokenizer-dec
 """
 _BEYOND = {
@@ -89,6 +89,7 @@ _BEYOND = {
     "afmoe exaone-moe mimo2 modern-bert plamo3 smallthinker step35": "its kinds of layers",
     "grok": "the growth of its queries with the position",
     "hunyuan_vl": "its scaling by alpha",
+    "clip": "the towers of images and sounds",
 }
 
 

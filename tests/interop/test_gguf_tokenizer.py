@@ -185,9 +185,7 @@ def merged(text, scores):
     """SentencePiece's rule: merge the neighbours that make the best token, the first of equals; llm_tokenizer_spm."""
     symbols = list(text)
     while True:
-        pairs = [
-            (scores.get(a + b, -np.inf), -i) for i, (a, b) in enumerate(itertools.pairwise(symbols))
-        ]
+        pairs = [(scores.get(a + b, -np.inf), -i) for i, (a, b) in enumerate(itertools.pairwise(symbols))]
         if not pairs or max(pairs)[0] == -np.inf:
             return symbols
         i = -max(pairs)[1]
@@ -243,6 +241,15 @@ def test_defined_tokens_keep_their_spaces(tmp_path):
     tokenizer = tokenizer_of(tmp_path, metadata, add_space_prefix=False, add_bos_token=False)
     assert tokenizer.encode("he    ll\n\n\nhe").tokens == ["he", "   ", "▁", "ll", "\n\n", "<0x0A>", "he"]
     assert_round_trips(tokenizer, [text for text in TEXTS if "<unk>" not in text])
+
+
+def test_special_tokens_of_phi3_take_the_spaces_after_them(tmp_path):
+    metadata = sentencepiece(PIECES) | {"general.name": "Phi-3 Mini", "tokenizer.ggml.add_space_prefix": False}
+    tokenizer = tokenizer_of(tmp_path, metadata)
+    assert tokenizer.encode("<start> \nhello").tokens == ["<s>", "<start>", "hello"]
+    assert tokenizer.encode("<s> hello").tokens == ["<s>", "<s>", "▁hello"]
+    metadata["general.name"] = "Llama"
+    assert tokenizer_of(tmp_path, metadata).encode("<start> hello").tokens == ["<s>", "<start>", "▁hello"]
 
 
 REFUSED = {
