@@ -147,7 +147,7 @@ class _Cursor:
     """Reads numbers and strings one after the other, never past the end."""
 
     def __init__(self, name: str, data: np.ndarray):
-        self.name, self.data, self.view, self.offset = name, data, memoryview(data), 0
+        self.name, self.data, self.view, self.offset = name, data, data.data, 0
 
     def take(self, size: int, what: str) -> int:
         """Skips ``size`` bytes and returns where they begin; ValueError if the file ends first."""

@@ -313,6 +313,8 @@ REFUSED = {
     "a fourth section": (dict(architecture="qwen2vl", metadata={".rope.dimension_sections": [1, 3, 3, 1]}), "and then 0, got [1, 3, 3, 1]"),
     "longrope and yarn": (dict(metadata=YARN, tensors={"rope_factors_short.weight": SHORT, "rope_factors_long.weight": LONG}), "must not be yarn beside the tensors of LongRoPE"),
     "Llama 4 without windows": (dict(architecture="llama4", metadata={".attention.sliding_window": 0}), "must be above 0 in this architecture"),
+    "queries that shrink": (dict(architecture="mistral3", metadata={".attention.temperature_scale": -0.1}), "attention.temperature_scale must be at least 0"),
+    "an image tower": (dict(architecture="clip"), "which lacks the towers of images and sounds"),
     "Baichuan 13B": (dict(architecture="baichuan", metadata={".block_count": 40}), "got Baichuan 13B"),
 }  # fmt: skip
 
