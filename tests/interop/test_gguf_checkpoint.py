@@ -181,6 +181,23 @@ def test_the_recipe_is_the_models(tmp_path):
     )
 
 
+def test_the_text_side_comes_along(tmp_path):
+    vocabulary = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": [*"abcdefgh", "ab", "<|im_end|>"],
+        "tokenizer.ggml.token_type": [1] * 9 + [3],
+        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.eos_token_id": 7,
+        "tokenizer.chat_template": "{{ messages }}",
+    }
+    loaded = load_gguf(write(tmp_path / "a.gguf", "llama", METADATA | vocabulary, TENSORS))
+    assert loaded.tokenizer.encode("abc<|im_end|>").ids == [8, 2, 9]
+    assert (loaded.stop_tokens, loaded.chat_template) == ((7, 9), "{{ messages }}")
+    assert not any(isinstance(value, list) for value in loaded.config.values())
+    assert loaded.config["tokenizer.ggml.pre"] == "smollm"
+
+
 def test_one_parameter_at_a_time_is_on_the_host(tmp_path):
     model = decoder(tie_embeddings=True).clone(width=1024, mlp_dim=2048, vocab_size=64)
     metadata = METADATA | {".embedding_length": 1024, ".feed_forward_length": 2048}
@@ -221,6 +238,8 @@ REFUSED = {
     "a text for a size": (dict(metadata={".embedding_length": "big"}), "embedding_length must be an integer of at least 1, got 'big'"),
     "a type without a dequantizer": (dict(tensors=TENSORS | {"blk.0.ffn_up.weight": np.ones((64, 32), np.int8)}), "blk.0.ffn_up.weight must have a type that the package gguf dequantizes, got I8"),
     "a window for Qwen": (dict(architecture="qwen2", metadata={".attention.sliding_window": 4}), "unknown key 'attention.sliding_window'"),
+    "layers that slide without a window": (dict(architecture="gemma3", metadata={".attention.sliding_window_pattern": [True, False]}), "attention.sliding_window must be above 0 if layers slide, got none"),
+    "heads that are no groups": (dict(metadata={".attention.head_count_kv": 3}), "num_kv_heads"),
     "a window of text": (dict(metadata={".attention.sliding_window": "big"}), "attention.sliding_window must be an integer"),
     "a chat template of numbers": (dict(metadata={"tokenizer.chat_template": 3}), "tokenizer.chat_template must be text, got int"),
 }  # fmt: skip

@@ -100,6 +100,32 @@ def test_rows_are_dequantized(tmp_path, type_):
     assert np.abs(tensor[:] - VALUES).max() <= np.abs(VALUES).max() * 2.0**-bits
 
 
+@pytest.mark.parametrize("type_", gguf.GGML_QUANT_SIZES, ids=lambda type_: type_.name)
+def test_all_types_of_the_package(tmp_path, type_):
+    """Any bytes as blocks: most types can be read by the package, but not written."""
+    values, size = gguf.GGML_QUANT_SIZES[type_]
+    stored = np.random.default_rng(0).integers(0, 255, (3, 512 // values * size), np.uint8)
+    plain = {Type.F32: np.float32, Type.F16: np.float16, Type.F64: np.float64, Type.I8: np.int8}
+    plain |= {Type.I16: np.int16, Type.I32: np.int32, Type.I64: np.int64}
+    if type_ in plain:
+        path = write(tmp_path / "a.gguf", tensors={"x": stored.view(plain[type_])})
+    else:
+        path = write(tmp_path / "a.gguf", stored={"x": (stored, type_)})
+    tensor = open_gguf(path).tensors["x"]
+    assert tensor.get_shape() == (3, 512)
+    try:
+        with np.errstate(all="ignore"):
+            want = gguf.dequantize(stored, type_)
+    except NotImplementedError:
+        with pytest.raises(
+            ValueError, match=f"must have a type that the package gguf dequantizes, got {type_.name}"
+        ):
+            tensor[:]
+        return
+    np.testing.assert_array_equal(tensor[:], want)
+    np.testing.assert_array_equal(tensor[1:2], want[1:2])
+
+
 def test_rows_are_dequantized_in_parts(tmp_path, monkeypatch):
     monkeypatch.setattr("rope_jax.interop.gguf_file._MOST_VALUES", 2 * 512)
     tensor = open_gguf(write(tmp_path / "a.gguf", tensors={"x": VALUES}, types=Type.Q8_0)).tensors["x"]
