@@ -10,8 +10,8 @@ from jax import lax
 
 from rope_jax._checks import check_integer
 from rope_jax.attention.cache import KVCache
-from rope_jax.generation.forward import ForwardPass
-from rope_jax.generation.generate import is_stop, repeat_last
+from rope_jax.generation.forward import ForwardPass, check_one_axis
+from rope_jax.generation.loop import is_stop, repeat_last
 from rope_jax.generation.prompts import check_num_positions, check_prompt, check_stop
 from rope_jax.models.decoder import Decoder
 
@@ -85,6 +85,7 @@ def beam_search(
     prompt, mask = check_prompt(model, prompt, mask)
     check_num_positions("max_new_tokens", model, prompt, mask, max_new_tokens)
     stops = check_stop(model, stop_token)
+    check_one_axis(model, "generate takes positions of several axes")
     forward = ForwardPass.of(model, params, context_length)
     return _beam_search(
         forward, prompt, mask, stops, beams=beams, max_new_tokens=max_new_tokens, cache_dtype=cache_dtype

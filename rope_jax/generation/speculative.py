@@ -10,8 +10,8 @@ from jax import lax
 
 from rope_jax._checks import check_integer
 from rope_jax.attention.cache import KVCache
-from rope_jax.generation.forward import ForwardPass
-from rope_jax.generation.generate import is_stop, repeat_last
+from rope_jax.generation.forward import ForwardPass, check_one_axis
+from rope_jax.generation.loop import is_stop, repeat_last
 from rope_jax.generation.prompts import check_num_positions, check_prompt, check_stop
 from rope_jax.generation.sample import sample
 from rope_jax.models.decoder import Decoder
@@ -100,6 +100,8 @@ def speculative_decode(
         raise ValueError(
             f"draft must have the target's vocabulary, V={model.vocab_size} tokens, got V={draft.vocab_size}"
         )
+    for each in (model, draft):
+        check_one_axis(each, "generate takes positions of several axes")
     check_integer("max_new_tokens", max_new_tokens, least=1)
     check_integer("draft_tokens", draft_tokens, least=1)
     prompt, mask = check_prompt(model, prompt, mask)
