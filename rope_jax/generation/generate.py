@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rope_jax._checks import (
     as_int32,
@@ -13,14 +12,13 @@ from rope_jax._checks import (
     check_integer,
     device_array,
     is_concrete,
-    known_any,
 )
-from rope_jax.attention.cache import KVCache, check_cache
+from rope_jax.attention.cache import KVCache
 from rope_jax.generation.forward import ForwardPass, check_one_axis
 from rope_jax.generation.logits import LogitsFunction, as_pytrees
-from rope_jax.generation.loop import Generation, Inputs, Sampler, run_on_device, run_on_host
-from rope_jax.generation.prompts import check_num_positions, check_prompt, check_stop
-from rope_jax.generation.sample import check_sampling
+from rope_jax.generation.loop import Generation, Inputs, run_on_device, run_on_host
+from rope_jax.generation.prompts import check_num_positions, check_prefix, check_prompt, check_stop
+from rope_jax.generation.sampler import make_sampler
 from rope_jax.models.decoder import Decoder
 
 
@@ -141,23 +139,9 @@ def generate(
     check_integer("max_new_tokens", max_new_tokens, least=1)
     check_integer("num_samples", num_samples, least=1)
     if cache is not None:
-        _check_cache(model, cache, prompt, mask, cache_dtype)
+        check_prefix(model, cache, prompt, mask, cache_dtype)
     check_num_positions("max_new_tokens", model, prompt, mask, max_new_tokens, cache)
-    check_sampling(temperature, top_k, top_p)
-    greedy = is_concrete(temperature) and bool(temperature == 0)
-    if rng is None and not greedy:
-        raise ValueError(
-            f"rng must be given with temperature {temperature}, got None: pass a key, or temperature=0 for greedy"
-        )
-    if rng is not None:
-        rng = _checked_key(rng, prompt.shape[0] * num_samples)
-    sampler = Sampler(
-        None if greedy else rng,
-        jnp.asarray(temperature, jnp.float32),
-        None if top_p is None else jnp.asarray(top_p, jnp.float32),
-        as_pytrees(logits_fn),
-        top_k,
-    )
+    sampler = make_sampler(rng, temperature, top_k, top_p, prompt.shape[0] * num_samples, as_pytrees(logits_fn))
     forward = ForwardPass.of(model, params, context_length)
     inputs = Inputs(prompt, mask, cache, stops, *_checked_positions(model, positions, next_position, prompt))
     sizes = dict(max_new_tokens=max_new_tokens, num_samples=num_samples, cache_dtype=cache_dtype)
@@ -180,32 +164,3 @@ def _checked_positions(model: Decoder, positions, next_position, prompt) -> tupl
     check_dtype("next_position", next_position, jnp.integer, "integer")
     check_axes("next_position", next_position, "B" if next_position.ndim else "", B=prompt.shape[0])
     return device_array("positions", positions), jnp.broadcast_to(as_int32(next_position), prompt.shape[:1])
-
-
-def _checked_key(rng, batch: int) -> jax.Array:
-    """Checks a key ``[]`` or a key for each row ``[B]``, and wraps raw key data."""
-    if isinstance(rng, int | np.integer):
-        raise TypeError(f"rng must be a key, as jax.random.key({rng}), got the integer {rng}")
-    if not isinstance(rng, jax.Array | np.ndarray):
-        raise TypeError(f"rng must be a key, as jax.random.key(0), got {rng!r}")
-    if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
-        rng = jax.random.wrap_key_data(jnp.asarray(rng))
-    check_axes("rng", rng, "B" if rng.ndim else "", B=batch)
-    return rng
-
-
-def _check_cache(model: Decoder, cache: KVCache, prompt, mask, cache_dtype) -> None:
-    """Raises ValueError unless the cache fits the model and the batch, and has not overflowed."""
-    if cache_dtype is not None:
-        raise ValueError(f"cache_dtype must be left out with a cache, which has a dtype already, got {cache_dtype}")
-    check_cache(cache)
-    sizes = dict(
-        layers=model.num_layers, B={1, prompt.shape[0]}, K=model.num_kv_heads or model.num_heads, H=model.head_dim
-    )
-    check_axes("cache.key", cache.key, "layers B K S H", **sizes)
-    if known_any(cache.overflowed):
-        raise ValueError(
-            f"cache must not have overflowed, got S={cache.capacity}, rows {cache.num_tokens.tolist()}"
-        )
-    if cache.eviction is not None:
-        cache.slots.advance("prompt", cache.num_tokens, prompt.shape[1], mask, max_window=model.max_window)

@@ -1,8 +1,6 @@
 """The loop of :func:`generate`: prefill, then a token per step until every row has stopped, on device or host."""
 
-import dataclasses
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,8 +9,6 @@ import numpy as np
 from jax import lax
 
 from rope_jax.attention.cache import KVCache
-from rope_jax.generation.logits import checked_logits
-from rope_jax.generation.sample import sample
 
 
 class Generation(NamedTuple):
@@ -44,35 +40,6 @@ def repeat_last(tokens, num_tokens) -> jax.Array:
     """Fills each row of tokens ``[..., T]`` after its first ``num_tokens [...]`` with the last of these."""
     last = jnp.take_along_axis(tokens, num_tokens[..., None] - 1, axis=-1)
     return jnp.where(jnp.arange(tokens.shape[-1], dtype=jnp.int32) < num_tokens[..., None], tokens, last)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Sampler:
-    """The options of :func:`sample` and the keys of all rows, as a single argument of a jitted function."""
-
-    rng: jax.Array | None  # [] or [B]; None is greedy
-    temperature: jax.Array
-    top_p: jax.Array | None
-    logits_fns: tuple[Callable, ...]
-    top_k: int | None = dataclasses.field(metadata=dict(static=True))
-
-    def __call__(self, logits, written, index) -> tuple[jax.Array, jax.Array]:
-        """Draws new token ``index`` of each row from logits ``[B, V]``: int32 ``[B]``, and its log-probability."""
-        changed = logits
-        for number, logits_fn in enumerate(self.logits_fns):
-            changed = checked_logits(logits_fn(changed, written, index), logits, number)
-        token = self._draw(changed, index)
-        chosen = jnp.take_along_axis(logits, jnp.maximum(token, 0)[:, None], axis=1)[:, 0]
-        return token, chosen - jax.nn.logsumexp(logits, axis=-1)
-
-    def _draw(self, logits, index) -> jax.Array:
-        if self.rng is None:
-            return sample(None, logits, temperature=0)
-        sample_row = functools.partial(sample, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
-        rows = jnp.arange(logits.shape[0])
-        keys = self.rng if self.rng.ndim else jax.vmap(functools.partial(jax.random.fold_in, self.rng))(rows)
-        return jax.vmap(lambda key, row: sample_row(jax.random.fold_in(key, index), row))(keys, logits)
 
 
 class Inputs(NamedTuple):
@@ -133,7 +100,7 @@ def _begin(forward, sampler, inputs, *, max_new_tokens, num_samples, cache_dtype
         rows = jnp.repeat(jnp.arange(prompt.shape[0], dtype=jnp.int32), num_samples)
         logits, written, cache = logits[rows], written[rows], cache.select_rows(rows)
         next_position = None if next_position is None else next_position[rows]
-    token, log_prob = sampler(logits, written, jnp.int32(0))
+    token, log_prob = sampler.next_token(logits, written, jnp.int32(0))
     return _State(
         jnp.int32(1),
         token,
@@ -153,7 +120,7 @@ def _next_token(forward, sampler, stops, state: _State, cache) -> tuple[_State, 
     mask = None if cache.eviction is None else ~state.done[:, None]
     positions = None if state.next_position is None else state.next_position[:, None]
     logits, cache = forward.step(state.token[:, None], cache, mask, positions)
-    token, log_prob = sampler(logits[:, 0], state.written, state.num_steps)
+    token, log_prob = sampler.next_token(logits[:, 0], state.written, state.num_steps)
     first = state.written.shape[1] - state.log_probs.shape[1]
     return _State(
         state.num_steps + 1,
