@@ -206,8 +206,9 @@ def test_the_best_score_merges_first(tmp_path):
             if all(splits(token, pieces | {new}) <= 1 for token in pieces | {new}):
                 pieces.add(new)
         pieces = rng.permutation(sorted(pieces)).tolist()
-        tokenizer = tokenizer_of(tmp_path, sentencepiece(pieces), add_space_prefix=False, add_bos_token=False)
-        scores = {piece: -float(i) for i, piece in enumerate(pieces)}
+        scores = {piece: -float(i) for piece, i in zip(pieces, rng.permutation(len(pieces)), strict=True)}
+        metadata = sentencepiece(pieces, scores=[0.0] * 260 + [scores[piece] for piece in pieces])
+        tokenizer = tokenizer_of(tmp_path, metadata, add_space_prefix=False, add_bos_token=False)
         for _ in range(50):
             text = "".join(rng.choice(list("abc "), 14))
             assert tokenizer.encode(text).tokens == merged(text.replace(" ", "▁"), scores)
