@@ -113,3 +113,4 @@ if __name__ == "__main__":
     result = measure(Path(sys.argv[1]))
     save(__file__, {"before": "commit 6a41c4b", "cases": result})
     print(table(result))
+    Path(__file__).with_name("results").joinpath("decode.md").write_text(table(result) + "\n")

@@ -1,4 +1,4 @@
-"""Other people's files: Hugging Face configs and checkpoints, and weight layouts."""
+"""Other people's files: Hugging Face configs and checkpoints, GGUF files, and weight layouts."""
 
 from rope_jax.interop.layout import convert_layout
 from rope_jax.interop.model_rope import LayerRope, ModelRope, QueryTemperature

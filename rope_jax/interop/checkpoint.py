@@ -14,12 +14,12 @@ from rope_jax.models.decoder import Decoder
 
 
 class Checkpoint(NamedTuple):
-    """A language model from a file: the result of :func:`load_hf`.
+    """A language model from a file: the result of :func:`load_hf` and :func:`load_gguf`.
 
     Attributes:
       model: the decoder that the config describes.
       params: its variables, each in its stored dtype.
-      config: the contents of config.json.
+      config: the contents of config.json, or the metadata of a GGUF file.
       tokenizer: a ``tokenizers.Tokenizer``; None without one.
       stop_tokens: the tokens that end a text, for ``generate(stop_token=...)``; empty without any.
       chat_template: the Jinja template of a chat, as transformers renders it; None without one.
@@ -86,7 +86,8 @@ def load_hf(folder, *, dtype=None) -> Checkpoint:
     folder = Path(folder)
     file = folder / "config.json"
     if not file.is_file():
-        raise ValueError(f"folder must hold {file.name}, got {folder} without it")
+        hint = "" if folder.is_dir() else ", and nothing is downloaded"
+        raise ValueError(f"folder must be a local folder that holds {file.name}, got {folder} without it{hint}")
     config = read_json(file)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be floating, got {dtype}")

@@ -18,16 +18,16 @@ class Architecture:
 
     Attributes:
       layout: ``"interleaved"`` for llama.cpp's type NORM, ``"half"`` for NEOX, MROPE and IMROPE.
-      order: in which ``rope.dimension_sections`` deals pairs to position axes; None for one axis.
+      order: of dealing pairs to position axes by ``rope.dimension_sections``; None for one axis.
       optional_sections: whether a file without sections has one axis. With sections, the layout is ``"half"``.
-      layers: that rotate, beside layers without attention: all, those that slide, those that slide if any does,
-        three of four, or all unless ``rope.scaling.finetuned`` is false.
+      layers: the rotating layers among the layers with attention: all, sliding layers only, sliding layers only if
+        any layer slides, three of four, or all unless ``rope.scaling.finetuned`` is false.
       slides: whether layers slide: never, always, if the file has a window, or if the model has 64 layers.
-      period: of the layers of full attention among layers that slide; each period ends with one.
-      attention_period: of the layers with attention among others; each period ends with one.
-      sliding_base: b of layers that slide, if the file has none; None for the base of the others.
-      sliding_scaled: whether ``rope.scaling`` and divisors count in layers that slide.
-      temperature: of queries, by position: ``"without_rope"`` in layers that do not rotate (Llama 4), ``"all"``.
+      period: among sliding layers, the last layer of each period has full attention.
+      attention_period: among layers without attention, the last layer of each period has attention.
+      sliding_base: b of sliding layers, if the file has no ``rope.freq_base_swa``; None for the base of all layers.
+      sliding_scaled: whether ``rope.scaling`` and divisors count in sliding layers.
+      temperature: of queries, by position: in layers without rotation (Llama 4), or in all layers (Ministral 3).
     """
 
     layout: Layout
@@ -81,7 +81,7 @@ _architecture("glm4", layout="interleaved", order="runs", optional_sections=True
 _architecture("glm4moe", layout="half", order="runs", optional_sections=True)
 
 _NO_ROTATION = """
-arwkv7 bert bloom clip gpt2 gptj jais jamba jina-bert-v2 kimi-linear mamba mamba2 mpt nemotron_h nemotron_h_moe
+arwkv7 bert bloom gpt2 gptj jais jamba jina-bert-v2 kimi-linear mamba mamba2 mpt nemotron_h nemotron_h_moe
 refact rwkv6 rwkv6qwen2 rwkv7 starcoder t5 t5encoder wavtokenizer-dec
 """
 _BEYOND = {
@@ -89,6 +89,7 @@ _BEYOND = {
     "afmoe exaone-moe mimo2 modern-bert plamo3 smallthinker step35": "its kinds of layers",
     "grok": "the growth of its queries with the position",
     "hunyuan_vl": "its scaling by alpha",
+    "clip": "the towers of images and sounds",
 }
 
 

@@ -80,17 +80,18 @@ def load_gguf(path, *, dtype=None, param_dtype=jnp.float32) -> Checkpoint:
             f"{file.name}: architecture must be one of {', '.join(_FAMILIES)}, got {file.architecture!r}"
         )
     stored = jnp.dtype(param_dtype)
-    model = _model(file, stored, dtype)
     tensors = {
         name: dataclasses.replace(tensor, dtype=stored)
         for name, tensor in file.tensors.items()
         if name not in _ROPE_TENSORS
     }
     try:
+        model = _model(file, stored, dtype)
+        text = read_text(file, model.vocab_size)
         params = read_params(model, _names(file), tensors)
-    except ValueError as error:
-        raise ValueError(f"{error} ({file.name})" if file.name not in str(error) else str(error)) from None
-    return Checkpoint(model, params, without_vocabulary(file.metadata), *read_text(file, model.vocab_size))
+    except ValueError as error:  # of readers that know no file
+        raise ValueError(str(error) if file.name in str(error) else f"{file.name}: {error}") from None
+    return Checkpoint(model, params, without_vocabulary(file.metadata), *text)
 
 
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
@@ -213,11 +214,14 @@ def _gemma(
     heads, count = head_sizes(config)[1][0], len(head_sizes(config)[1])
     width = config.integer("embedding_length", config.need("embedding_length"))
     slides = sliding_layers(config, find_architecture(file.architecture, file.name), count)
+    window = _window(config, window)
+    if any(slides) and window is None:
+        config.refuse("attention.sliding_window must be above 0 if layers slide, got none")
     return dict(
         model_type=model_type,
         # Of the models of 27B, llama.cpp divides scores by sqrt(D/N).
         query_pre_attn_scalar=width // heads if count == layers_of_27b else head_dim,
-        sliding_window=_window(config, window),
+        sliding_window=window,
         layer_types=[SLIDING if slide else FULL for slide in slides],
     )
 

@@ -17,6 +17,7 @@ _SCALARS = {  # struct's codes of the value types
 _STRING, _ARRAY = 8, 9
 _VERSIONS = (2, 3)  # version 1 stored lengths in 32 bits
 _MOST_AXES = 4
+_MOST_VALUES = 2**22  # dequantized at once; the package gguf takes several times their memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,21 +51,28 @@ class GgufTensor:
         Raises:
           ValueError: if the package gguf cannot dequantize the type.
         """
+        if len(self.shape) == 1:  # blocks of a vector may straddle the ends of a slice
+            return self._dequantized(self.data[None]).reshape(-1)[rows]
+        stored = self.data.reshape(self.shape[0], -1)[rows]
+        values = np.empty((len(stored), *self.shape[1:]), self.dtype)
+        step = max(_MOST_VALUES // math.prod(self.shape[1:]), 1)
+        for start in range(0, len(stored), step):
+            part = values[start : start + step]
+            part[...] = self._dequantized(stored[start : start + step]).reshape(part.shape)
+        return values
+
+    def _dequantized(self, stored: np.ndarray) -> np.ndarray:
+        """The values of stored rows ``[rows, bytes]``."""
         gguf = import_gguf()
         type_ = gguf.GGMLQuantizationType(self.quantization)
-        # Blocks lie along a row, so that any rows can be read alone; of a vector, all blocks are read.
-        whole = len(self.shape) == 1
-        stored = self.data[None] if whole else self.data.reshape(self.shape[0], -1)[rows]
         try:
             with np.errstate(all="ignore"):  # broken blocks may overflow
-                values = gguf.dequantize(np.array(stored), type_)
+                return gguf.dequantize(np.array(stored), type_).astype(self.dtype, copy=False)
         except NotImplementedError:
             raise ValueError(
                 f"{self.name} must have a type that the package gguf dequantizes, got {type_.name}; quantize the "
                 "model to another type"
             ) from None
-        values = values.reshape(-1)[rows] if whole else values.reshape(-1, *self.shape[1:])
-        return values.astype(self.dtype, copy=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,7 +147,7 @@ class _Cursor:
     """Reads numbers and strings one after the other, never past the end."""
 
     def __init__(self, name: str, data: np.ndarray):
-        self.name, self.data, self.view, self.offset = name, data, memoryview(data), 0
+        self.name, self.data, self.view, self.offset = name, data, data.data, 0
 
     def take(self, size: int, what: str) -> int:
         """Skips ``size`` bytes and returns where they begin; ValueError if the file ends first."""

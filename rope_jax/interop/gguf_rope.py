@@ -214,6 +214,8 @@ def _temperature(config: Config, architecture: Architecture) -> QueryTemperature
     if architecture.temperature == "without_rope":
         return QueryTemperature(beta=0.1, period=8192, offset=1)
     beta = config.number("attention.temperature_scale", 0.0) if architecture.temperature == "all" else 0.0
+    if beta < 0:
+        config.refuse(f"attention.temperature_scale must be at least 0, got {beta}")
     return QueryTemperature(beta=beta, period=_original_length(config)) if beta else None
 
 

@@ -153,27 +153,36 @@ class _Vocabulary:
             raise
         except Exception as error:  # tokenizers raises plain Exception
             raise ValueError(f"{self.file.name}: tokenizer.ggml must be a vocabulary: {error}") from None
+        # Special tokens of Phi-3 take the spaces after them; llama.cpp knows the model by its name.
+        name = str(self.file.metadata.get("general.name")).lower()
+        phi3 = "phi-3" in name or "phi3" in name
         special, defined = [], []
         for i, (token, kind) in enumerate(zip(self.tokens, self.types, strict=True)):
             if not token:
                 continue
+            rstrip = phi3 and token not in ("<unk>", "<s>", "<|endoftext|>")
             if kind in (_CONTROL, _UNKNOWN) or i in self.stop_tokens:
-                special.append(tokenizers.AddedToken(token, normalized=False, special=True))
+                special.append(tokenizers.AddedToken(token, normalized=False, special=True, rstrip=rstrip))
             elif kind == _USER_DEFINED:
-                defined.append(tokenizers.AddedToken(token, normalized=False))
+                defined.append(tokenizers.AddedToken(token, normalized=False, rstrip=rstrip))
         tokenizer.add_special_tokens(special)
         tokenizer.add_tokens(defined)
         begins = self.model == "llama" or self._splitter().begins
         begin = ["bos"] if self._flag("add_bos_token", begins) else []
         end = ["eos"] if self._flag("add_eos_token", False) else []
         if begin or end:
-            ids = {name: _token(self.file, name, len(self.tokens), required=True) for name in begin + end}
             tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
                 single=[*begin, "$A", *end],
                 pair=[*begin, "$A", *end, *(f"{name}:1" for name in begin), "$B:1", *(f"{name}:1" for name in end)],
-                special_tokens=list(ids.items()),
+                special_tokens=[self._template(name) for name in begin + end],
             )
         return tokenizer
+
+    def _template(self, name: str) -> dict[str, Any]:
+        """A token of a template."""
+        token = _token(self.file, name, len(self.tokens), required=True)
+        assert token is not None
+        return {"id": name, "ids": [token], "tokens": [self.tokens[token]]}
 
     def _byte_level(self, tokenizers):
         splitter = self._splitter()

@@ -444,7 +444,9 @@ def test_broken_folders(tmp_path):
     def refused(message):
         return pytest.raises(ValueError, match=message)
 
-    with refused("folder must hold config.json, got .*nowhere without it"):
+    with refused(
+        "folder must be a local folder that holds config.json, got .*nowhere without it, and nothing is downloaded"
+    ):
         rope_jax.load_hf(tmp_path / "nowhere")
     folder = save(tmp_path / "model", shards=2)
     index = folder / "model.safetensors.index.json"

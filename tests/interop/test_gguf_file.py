@@ -83,7 +83,9 @@ def test_a_reader_is_as_good_as_its_path(tmp_path):
     }
 
 
-@pytest.mark.parametrize("type_", [None, Type.F16, Type.BF16, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0])
+@pytest.mark.parametrize(
+    "type_", [None, Type.F16, Type.BF16, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0]
+)
 def test_rows_are_dequantized(tmp_path, type_):
     file = open_gguf(write(tmp_path / "a.gguf", tensors={"x": VALUES, "norm": VALUES[0]}, types=type_))
     tensor = file.tensors["x"]
@@ -96,6 +98,40 @@ def test_rows_are_dequantized(tmp_path, type_):
     assert tensor[:].dtype == np.float32
     bits = {None: 24, Type.F16: 11, Type.BF16: 8, Type.Q8_0: 7, Type.Q5_0: 4, Type.Q5_1: 4}.get(type_, 3)
     assert np.abs(tensor[:] - VALUES).max() <= np.abs(VALUES).max() * 2.0**-bits
+
+
+@pytest.mark.parametrize("type_", gguf.GGML_QUANT_SIZES, ids=lambda type_: type_.name)
+def test_all_types_of_the_package(tmp_path, type_):
+    """Any bytes as blocks: most types can be read by the package, but not written."""
+    values, size = gguf.GGML_QUANT_SIZES[type_]
+    stored = np.random.default_rng(0).integers(0, 255, (3, 512 // values * size), np.uint8)
+    plain = {Type.F32: np.float32, Type.F16: np.float16, Type.F64: np.float64, Type.I8: np.int8}
+    plain |= {Type.I16: np.int16, Type.I32: np.int32, Type.I64: np.int64}
+    if type_ in plain:
+        path = write(tmp_path / "a.gguf", tensors={"x": stored.view(plain[type_])})
+    else:
+        path = write(tmp_path / "a.gguf", stored={"x": (stored, type_)})
+    tensor = open_gguf(path).tensors["x"]
+    assert tensor.get_shape() == (3, 512)
+    try:
+        with np.errstate(all="ignore"):
+            want = gguf.dequantize(stored, type_)
+    except NotImplementedError:
+        with pytest.raises(
+            ValueError, match=f"must have a type that the package gguf dequantizes, got {type_.name}"
+        ):
+            tensor[:]
+        return
+    np.testing.assert_array_equal(tensor[:], want)
+    np.testing.assert_array_equal(tensor[1:2], want[1:2])
+
+
+def test_rows_are_dequantized_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr("rope_jax.interop.gguf_file._MOST_VALUES", 2 * 512)
+    tensor = open_gguf(write(tmp_path / "a.gguf", tensors={"x": VALUES}, types=Type.Q8_0)).tensors["x"]
+    want = gguf.dequantize(gguf.quantize(VALUES, Type.Q8_0), Type.Q8_0)
+    np.testing.assert_array_equal(tensor[:], want)
+    np.testing.assert_array_equal(tensor[1:6], want[1:6])
 
 
 def test_eight_bits_by_hand(tmp_path):
@@ -217,7 +253,8 @@ def test_without_an_architecture(tmp_path):
 def test_a_file_that_is_cut_anywhere(tmp_path):
     whole = small(tmp_path / "whole.gguf").read_bytes()
     path = tmp_path / "cut.gguf"
-    for length in range(1, len(whole)):
+    header = len(whole) - sum(array.nbytes for array in TENSORS.values())
+    for length in [*range(1, header), *range(header, len(whole), 31), len(whole) - 1]:
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=r"cut.gguf must"):
             read_everything(path)

@@ -23,7 +23,9 @@ def model_rope(tmp_path, metadata=None, architecture="llama", tensors=None):
     return from_gguf(write(tmp_path / "a.gguf", architecture, BASE | (metadata or {}), tensors))
 
 
-def ggml_rope(base=10_000.0, factor=1.0, divisors=1.0, ext=0.0, length=256, fast=32.0, slow=1.0, attn=1.0, log=0.0, n=HEAD):
+def ggml_rope(
+    base=10_000.0, factor=1.0, divisors=1.0, ext=0.0, length=256, fast=32.0, slow=1.0, attn=1.0, log=0.0, n=HEAD
+):
     """Frequencies and the factor of cos and sin, as ggml computes them (ggml-cpu/ops.cpp, rope_yarn, with
     llama-context.cpp, yarn_attn_factor)."""
     i = np.arange(n // 2)
@@ -84,7 +86,10 @@ CASES = {
         dict(factor=8.0, ext=1.0, length=64),
     ),
     "an unset blend": (YARN | {".rope.scaling.yarn_ext_factor": -1.0}, dict(factor=8.0, ext=1.0, length=64)),
-    "an inert attention factor": (YARN | {".rope.scaling.yarn_attn_factor": 1.0}, dict(factor=8.0, ext=1.0, length=64)),
+    "an inert attention factor": (
+        YARN | {".rope.scaling.yarn_attn_factor": 1.0},
+        dict(factor=8.0, ext=1.0, length=64),
+    ),
     "finetuned is a remark": (YARN | {".rope.scaling.finetuned": False}, dict(factor=8.0, ext=1.0, length=64)),
     "divisors": ({"divisors": True}, dict(divisors=DIVISORS)),
     "divisors and a factor": ({"divisors": True, ".rope.scaling.factor": 2.0}, dict(divisors=DIVISORS, factor=2.0)),
@@ -144,7 +149,9 @@ def test_part_of_a_head_and_its_size(tmp_path):
 # Of each type in llama_model_rope_type, src/llama-model.cpp: llama.cpp's own words, checked against the table.
 NORM = "llama llama4 deci baichuan internlm2 minicpm xverse command-r cohere2 olmo arctic deepseek chatglm granite smollm3 ernie4_5"
 NEOX = "falcon dbrx stablelm qwen qwen2 qwen2moe qwen3 qwen3moe olmo2 olmoe phi2 phi3 plamo gemma gemma2 gemma3 gemma3n starcoder2"
-NEOX += " openelm gptneox codeshell orion nemotron exaone exaone4 gpt-oss lfm2 glm4moe seed_oss apertus hunyuan-dense"
+NEOX += (
+    " openelm gptneox codeshell orion nemotron exaone exaone4 gpt-oss lfm2 glm4moe seed_oss apertus hunyuan-dense"
+)
 
 
 @pytest.mark.parametrize(("names", "layout"), [(NORM, "interleaved"), (NEOX, "half")])
@@ -167,11 +174,19 @@ def base_of(rope):
 
 
 def test_gemma3_has_two_bases(tmp_path):
-    metadata = {".block_count": 7, ".rope.freq_base": 1e6, ".rope.scaling.factor": 8.0, ".attention.sliding_window": 5}
+    metadata = {
+        ".block_count": 7,
+        ".rope.freq_base": 1e6,
+        ".rope.scaling.factor": 8.0,
+        ".attention.sliding_window": 5,
+    }
     model = model_rope(tmp_path, metadata, "gemma3")
     local, full = rope_jax.Standard(), rope_jax.Linear(factor=8.0, base=1e6)
     assert ropes(model, lambda rope: rope.schedule) == [local] * 5 + [full, local]
-    assert [layer.type for layer in model.layers] == ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
+    assert [layer.type for layer in model.layers] == ["sliding_attention"] * 5 + [
+        "full_attention",
+        "sliding_attention",
+    ]
     metadata |= {".rope.freq_base_swa": 500.0, ".attention.sliding_window_pattern": 2}
     model = model_rope(tmp_path, metadata, "gemma3")
     assert ropes(model, base_of) == [500.0, 1e6, 500.0, 1e6, 500.0, 1e6, 500.0]
@@ -261,7 +276,9 @@ def test_sections_deal_pairs_to_axes(tmp_path, architecture, counts, axes):
 
 
 def test_sections_may_be_left_out_of_glm4(tmp_path):
-    assert model_rope(tmp_path, architecture="glm4").rope == rope_jax.Rope(HEAD, rope_jax.Standard(), layout="interleaved")
+    assert model_rope(tmp_path, architecture="glm4").rope == rope_jax.Rope(
+        HEAD, rope_jax.Standard(), layout="interleaved"
+    )
     assert model_rope(tmp_path, architecture="glm4moe").rope.layout == "half"
     with pytest.raises(ValueError, match=r"must have the key 'rope.dimension_sections'"):
         model_rope(tmp_path, architecture="qwen2vl")
@@ -296,6 +313,8 @@ REFUSED = {
     "a fourth section": (dict(architecture="qwen2vl", metadata={".rope.dimension_sections": [1, 3, 3, 1]}), "and then 0, got [1, 3, 3, 1]"),
     "longrope and yarn": (dict(metadata=YARN, tensors={"rope_factors_short.weight": SHORT, "rope_factors_long.weight": LONG}), "must not be yarn beside the tensors of LongRoPE"),
     "Llama 4 without windows": (dict(architecture="llama4", metadata={".attention.sliding_window": 0}), "must be above 0 in this architecture"),
+    "queries that shrink": (dict(architecture="mistral3", metadata={".attention.temperature_scale": -0.1}), "attention.temperature_scale must be at least 0"),
+    "an image tower": (dict(architecture="clip"), "which lacks the towers of images and sounds"),
     "Baichuan 13B": (dict(architecture="baichuan", metadata={".block_count": 40}), "got Baichuan 13B"),
 }  # fmt: skip
 

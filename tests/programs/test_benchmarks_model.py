@@ -191,3 +191,5 @@ def test_the_table_of_decoding():
     }
     row = decode.table([case]).splitlines()[2]
     assert row == "| 8 layers, float32 | 1 | 8,192 | 29.2 ms | 16.8 ms | 0.57 (0.55 to 0.61) |"
+    kept = json.loads((ROOT / "benchmarks/results/decode.json").read_text())["result"]["cases"]
+    assert (ROOT / "benchmarks/results/decode.md").read_text() == decode.table(kept) + "\n"

@@ -26,7 +26,7 @@ NAMES = {
 }
 
 
-def write(path, architecture="llama", metadata=None, tensors=None, types=None):
+def write(path, architecture="llama", metadata=None, tensors=None, types=None, stored=None):
     """A GGUF file; its path.
 
     Args:
@@ -35,6 +35,7 @@ def write(path, architecture="llama", metadata=None, tensors=None, types=None):
       metadata: values by key, where ``.x`` is ``{architecture}.x``. An integer is uint32, a float float32.
       tensors: arrays by name.
       types: the quantized type of each tensor, or of all; None for the type of the array.
+      stored: bytes and their type by name, for types that the package gguf cannot write.
     """
     writer = gguf.GGUFWriter(path, architecture or "none")
     if architecture is None:
@@ -49,6 +50,8 @@ def write(path, architecture="llama", metadata=None, tensors=None, types=None):
             writer.add_tensor(name, array)
         else:
             writer.add_tensor(name, gguf.quantize(array, type_), raw_dtype=type_)
+    for name, (array, type_) in (stored or {}).items():
+        writer.add_tensor(name, array, raw_dtype=type_)
     for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
         getattr(writer, step)()
     return path
