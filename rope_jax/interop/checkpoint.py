@@ -14,12 +14,12 @@ from rope_jax.models.decoder import Decoder
 
 
 class Checkpoint(NamedTuple):
-    """A language model from a file: the result of :func:`load_hf`.
+    """A language model from a file: the result of :func:`load_hf` and :func:`load_gguf`.
 
     Attributes:
       model: the decoder that the config describes.
       params: its variables, each in its stored dtype.
-      config: the contents of config.json.
+      config: the contents of config.json, or the metadata of a GGUF file.
       tokenizer: a ``tokenizers.Tokenizer``; None without one.
       stop_tokens: the tokens that end a text, for ``generate(stop_token=...)``; empty without any.
       chat_template: the Jinja template of a chat, as transformers renders it; None without one.
