@@ -22,6 +22,12 @@ def known_any(condition) -> bool:
     return is_concrete(condition) and bool(np.asarray(condition).any())
 
 
+def align_ranks(*arrays) -> list[jax.Array]:
+    """The arrays with axes of size 1 in front, to one rank: ``jax_numpy_rank_promotion="raise"`` asks for it."""
+    rank = max(array.ndim for array in arrays)
+    return [jax.lax.expand_dims(array, range(rank - array.ndim)) for array in arrays]
+
+
 def as_int32(values) -> jax.Array:
     """Saturating cast of integers to int32."""
     source, target = jnp.iinfo(values.dtype), jnp.iinfo(jnp.int32)

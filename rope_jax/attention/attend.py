@@ -179,7 +179,7 @@ def attend_by_facts(
     if implementation != "cudnn" and sinks is None:
         return attention(q, k, v, facts, layer=layer, implementation=implementation)
     if implementation != "cudnn" and sinks is not None:
-        sinks = sinks.astype(wide_dtype(q))[:, None]
+        sinks = sinks.astype(wide_dtype(q))[None, :, None]
         facts = dataclasses.replace(facts, sink_logits=None)
         y, log_total = attention_with_log(q, k, v, facts, layer=layer, implementation=implementation)
         # exp(log_total) / (exp(log_total) + exp(sinks)), the share of the keys

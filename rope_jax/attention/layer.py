@@ -22,6 +22,7 @@ from rope_jax.attention.quantized import read_layer
 from rope_jax.attention.ring import ring_attention
 from rope_jax.core.angles import Rotation, rotation
 from rope_jax.core.frequencies import Frequencies
+from rope_jax.core.nan_rows import nan_where
 from rope_jax.core.primitive import RotateBackend
 from rope_jax.core.rope import Rope
 from rope_jax.core.rotate import rotate_unchecked
@@ -222,7 +223,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         if cache is None:
             return y
         overflowed = cache.slots.overflowed(plan.num_tokens)
-        y = jnp.where(overflowed[:, None, None], jnp.asarray(jnp.nan, y.dtype), y)
+        y = nan_where(overflowed[:, None, None], y)
         return y, plan.end(cache) if own_plan else cache
 
     def _rotations(self, plan: Plan) -> tuple[Rotation | None, Rotation | None]:

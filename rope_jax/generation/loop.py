@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from rope_jax._checks import align_ranks
 from rope_jax.attention.cache import KVCache
 
 
@@ -33,13 +34,15 @@ class Generation(NamedTuple):
 
 def is_stop(tokens, stops) -> jax.Array:
     """Which tokens ``[...]`` are stop tokens: bool ``[...]``."""
-    return jnp.any(tokens[..., None] == stops, axis=-1)
+    tokens, stops = align_ranks(tokens[..., None], stops)
+    return jnp.any(tokens == stops, axis=-1)
 
 
 def repeat_last(tokens, num_tokens) -> jax.Array:
     """Fills each row of tokens ``[..., T]`` after its first ``num_tokens [...]`` with the last of these."""
     last = jnp.take_along_axis(tokens, num_tokens[..., None] - 1, axis=-1)
-    return jnp.where(jnp.arange(tokens.shape[-1], dtype=jnp.int32) < num_tokens[..., None], tokens, last)
+    index, count = align_ranks(jnp.arange(tokens.shape[-1], dtype=jnp.int32), num_tokens[..., None])
+    return jnp.where(index < count, tokens, last)
 
 
 class Inputs(NamedTuple):
@@ -137,7 +140,7 @@ def _next_token(forward, sampler, stops, state: _State, cache) -> tuple[_State, 
 @functools.partial(jax.jit, static_argnames="max_new_tokens", donate_argnames="cache")
 def _finish(state: _State, cache: KVCache, max_new_tokens: int) -> Generation:
     tokens = repeat_last(state.written[:, -max_new_tokens:], state.num_tokens)
-    so_far = jnp.arange(max_new_tokens, dtype=jnp.int32) < state.num_tokens[:, None]
+    so_far = jnp.arange(max_new_tokens, dtype=jnp.int32)[None] < state.num_tokens[:, None]
     if cache.eviction is None:
         cache = cache.truncate(state.num_cached + state.num_tokens - 1)
     return Generation(tokens, state.num_tokens, jnp.where(so_far, state.log_probs, 0), cache)
