@@ -562,12 +562,21 @@ def test_the_script_renders_a_chat(talking, tmp_path, run):
     {%- generation %}brown {{ message["content"] }}{% endgeneration -%}{% endfor %}
 {{ eos_token }}{% if add_generation_prompt %} over{% endif %}"""
     (folder / "chat_template.jinja").write_text(template)
+    checkpoint = rope_jax.load_hf(folder)
+    text = runpy.run_path(str(SCRIPT))["render"](checkpoint, [{"role": "user", "content": "the dog"}])
+    assert text == "<s>brown the dog</s> over"  # without the newlines around tags
     prompt = [0, *map(WORDS.index, ["brown", "the", "dog", "</s>", "over"])]  # a single <s>
-    tokens = rope_jax.generate(MODEL, PARAMS, jnp.array([prompt]), max_new_tokens=6, temperature=0).tokens[0]
-    written = " ".join(WORDS[token] for token in tokens.tolist() if token > 1)
-    status, stdout, stderr = run(folder, "--chat", "--max-new-tokens", 6, "--prompt", "the dog")
+    rng = jax.random.split(jax.random.key(0), 1)
+    tokens = rope_jax.generate(
+        MODEL, PARAMS, jnp.array([prompt]), max_new_tokens=9, rng=rng, temperature=5.0
+    ).tokens
+    tokens = tokens[0].tolist()
+    tokens = tokens[: next((i for i, token in enumerate(tokens) if token in (1, 2)), 9)]
+    written = " ".join(WORDS[token] for token in tokens if token)
+    options = ["--chat", "--max-new-tokens", 9, "--temperature", 5, "--prompt", "the dog"]
+    status, stdout, stderr = run(folder, *options)
     assert status == 0, stderr
-    assert " ".join(stdout.partition("\n\n")[0].split()) == f"> the dog {written}"
+    assert " ".join(stdout.partition("\n\n")[0].split()) == f"> the dog {written}" and len(written.split()) > 3
 
     for template, message in (
         ("{{ raise_exception('no such luck') }}", "got no such luck"),
