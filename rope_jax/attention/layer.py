@@ -22,6 +22,7 @@ from rope_jax.attention.quantized import read_layer
 from rope_jax.attention.ring import ring_attention
 from rope_jax.core.angles import Rotation, rotation
 from rope_jax.core.frequencies import Frequencies
+from rope_jax.core.named import named
 from rope_jax.core.nan_rows import nan_where
 from rope_jax.core.primitive import RotateBackend
 from rope_jax.core.rope import Rope
@@ -29,9 +30,9 @@ from rope_jax.core.rotate import rotate_unchecked
 
 Initializer = Callable[..., Any]
 
-# DenseGeneral creates a kernel as a matrix and reshapes it. Rules in use (flax.linen.logical_axis_rules) would
-# apply to the matrix, which lacks these axes. Without rules the names are metadata for code that places parameters.
-_named = functools.partial(nn.with_logical_partitioning, rules=())
+# DenseGeneral creates a kernel as a matrix and reshapes it. Rules in use would apply to the matrix, which lacks
+# these axes.
+_named = functools.partial(named, by_rules=False)
 
 
 class RotaryAttention(nn.Module, kw_only=True):

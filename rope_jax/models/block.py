@@ -13,6 +13,7 @@ from rope_jax.attention.layer_checks import check_fields
 from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.plan import Plan
 from rope_jax.attention.rotations import first_rope
+from rope_jax.core.named import named
 
 
 class Block(nn.Module, kw_only=True):
@@ -63,8 +64,8 @@ class Block(nn.Module, kw_only=True):
         """SwiGLU: ``down(activation(gate(x)) * up(x))`` (Shazeer 2020, section 2)."""
 
         def dense(name, features, *axes):
-            init = nn.with_logical_partitioning(self.kernel_init, axes)
-            bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:])
+            init = named(self.kernel_init, axes)
+            bias_init = named(nn.initializers.zeros_init(), axes[1:])
             return self.dense(features, kernel_init=init, bias_init=bias_init, name=name)
 
         gate = dense("gate", self.mlp_dim, "embed", "mlp")(x)

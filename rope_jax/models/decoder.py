@@ -20,6 +20,7 @@ from rope_jax.attention.paths import AttentionBackend
 from rope_jax.attention.plan import make_plan
 from rope_jax.attention.rotations import Ropes, check_ropes, distinct_ropes, first_rope
 from rope_jax.attention.slots import Eviction
+from rope_jax.core.named import named
 from rope_jax.core.rope import Rope
 from rope_jax.models.block import place, stack
 from rope_jax.models.embedding import PositionEmbedding, embed_tokens
@@ -147,7 +148,7 @@ class Decoder(nn.Module, kw_only=True):
             self.width,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            embedding_init=nn.with_logical_partitioning(self.embedding_init, ("vocab", "embed")),
+            embedding_init=named(self.embedding_init, ("vocab", "embed")),
         )
         self.layers = stack(self)
         self.final_norm = RMSNorm(
@@ -162,7 +163,7 @@ class Decoder(nn.Module, kw_only=True):
                 use_bias=False,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
-                kernel_init=nn.with_logical_partitioning(self.kernel_init, ("embed", "vocab")),
+                kernel_init=named(self.kernel_init, ("embed", "vocab")),
                 dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32),
             )
 
