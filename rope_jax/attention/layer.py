@@ -74,6 +74,8 @@ class RotaryAttention(nn.Module, kw_only=True):
       causal: whether a token reads only itself and earlier tokens.
       window: a token reads only tokens less than this many away, itself included: a sliding window.
       dropout_rate: of the attention weights; needs the rng stream ``dropout`` unless deterministic.
+      deterministic: whether dropout is off, unless a call says otherwise: for ``nn.remat`` and ``nn.jit``, whose
+        calls take no flags.
 
     Attributes, numerics:
       logit_scale: multiplies q.k; None is ``1/sqrt(H)``.
@@ -118,6 +120,7 @@ class RotaryAttention(nn.Module, kw_only=True):
     use_bias: bool = False
     use_out_bias: bool | None = None
     dropout_rate: float = 0.0
+    deterministic: bool = True
     learn_frequencies: bool = False
     learn_sinks: bool = False
     dtype: Any = None
@@ -140,7 +143,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         cache: KVCache | None = None,
         context_length=None,
         plan: Plan | None = None,
-        deterministic: bool = True,
+        deterministic: bool | None = None,
     ):
         """Attention over x, and over the tokens in the cache.
 
@@ -169,12 +172,13 @@ class RotaryAttention(nn.Module, kw_only=True):
             ``segment_ids`` and ``context_length``: make it once for many layers. The caller then prepares the cache
             by ``plan.begin(cache)``, and advances its counters by ``plan.end(cache)`` after the last layer. The
             plan must have the window and position bias of the layer; a traced window comes by the plan alone.
-          deterministic: whether dropout is off.
+          deterministic: whether dropout is off; None takes the field.
 
         Returns:
           ``y [B, T, D]``, or ``(y, cache)`` if a cache was given. A row whose cache overflowed is NaN.
         """
         x = jnp.asarray(x)
+        deterministic = self.deterministic if deterministic is None else deterministic
         arguments: dict = dict(
             positions=positions,
             sequence_index=sequence_index,
