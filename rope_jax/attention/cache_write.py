@@ -11,7 +11,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from rope_jax.attention.memory_order import in_order
-from rope_jax.core.primitive import is_partitioned_by_xla
+from rope_jax.core.primitive import is_partitioned_by_xla, unify_varying_axes
 
 
 def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False) -> jax.Array:
@@ -32,8 +32,10 @@ def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False) ->
     new = jnp.swapaxes(new, 1, 2).astype(stored.dtype)
     if 0 in new.shape:
         return stored
-    stack = stored[None] if layer is None else stored
+    single = layer is None
     layer = jnp.asarray(0 if layer is None else layer, jnp.int32)
+    stored, new, slots, layer = unify_varying_axes(stored, new, slots, layer)
+    stack = stored[None] if single else stored
     tokens, capacity = new.shape[2], stack.shape[3]
     write = functools.partial(_write_each, layer=layer, slots=slots)
     if consecutive and isinstance(tokens, int) and isinstance(capacity, int) and tokens > 1:

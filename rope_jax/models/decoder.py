@@ -21,6 +21,7 @@ from rope_jax.attention.plan import make_plan
 from rope_jax.attention.rotations import Ropes, check_ropes, distinct_ropes, first_rope
 from rope_jax.attention.slots import Eviction
 from rope_jax.core.named import named
+from rope_jax.core.primitive import unify_varying
 from rope_jax.core.rope import Rope
 from rope_jax.models.block import place, stack
 from rope_jax.models.embedding import PositionEmbedding, embed_tokens
@@ -240,7 +241,7 @@ class Decoder(nn.Module, kw_only=True):
         options: dict = dict(scale=self.embedding_scale, position_embedding=self.position_embedding)
         x = embed_tokens(self.embed, tokens, plan.positions, plan.mask, **options)
         x = place(x, self.activation_sharding)
-        cache = None if cache is None else plan.begin(cache)
+        x, cache = unify_varying((x, None if cache is None else plan.begin(cache)))
         plan = dataclasses.replace(plan, in_stack=True)
         (x, cache), _ = self.layers((x, cache), plan, jnp.arange(self.num_layers, dtype=jnp.int32))
         x = self.final_norm(x)
