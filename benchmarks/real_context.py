@@ -86,12 +86,16 @@ class Passkey(NamedTuple):
     digits: str
 
 
+def sentence_of(passkey: Passkey) -> str:
+    return "\n\n" + " ".join([f"{passkey.name}: {passkey.digits}."] * 3) + "\n\n"
+
+
 def question_of(passkey: Passkey) -> str:
-    return f"\n\nThe passkey of {passkey.name} is"
+    return f"\n\n{passkey.name}: "
 
 
 def answer_of(passkey: Passkey) -> str:
-    return f" {passkey.digits}"
+    return passkey.digits
 
 
 def plant(tokens: np.ndarray, encode, length: int, places: int = PLACES):
@@ -105,7 +109,7 @@ def plant(tokens: np.ndarray, encode, length: int, places: int = PLACES):
     for i, name in enumerate(NAMES.split()[:places]):
         # The sentence ends where the next part begins: the question at this depth follows at a fixed distance.
         passkey = Passkey(0, name, "".join(map(str, rng.integers(0, 10, 5))))
-        sentence = encode(f"{question_of(passkey)}{answer_of(passkey)}.\n\n")
+        sentence = encode(sentence_of(passkey))
         fill = part - len(sentence)
         passkeys.append(passkey._replace(start=i * part + fill))
         pieces += [tokens[used : used + fill], sentence]
@@ -308,8 +312,9 @@ def bins(loss: np.ndarray, ours: np.ndarray, size: int = BIN) -> list[float]:
 class Study:
     """The units of work in order. Each has a name, and a function that returns its result."""
 
-    def __init__(self, path: Path, workdir: Path):
+    def __init__(self, path: Path, workdir: Path, longest: int = LENGTHS[-1]):
         self.path, self.workdir = path, workdir
+        self.lengths = tuple(length for length in LENGTHS if length <= longest)
 
     @functools.cached_property
     def weights(self) -> Weights:
@@ -390,14 +395,17 @@ class Study:
         text, ours, passkeys = self.planted
         divisors = self.kept("divisors")["divisors"] if name == "longrope" else ()
         model = with_schedule(model, schedule_of(name, self.base, divisors))
-        found = read_long(model, params, text, passkeys, encode)
-        return {"loss": bins(found["loss"], ours[1:]), "passkeys": found["passkeys"]}
+        found = read_long(model, params, text, passkeys, encode, self.lengths)
+        return {"loss": bins(found["loss"], ours[1 : found["loss"].size + 1]), "passkeys": found["passkeys"]}
 
     def fresh(self):
-        """Windows of the training length, each read from its own position 0; the second half of each counts."""
+        """Windows of the training length, each read from its own position 0; the second half of each counts.
+
+        The first window is the beginning of the long text.
+        """
         model, params, _ = self.weights
         text, ours, _ = self.planted
-        options = (rope_jax.Standard(base=self.base)(model.head_dim),)
+        options = tuple(rope_jax.Standard(base=each * self.base)(model.head_dim) for each in (1.0, *BASES))
         halves = {}
         for start in range(0, LENGTHS[-1], ORIGINAL):
             tokens = jnp.asarray(text[start : start + ORIGINAL + 1])
@@ -418,9 +426,9 @@ class Study:
     def read_base(self, factor, length):
         model, params, _ = self.weights
         text, ours, _ = self.planted
-        options = tuple(rope_jax.Standard(base=each * self.base)(model.head_dim) for each in BASES)
+        options = tuple(rope_jax.Standard(base=each * self.base)(model.head_dim) for each in (1.0, *BASES))
         tokens = jnp.asarray(text[: length + 1])
-        loss = np.asarray(read_option(model, options, params, tokens, BASES.index(factor)))
+        loss = np.asarray(read_option(model, options, params, tokens, 1 + BASES.index(factor)))
         return bins(loss, ours[1 : length + 1])
 
     def kept(self, name):
@@ -470,10 +478,12 @@ class Config:
     """Makes the tables and pictures of the finished units, and reads nothing."""
     only: str = ""
     """A regular expression: runs the units whose names match."""
+    longest: int = LENGTHS[-1]
+    """The schedules are read up to this length."""
 
 
 def main(config: Config) -> None:
-    study, folder = Study(config.path, config.workdir), config.results or config.workdir
+    study, folder = Study(config.path, config.workdir, config.longest), config.results or config.workdir
     for path in (config.workdir, folder):
         path.mkdir(parents=True, exist_ok=True)
     for name, unit in [] if config.report_only else study.units():

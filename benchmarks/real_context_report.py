@@ -125,7 +125,8 @@ def tables(kept: dict) -> str:
         f"of which the first {text['read']:,} are read, with {text['passkeys']} planted passkeys).",
         "",
         "Perplexity by position in one pass, and passkeys found after "
-        f"{', '.join(f'{length:,}' for length in lengths)} tokens: the share of {config['questions']} keys at depths of 5 % to 95 % whose five digits are all right. "
+        f"{', '.join(f'{length:,}' for length in lengths)} tokens: "
+        f"the share of {config['questions']} keys at depths of 5 % to 95 % whose five digits are all right. "
         f"Every schedule is set to {lengths[-1] // lengths[0]} times the training length. Dynamic NTK and LongRoPE "
         "follow the length of the cache. Fresh windows: the second half of windows of "
         f"{lengths[0]:,}, each from its own position 0.",
