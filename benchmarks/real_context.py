@@ -175,25 +175,44 @@ def asked(passkeys: Sequence[Passkey], length: int) -> Sequence[Passkey]:
     return near[step - 1 : -1 : step]
 
 
-def read_long(model, params, text, passkeys, encode, lengths: Sequence[int] = LENGTHS, chunk: int = CHUNK) -> dict:
-    """One pass over the text ``[lengths[-1] + 1]`` through a cache, with questions after each of the lengths.
-
-    Returns the loss of each token, ``[lengths[-1]]``, and for each length a list of ``[depth, share, loss]``.
-    """
-    room = max(len(encode(question_of(each) + answer_of(each))) for each in passkeys)
-    cache = model.init_cache(batch=1, capacity=lengths[-1] + room)
-    loss, found = [], {}
-    for start in range(0, lengths[-1], chunk):
-        tokens, targets = text[None, start : start + chunk], text[None, start + 1 : start + chunk + 1]
+def read_on(model, params, text, cache, start: int, end: int, chunk: int = CHUNK):
+    """The loss of each token from ``start`` to ``end``, after the tokens in the cache, and the next cache."""
+    loss = []
+    for begin in range(start, end, chunk):
+        tokens, targets = text[None, begin : begin + chunk], text[None, begin + 1 : begin + chunk + 1]
         part, cache = read_chunk(model, params, tokens, targets, cache)
         loss.append(np.asarray(part[0]))
-        if (end := start + chunk) not in lengths:
-            continue
-        found[str(end)] = []
-        for each in asked(passkeys, end):
-            share, key_loss, cache = ask(model, params, cache, each, encode)
-            found[str(end)].append([each.start / end, share, key_loss])
-    return {"loss": np.concatenate(loss), "passkeys": found}
+    return np.concatenate(loss), cache
+
+
+def ask_all(model, params, cache, passkeys, encode, length: int):
+    """``[depth, share, loss]`` of each question after ``length`` tokens, and the cache as it was."""
+    found = []
+    for passkey in asked(passkeys, length):
+        share, loss, cache = ask(model, params, cache, passkey, encode)
+        found.append([passkey.start / length, share, loss])
+    return found, cache
+
+
+def save_state(path: Path, cache: rope_jax.KVCache) -> None:
+    """Keys and values of a row's tokens, without free slots."""
+    tokens = int(cache.num_tokens[0])
+    key, value = (np.asarray(part[..., :tokens, :]) for part in (cache.key, cache.value))
+    unfinished = path.with_name("unfinished.npz")
+    np.savez(unfinished, key=key, value=value, context_length=cache.context_length)
+    unfinished.replace(path)
+
+
+def restore_state(path: Path, cache: rope_jax.KVCache) -> rope_jax.KVCache:
+    """The empty cache, filled with a saved row."""
+    with np.load(path) as saved:
+        tokens = saved["key"].shape[-2]
+        key, value = (
+            getattr(cache, name).at[..., :tokens, :].set(jnp.asarray(saved[name])) for name in ("key", "value")
+        )
+        counters = {"num_tokens": jnp.full_like(cache.num_tokens, tokens)}
+        counters["context_length"] = jnp.asarray(saved["context_length"])
+    return dataclasses.replace(cache, key=key, value=value, **counters)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_sink_tokens", "capacity"))
@@ -312,9 +331,8 @@ def bins(loss: np.ndarray, ours: np.ndarray, size: int = BIN) -> list[float]:
 class Study:
     """The units of work in order. Each has a name, and a function that returns its result."""
 
-    def __init__(self, path: Path, workdir: Path, longest: int = LENGTHS[-1]):
+    def __init__(self, path: Path, workdir: Path):
         self.path, self.workdir = path, workdir
-        self.lengths = tuple(length for length in LENGTHS if length <= longest)
 
     @functools.cached_property
     def weights(self) -> Weights:
@@ -336,17 +354,17 @@ class Study:
         yield "text", self.text
         yield "pairs", self.pairs
         yield "divisors", self.divisors
-        for name in SCHEDULES[:3]:
-            yield f"read-{name}", functools.partial(self.read, name)
-        for factor in BASES:
-            yield f"base-{factor:g}-{ORIGINAL}", functools.partial(self.read_base, factor, ORIGINAL)
-        yield "fresh", self.fresh
+        for length in LENGTHS[:2]:
+            for name in SCHEDULES:
+                yield f"read-{name}-{length}", functools.partial(self.read, name, length)
+            if length == ORIGINAL:
+                yield "fresh", self.fresh
+            for factor in BASES:
+                yield f"base-{factor:g}-{length}", functools.partial(self.read_base, factor, length)
         for sinks in (SINKS, 0):
             yield f"sliding-{sinks}", functools.partial(self.sliding, sinks)
-        for name in SCHEDULES[3:]:
-            yield f"read-{name}", functools.partial(self.read, name)
-        for factor in (2.0, 4.0, 0.5, 8.0, 0.25):
-            yield f"base-{factor:g}-{2 * ORIGINAL}", functools.partial(self.read_base, factor, 2 * ORIGINAL)
+        for name in SCHEDULES:
+            yield f"read-{name}-{LENGTHS[-1]}", functools.partial(self.read, name, LENGTHS[-1])
 
     def text(self):
         written = documentation()
@@ -390,13 +408,34 @@ class Study:
         found = search_divisors(scaled, model.head_dim, self.base)
         return found | {"unmodified": cost(rope_jax.Standard(base=self.base)(model.head_dim).inv_freq, 1.0)}
 
-    def read(self, name):
+    def read(self, name, length):
+        """From the length before to this one. The keys and values so far lie in a file."""
         model, params, encode = self.weights
         text, ours, passkeys = self.planted
         divisors = self.kept("divisors")["divisors"] if name == "longrope" else ()
         model = with_schedule(model, schedule_of(name, self.base, divisors))
-        found = read_long(model, params, text, passkeys, encode, self.lengths)
-        return {"loss": bins(found["loss"], ours[1 : found["loss"].size + 1]), "passkeys": found["passkeys"]}
+        cache = model.init_cache(batch=1, capacity=length + 64)  # 64 is enough for a question
+        state, start = self.workdir / f"state-{name}.npz", 0
+        if length > LENGTHS[0]:
+            start, cache = length // 2, restore_state(state, cache)
+        if int(cache.num_tokens[0]) != start:
+            raise ValueError(f"{state} must hold {start} tokens, got {cache.num_tokens[0]}: remove read-{name}-*")
+        loss, cache = read_on(model, params, text, cache, start, length)
+        found, cache = ask_all(model, params, cache, passkeys, encode, length)
+        if length < LENGTHS[-1]:
+            save_state(state, cache)
+        return {"loss": bins(loss, ours[start + 1 : length + 1]), "passkeys": found}
+
+    def schedule_results(self, name):
+        """The lengths that are finished: losses in one list, questions by length; None if there is none."""
+        parts = {length: self.kept(f"read-{name}-{length}") for length in LENGTHS}
+        done = {length: part for length, part in parts.items() if part}
+        if not done:
+            return None
+        return {
+            "loss": [each for part in done.values() for each in part["loss"]],
+            "passkeys": {str(length): part["passkeys"] for length, part in done.items()},
+        }
 
     def fresh(self):
         """Windows of the training length, each read from its own position 0; the second half of each counts.
@@ -452,7 +491,7 @@ class Study:
                 "rows": ROWS,
             },
             "text": self.kept("text"),
-            "schedules": {name: self.kept(f"read-{name}") for name in SCHEDULES},
+            "schedules": {name: self.schedule_results(name) for name in SCHEDULES},
             "fresh": self.kept("fresh"),
             "sliding": {str(sinks): self.kept(f"sliding-{sinks}") for sinks in (SINKS, 0)},
             "bases": {
@@ -478,12 +517,10 @@ class Config:
     """Makes the tables and pictures of the finished units, and reads nothing."""
     only: str = ""
     """A regular expression: runs the units whose names match."""
-    longest: int = LENGTHS[-1]
-    """The schedules are read up to this length."""
 
 
 def main(config: Config) -> None:
-    study, folder = Study(config.path, config.workdir, config.longest), config.results or config.workdir
+    study, folder = Study(config.path, config.workdir), config.results or config.workdir
     for path in (config.workdir, folder):
         path.mkdir(parents=True, exist_ok=True)
     for name, unit in [] if config.report_only else study.units():

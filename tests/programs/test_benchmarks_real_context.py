@@ -89,43 +89,54 @@ def test_the_text_is_the_documentation_of_the_language():
 def test_losses_by_position_are_those_of_a_full_forward_pass(tiny, schedule):
     model, params, text = tiny
     model = study.with_schedule(model, study.schedule_of(schedule, 100.0, ()))
-    _, _, passkeys = study.plant(text, encode, 128, places=2)
-    found = study.read_long(model, params, text, passkeys, encode, LENGTHS, chunk=32)
-    np.testing.assert_allclose(found["loss"], losses(model, params, text), atol=NATS)
+    found, cache = study.read_on(model, params, text, model.init_cache(batch=1, capacity=128), 0, 128, chunk=32)
+    np.testing.assert_allclose(found, losses(model, params, text), atol=NATS)
+    assert cache.num_tokens.tolist() == [128]
 
 
 def test_dynamic_schedules_follow_the_cache(tiny):
     model, params, text = tiny
     # Up to the training length nothing changes: ORIGINAL is far beyond this text.
     model = study.with_schedule(model, study.schedule_of("dynamic", 100.0, ()))
-    _, _, passkeys = study.plant(text, encode, 128, places=2)
-    found = study.read_long(model, params, text, passkeys, encode, LENGTHS, chunk=64)
+    empty = model.init_cache(batch=1, capacity=128)
+    found, _ = study.read_on(model, params, text, empty, 0, 128, chunk=64)
     plain = study.with_schedule(model, rope_jax.Standard(base=100.0))
-    np.testing.assert_allclose(found["loss"], losses(plain, params, text), atol=NATS)
+    np.testing.assert_allclose(found, losses(plain, params, text), atol=NATS)
     # Beyond it, the first chunk is read at its own length.
     long = study.with_schedule(model, rope_jax.DynamicNTK(factor=1.0, original_length=8, base=100.0))
-    found = study.read_long(long, params, text, passkeys, encode, LENGTHS, chunk=64)
+    found, _ = study.read_on(long, params, text, long.init_cache(batch=1, capacity=128), 0, 128, chunk=64)
     first = losses(long, params, text[:65], context_length=64)
-    np.testing.assert_allclose(found["loss"][:64], first, atol=NATS)
+    np.testing.assert_allclose(found[:64], first, atol=NATS)
     assert np.abs(first - losses(plain, params, text[:65])).max() > 0.01
 
 
 def test_a_passkey_counts_if_greedy_decoding_finds_it(tiny):
     model, params, text = tiny
     text, _, passkeys = study.plant(text, encode, 128, places=2)
-    found = study.read_long(model, params, text, passkeys, encode, LENGTHS, chunk=64)["passkeys"]
-    for length in LENGTHS:
-        asked = study.asked(passkeys, length)
-        assert len(found[str(length)]) == len(asked)
-        for passkey, (depth, share, loss) in zip(asked, found[str(length)], strict=True):
-            assert depth == passkey.start / length
-            key = encode(passkey.digits)
-            prompt = [*text[:length], *encode(f"\n\n{passkey.name}: "), *key]
-            last = logits(model, params, prompt)[-6:-1]
-            assert share == np.mean(last.argmax(-1) == key)
-            expected = np.log(np.exp(last).sum(-1)) - last[np.arange(5), key]
-            assert loss == pytest.approx(expected.mean(), abs=NATS)
-    assert found["128"], "a question at least"
+    _, cache = study.read_on(model, params, text, model.init_cache(batch=1, capacity=160), 0, 128, chunk=64)
+    for _ in range(2):  # the second time from the same cache
+        found, cache = study.ask_all(model, params, cache, passkeys, encode, 128)
+        (passkey,) = study.asked(passkeys, 128)
+        ((depth, share, loss),) = found
+        assert depth == passkey.start / 128
+        key = encode(passkey.digits)
+        last = logits(model, params, [*text[:128], *encode(f"\n\n{passkey.name}: "), *key])[-6:-1]
+        assert share == pytest.approx(np.mean(last.argmax(-1) == key))
+        expected = np.log(np.exp(last).sum(-1)) - last[np.arange(5), key]
+        assert loss == pytest.approx(expected.mean(), abs=NATS)
+
+
+@pytest.mark.parametrize("schedule", ["yarn", "dynamic"])
+def test_a_pass_goes_on_from_its_file(tiny, tmp_path, schedule):
+    model, params, text = tiny
+    model = study.with_schedule(model, study.schedule_of(schedule, 100.0, ()))
+    whole, _ = study.read_on(model, params, text, model.init_cache(batch=1, capacity=128), 0, 128, chunk=32)
+    _, cache = study.read_on(model, params, text, model.init_cache(batch=1, capacity=70), 0, 64, chunk=32)
+    study.save_state(tmp_path / "state.npz", cache)
+    cache = study.restore_state(tmp_path / "state.npz", model.init_cache(batch=1, capacity=128))
+    rest, cache = study.read_on(model, params, text, cache, 64, 128, chunk=32)
+    np.testing.assert_allclose(rest, whole[64:], atol=1e-5)
+    assert cache.num_tokens.tolist() == [128] and not cache.overflowed.any()
 
 
 def test_sliding_caches_read_a_window(tiny):
