@@ -31,6 +31,7 @@ import tyro
 import rope_jax
 from benchmarks.real_context_report import report
 from benchmarks.record import machine
+from rope_jax.analysis import incomplete_pairs
 
 ORIGINAL = 8192  # tokens: the training length of SmolLM2
 FACTOR = 4  # the longest text over the training length
@@ -165,7 +166,7 @@ def ask(model, params, cache, passkey: Passkey, encode):
     question, key = encode(question_of(passkey)), encode(answer_of(passkey))
     tokens, targets = np.array([*question, *key[:-1]], np.int32), np.array(key, np.int32)
     loss, right, cache = answer(model, params, tokens, targets, cache)
-    return float(np.mean(right)), float(np.mean(loss)), cache
+    return np.asarray(right).mean(), float(np.mean(loss)), cache
 
 
 def asked(passkeys: Sequence[Passkey], length: int) -> Sequence[Passkey]:
@@ -353,6 +354,7 @@ class Study:
     def units(self):
         yield "text", self.text
         yield "pairs", self.pairs
+        yield "cures", self.cures
         yield "divisors", self.divisors
         for length in LENGTHS[:2]:
             for name in SCHEDULES:
@@ -383,7 +385,7 @@ class Study:
     def pairs(self):
         """The loss with one pair frozen: its mean difference and standard error over the same tokens."""
         model, params, _ = self.weights
-        standard = rope_jax.Standard(base=self.base)(model.head_dim).inv_freq
+        standard = self.standard
         frozen = [np.where(np.arange(standard.size) == pair, 0.0, standard) for pair in range(standard.size)]
         options = tuple(map(rope_jax.Frequencies, [standard, *frozen]))
         tokens = jnp.asarray(self.tokens[: PAIR_TOKENS + 1])
@@ -395,18 +397,38 @@ class Study:
             "error": [float(each.std(ddof=1) / math.sqrt(each.size)) for each in change],
         }
 
-    def divisors(self):
+    @functools.cached_property
+    def spread(self) -> Callable:
+        """The mean loss by frequencies and attention factor, of tokens whose positions are spread."""
         model, params, _ = self.weights
         tokens = jnp.asarray(self.tokens[-PAIR_TOKENS - 1 :])  # the end of the documentation: not read otherwise
         positions = jnp.asarray(spread_positions(PAIR_TOKENS))
 
-        def cost(inv_freq, attention_factor):
+        def cost(inv_freq, attention_factor=1.0):
             inv_freq = jnp.asarray(inv_freq, jnp.float32)
             return float(spread_cost(model, params, tokens, positions, inv_freq, attention_factor))
 
-        scaled = functools.partial(cost, attention_factor=longrope_factor())
-        found = search_divisors(scaled, model.head_dim, self.base)
-        return found | {"unmodified": cost(rope_jax.Standard(base=self.base)(model.head_dim).inv_freq, 1.0)}
+        return cost
+
+    @property
+    def standard(self) -> np.ndarray:
+        return rope_jax.Standard(base=self.base)(self.weights.model.head_dim).inv_freq
+
+    def divisors(self):
+        scaled = functools.partial(self.spread, attention_factor=longrope_factor())
+        return search_divisors(scaled, self.weights.model.head_dim, self.base)
+
+    def cures(self):
+        """The loss at spread positions with one frequency divided, for each pair without a turn in training."""
+        standard = self.standard
+        pairs = np.flatnonzero(incomplete_pairs(rope_jax.Frequencies(standard), ORIGINAL))
+        divided = [np.where(np.arange(standard.size) == pair, standard / FACTOR, standard) for pair in pairs]
+        slow = np.where(np.arange(standard.size) >= pairs[0], standard / FACTOR, standard)
+        return {
+            "unmodified": self.spread(standard),
+            "all": self.spread(slow),
+            "one": {str(pair): self.spread(each) for pair, each in zip(pairs, divided, strict=True)},
+        }
 
     def read(self, name, length):
         """From the length before to this one. The keys and values so far lie in a file."""
@@ -499,6 +521,7 @@ class Study:
                 for factor in BASES
             },
             "pairs": self.kept("pairs"),
+            "cures": self.kept("cures"),
             "divisors": self.kept("divisors"),
         }
 

@@ -139,8 +139,8 @@ def tables(kept: dict) -> str:
         start = ", ".join(f"{LABELS[name]} {cost:.2f}" for name, cost in found["start"].items())
         lines += [
             f"LongRoPE's divisors: the best of {found['tried']}, judged by {config['pair tokens']:,} tokens whose "
-            f"positions are spread up to {lengths[-1]:,}. Loss in nats: {start}, found {found['cost']:.2f}, "
-            f"unmodified {found['unmodified']:.2f}. Divisors: {divisors}.",
+            f"positions are spread up to {lengths[-1]:,}. Loss in nats: {start}, found {found['cost']:.2f}. "
+            f"Divisors: {divisors}.",
             "",
         ]
     lines += [
