@@ -99,7 +99,7 @@ def answer_of(passkey: Passkey) -> str:
     return passkey.digits
 
 
-def plant(tokens: np.ndarray, encode, length: int, places: int = PLACES):
+def plant(tokens: np.ndarray, encode, length: int, places: int):
     """Plants a sentence with a passkey in each of ``places`` equal parts of the text.
 
     Returns:
@@ -176,7 +176,7 @@ def asked(passkeys: Sequence[Passkey], length: int) -> Sequence[Passkey]:
     return near[step - 1 : -1 : step]
 
 
-def read_on(model, params, text, cache, start: int, end: int, chunk: int = CHUNK):
+def read_on(model, params, text, cache, start: int, end: int, chunk: int):
     """The loss of each token from ``start`` to ``end``, after the tokens in the cache, and the next cache."""
     loss = []
     for begin in range(start, end, chunk):
@@ -299,7 +299,7 @@ def spread_cost(model, params, tokens, positions, inv_freq, attention_factor):
     return nats(model, params, hidden[0], tokens[1:]).mean()
 
 
-def search_divisors(cost: Callable, head_dim: int, base: float, generations: int = GENERATIONS) -> dict:
+def search_divisors(cost: Callable, head_dim: int, base: float, generations: int) -> dict:
     """LongRoPE's divisors, by a small evolution (Ding et al. 2024, section 3.2): never falling from pair to pair.
 
     The search starts from position interpolation, NTK-aware and YaRN.
@@ -323,7 +323,7 @@ def search_divisors(cost: Callable, head_dim: int, base: float, generations: int
 # ----------------------------------------------------------------------------------------------- the units
 
 
-def bins(loss: np.ndarray, ours: np.ndarray, size: int = BIN) -> list[float]:
+def bins(loss: np.ndarray, ours: np.ndarray, size: int) -> list[float]:
     """Mean losses of each ``size`` tokens, planted tokens left out."""
     parts = [slice(start, start + size) for start in range(0, loss.size, size)]
     return [float(loss[part][ours[part]].mean()) for part in parts]
@@ -345,7 +345,7 @@ class Study:
 
     @functools.cached_property
     def planted(self):
-        return plant(self.tokens, self.weights.encode, LENGTHS[-1])
+        return plant(self.tokens, self.weights.encode, LENGTHS[-1], PLACES)
 
     @functools.cached_property
     def base(self) -> float:
@@ -416,7 +416,7 @@ class Study:
 
     def divisors(self):
         scaled = functools.partial(self.spread, attention_factor=longrope_factor())
-        return search_divisors(scaled, self.weights.model.head_dim, self.base)
+        return search_divisors(scaled, self.weights.model.head_dim, self.base, GENERATIONS)
 
     def cures(self):
         """The loss at spread positions with one frequency divided, for each pair without a turn in training."""
@@ -442,11 +442,11 @@ class Study:
             start, cache = length // 2, restore_state(state, cache)
         if int(cache.num_tokens[0]) != start:
             raise ValueError(f"{state} must hold {start} tokens, got {cache.num_tokens[0]}: remove read-{name}-*")
-        loss, cache = read_on(model, params, text, cache, start, length)
+        loss, cache = read_on(model, params, text, cache, start, length, CHUNK)
         found, cache = ask_all(model, params, cache, passkeys, encode, length)
         if length < LENGTHS[-1]:
             save_state(state, cache)
-        return {"loss": bins(loss, ours[start + 1 : length + 1]), "passkeys": found}
+        return {"loss": bins(loss, ours[start + 1 : length + 1], BIN), "passkeys": found}
 
     def schedule_results(self, name):
         """The lengths that are finished: losses in one list, questions by length; None if there is none."""
@@ -472,17 +472,17 @@ class Study:
             tokens = jnp.asarray(text[start : start + ORIGINAL + 1])
             loss = np.asarray(read_option(model, options, params, tokens, 0))
             half = ORIGINAL // 2
-            halves[str(start + half)] = bins(loss[half:], ours[1 + start + half : 1 + start + ORIGINAL])
+            halves[str(start + half)] = bins(loss[half:], ours[1 + start + half : 1 + start + ORIGINAL], BIN)
         return halves
 
     def sliding(self, sinks):
-        """The mean over rows of text from evenly spaced places, in bins of 128 tokens."""
+        """The mean over rows of text from evenly spaced places, in bins of a quarter of the window."""
         model, params, _ = self.weights
         length = FACTOR * WINDOW
         starts = np.linspace(0, len(self.tokens) - length - 1, ROWS).astype(int)
         rows = jnp.asarray(np.stack([self.tokens[start : start + length + 1] for start in starts]))
         loss = read_sliding(model, params, rows, capacity=WINDOW, num_sink_tokens=sinks)
-        return np.asarray(loss).mean(axis=0).reshape(-1, 128).mean(axis=1).tolist()
+        return np.asarray(loss).mean(axis=0).reshape(-1, WINDOW // 4).mean(axis=1).tolist()
 
     def read_base(self, factor, length):
         model, params, _ = self.weights
@@ -490,7 +490,7 @@ class Study:
         options = tuple(rope_jax.Standard(base=each * self.base)(model.head_dim) for each in (1.0, *BASES))
         tokens = jnp.asarray(text[: length + 1])
         loss = np.asarray(read_option(model, options, params, tokens, 1 + BASES.index(factor)))
-        return bins(loss, ours[1 : length + 1])
+        return bins(loss, ours[1 : length + 1], BIN)
 
     def kept(self, name):
         path = self.workdir / f"{name}.json"

@@ -55,6 +55,12 @@ def exact(asked: list | None) -> float | None:
     return None if asked is None else float(np.mean([share == 1 for _, share, _ in asked]))
 
 
+def digits_right(each: dict, length: int, questions: int) -> list[float]:
+    """The share of right digits by depth; NaN for a length that was not read."""
+    found = each["passkeys"].get(str(length))
+    return [math.nan] * questions if found is None else [share for _, share, _ in sorted(found)]
+
+
 def fresh_perplexity(kept: dict, low: int, high: int) -> float | None:
     """Of the second halves of the fresh windows that lie between two positions."""
     parts = [each for start, each in (kept["fresh"] or {}).items() if low <= int(start) < high]
@@ -80,14 +86,14 @@ def sliding_table(kept: dict) -> str:
     ends = [(window // 2, window), (window, 2 * window), (2 * window, 4 * window)]
     for sinks, loss in kept["sliding"].items():
         label = f"{sinks} sink tokens" if int(sinks) else "no sink tokens"
-        rows.append([label, *(written(perplexity(loss, low, high, 128)) for low, high in ends)])
+        rows.append([label, *(written(perplexity(loss, low, high, window // 4)) for low, high in ends)])
     return markdown([f"{window} keys", *(f"positions {low:,} to {high:,}" for low, high in ends)], rows)
 
 
 def base_table(kept: dict) -> str:
     config, rows = kept["config"], []
     original, double, *_ = config["lengths"]
-    ends = [(0, 1024), (original // 2, original), (original, double)]
+    ends = [(0, original // 8), (original // 2, original), (original, double)]
     losses = {float(factor): each for factor, each in kept["bases"].items()}
     unmodified = (kept["schedules"]["unmodified"] or {"loss": None})["loss"]
     losses[1.0] = {str(original): unmodified, str(double): unmodified}
@@ -197,7 +203,7 @@ def draw_schedules(kept: dict) -> matplotlib.figure.Figure:
     shown = [name for name in LABELS if name in done]
     panels = right.subplots(1, len(lengths), sharey=True)
     for panel, length in zip(panels, lengths, strict=True):
-        rows = [[share for _, share, _ in sorted(done[name]["passkeys"][str(length)])] for name in shown]
+        rows = [digits_right(done[name], length, config["questions"]) for name in shown]
         extent = (0, 100, len(rows) - 0.5, -0.5)
         image = panel.imshow(rows, vmin=0, vmax=1, cmap="viridis", aspect="auto", extent=extent)
         panel.set(title=f"{length // 1024}k", xlabel="depth (%)", xticks=[0, 50, 100])
@@ -216,7 +222,7 @@ def draw_frequencies(kept: dict) -> matplotlib.figure.Figure:
     unmodified = kept["schedules"]["unmodified"]["loss"]
     losses[1.0] = {str(original): unmodified, str(double): unmodified}
     factors = sorted(losses)
-    ends = [(0, 1024), (original // 2, original), (original, double)]
+    ends = [(0, original // 8), (original // 2, original), (original, double)]
     for (low, high), colour, dashes, marker in zip(ends, COLOURS, DASHES, "osD", strict=False):
         which = str(double if high > original else original)
         figures = [perplexity(losses[factor][which], low, high, config["bin"]) for factor in factors]
@@ -248,7 +254,7 @@ def draw_sliding(kept: dict) -> matplotlib.figure.Figure:
     axes = figure.subplots()
     for i, (sinks, loss) in enumerate(kept["sliding"].items()):
         label = f"{sinks} sink tokens kept" if int(sinks) else "no sink tokens"
-        middle = 128 * (np.arange(len(loss)) + 0.5)
+        middle = window // 4 * (np.arange(len(loss)) + 0.5)
         axes.plot(middle, np.exp(loss), color=COLOURS[i], linestyle=DASHES[i], marker="os"[i], label=label)
     axes.axvline(window, color="0.4", linestyle=":", linewidth=1.2)
     axes.set(yscale="log", xlabel="position (tokens)", ylabel="perplexity")

@@ -69,7 +69,7 @@ def test_each_passkey_stands_at_its_depth():
 
 
 def test_questions_at_every_twentieth_of_a_length():
-    _, _, passkeys = study.plant(np.arange(32_769), encode, 32_768)
+    _, _, passkeys = study.plant(np.arange(32_769), encode, 32_768, study.PLACES)
     for length in study.LENGTHS:
         depths = [each.start / length for each in study.asked(passkeys, length)]
         # A sentence ends where its part ends, and a part has 409 of 409.6 tokens.
@@ -211,6 +211,34 @@ def test_every_method_is_what_its_name_says():
 def test_bins_leave_planted_tokens_out():
     loss, ours = np.array([1.0, 3.0, 100.0, 5.0]), np.array([True, True, False, True])
     assert study.bins(loss, ours, 2) == [2.0, 5.0]
+
+
+@pytest.mark.full
+def test_every_unit_runs_and_a_second_run_repeats_none(tiny, tmp_path, monkeypatch):
+    model, params, _ = tiny
+    model = study.with_schedule(model, rope_jax.Standard())
+    sizes = dict(ORIGINAL=512, LENGTHS=(512, 1024, 2048), CHUNK=256, BIN=64, PLACES=8, QUESTIONS=3, PAIR_TOKENS=64)
+    for name, value in (sizes | dict(WINDOW=16, SINKS=2, ROWS=2, GENERATIONS=1)).items():
+        monkeypatch.setattr(study, name, value)
+    loads = []
+    monkeypatch.setattr(study, "load", lambda path: loads.append(path) or study.Weights(model, params, encode))
+    config = study.Config(path=Path("tiny.gguf"), workdir=tmp_path / "work", results=tmp_path)
+    study.main(config)
+    whole = json.loads((tmp_path / "real_context.json").read_text())
+    assert whole["command"] == "python -m benchmarks.real_context tiny.gguf" and whole["text"]["base"] == 1e4
+    for name in study.SCHEDULES:
+        each = whole["schedules"][name]
+        assert len(each["loss"]) == 2048 // 64 and list(each["passkeys"]) == ["512", "1024", "2048"]
+        assert len(each["passkeys"]["2048"]) == 3
+    assert whole["schedules"]["dynamic"]["loss"][:8] == pytest.approx(whole["schedules"]["unmodified"]["loss"][:8])
+    assert list(whole["fresh"]) == ["256", "768", "1280", "1792"]
+    assert whole["fresh"]["256"] == pytest.approx(whole["schedules"]["unmodified"]["loss"][4:8], abs=NATS)
+    assert list(whole["cures"]["one"]) == ["2", "3"]  # wavelengths of 628 and 6283
+    assert not [line for line in report.tables(whole).splitlines() if "| - " in line and "fresh" not in line]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()}
+    study.main(config)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()} == before
+    assert len(loads) == 1, "a finished study needs no weights"
 
 
 # ---------------------------------------------------------------------------------------------- the report
