@@ -209,14 +209,19 @@ def draw_schedules(kept: dict) -> matplotlib.figure.Figure:
         panel.set(title=f"{length // 1024}k", xlabel="depth (%)", xticks=[0, 50, 100])
         panel.set_yticks(range(len(rows)), [LABELS[name] for name in shown])
     right.colorbar(image, ax=panels, label="digits of the passkey right (share)", shrink=0.8)
+    left.suptitle(f"Perplexity, trained to {lengths[0]:,} tokens (dotted)")
+    right.suptitle("Passkeys by depth, after 8k, 16k and 32k tokens")
+    figure.suptitle(
+        "SmolLM2-135M without fine-tuning: unmodified it fails at once, YaRN reads on and still finds keys"
+    )
     return figure
 
 
 def draw_frequencies(kept: dict) -> matplotlib.figure.Figure:
-    """Perplexity by base, and the loss by frozen pair."""
+    """Perplexity by base, the loss by frozen pair, and the loss at far positions by slower pair."""
     config = kept["config"]
-    figure = matplotlib.figure.Figure(figsize=(12, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = matplotlib.figure.Figure(figsize=(13.5, 4.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     original, double, *_ = config["lengths"]
     losses = {float(factor): each for factor, each in kept["bases"].items()}
     unmodified = kept["schedules"]["unmodified"]["loss"]
@@ -229,21 +234,37 @@ def draw_frequencies(kept: dict) -> matplotlib.figure.Figure:
         read = [(factor, each) for factor, each in zip(factors, figures, strict=True) if each is not None]
         label = f"positions {low // 1024}k to {high // 1024}k"
         left.plot(*zip(*read, strict=True), color=colour, linestyle=dashes, marker=marker, label=label)
-    left.set(xscale="log", yscale="log", xlabel="base over the trained base", ylabel="perplexity")
+    left.set(xscale="log", yscale="log", xlabel="base (over the trained base)", ylabel="perplexity")
     left.set_xticks(factors, [f"{factor:g}" for factor in factors])
     left.set_xticks([], minor=True)
+    left.set_title("A larger base reads further,\na smaller base less far")
     left.legend(frameon=False)
-    left.grid(alpha=0.3)
-    pairs = np.arange(kept["text"]["pairs"])
+
+    pairs, lengths = np.arange(kept["text"]["pairs"]), pair_wavelengths(kept)
     change, error = kept["pairs"]["change"], kept["pairs"]["error"]
-    right.bar(pairs, change, yerr=error, color=COLOURS[0], error_kw={"elinewidth": 1})
-    right.set(xlabel="frozen pair (0 is the fastest)", ylabel="change of the loss (nats per token)")
-    top = right.secondary_xaxis("top")
-    shown = pairs[::5]
-    top.set_xticks(shown, [f"{each:,.0f}" for each in pair_wavelengths(kept)[shown]])
-    top.set_xlabel("wavelength (tokens)")
-    right.grid(alpha=0.3)
-    right.set_axisbelow(True)
+    middle.bar(pairs, change, yerr=error, color=COLOURS[0], error_kw={"elinewidth": 1})
+    middle.set(xlabel="pair (0 is the fastest)", ylabel="change of the loss if the pair is frozen (nats per token)")
+    middle.set_title("The fastest pair matters most,\nand one slow pair")
+
+    cures = kept["cures"]
+    slowed = [int(pair) for pair in cures["one"]]
+    right.bar(slowed, cures["one"].values(), color=COLOURS[0])
+    right.axhline(cures["unmodified"], color=COLOURS[-1], label="unmodified")
+    right.axhline(cures["all"], color=COLOURS[1], linestyle="--", label="all of them slower")
+    right.set(xlabel="pair (the only slower one)", ylabel="loss at positions up to 32k (nats per token)")
+    right.set(ylim=(min([cures["all"], *cures["one"].values()]) - 0.2, None), xticks=slowed[::2])
+    right.set_title("Slowing one pair by 4\nheals most of the failure")
+    right.legend(frameon=False)
+    for axes, shown in ((middle, pairs[::5]), (right, np.array(slowed[::3]))):
+        top = axes.secondary_xaxis("top")
+        top.set_xticks(
+            shown, [f"{each:,.0f}" if each < 1000 else f"{each / 1000:,.0f}k" for each in lengths[shown]]
+        )
+        top.set_xlabel("wavelength (tokens)")
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    figure.suptitle("Which frequencies a trained model uses: SmolLM2-135M, 32 pairs, base 100,000")
     return figure
 
 
@@ -258,6 +279,7 @@ def draw_sliding(kept: dict) -> matplotlib.figure.Figure:
         axes.plot(middle, np.exp(loss), color=COLOURS[i], linestyle=DASHES[i], marker="os"[i], label=label)
     axes.axvline(window, color="0.4", linestyle=":", linewidth=1.2)
     axes.set(yscale="log", xlabel="position (tokens)", ylabel="perplexity")
+    figure.suptitle(f"A window of {window} tokens fails without the first tokens")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     return figure
