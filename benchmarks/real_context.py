@@ -44,6 +44,7 @@ BASES = (0.25, 0.5, 2.0, 4.0, 8.0)  # over the trained base
 PAIR_TOKENS = 2048  # tokens that are read with one pair frozen
 WINDOW, SINKS, ROWS = 512, 4, 8  # of the sliding caches: tokens, sink tokens, rows of text
 GENERATIONS = 4  # of the search for LongRoPE's divisors
+TOGETHER = (2, 3, 4)  # pairs that are slowed down together
 SCHEDULES = ("unmodified", "yarn", "ntk", "dynamic", "longrope", "llama3", "linear")
 NAMES = (
     "Anna Ben Carla David Emma Frank Grace Henry Iris Jack Kate Leo Maria Nora Oscar Paul Quinn Rosa "
@@ -355,6 +356,7 @@ class Study:
         yield "text", self.text
         yield "pairs", self.pairs
         yield "cures", self.cures
+        yield "together", self.together
         yield "divisors", self.divisors
         for length in LENGTHS[:2]:
             for name in SCHEDULES:
@@ -429,6 +431,17 @@ class Study:
             "all": self.spread(slow),
             "one": {str(pair): self.spread(each) for pair, each in zip(pairs, divided, strict=True)},
         }
+
+    def together(self):
+        """The loss with the frequencies of the best pairs of the unit before divided together, by their pairs."""
+        standard, one = self.standard, self.kept("cures")["one"]
+        best = [int(pair) for pair in sorted(one, key=one.get)]
+        found = {}
+        for count in TOGETHER:
+            chosen = np.isin(np.arange(standard.size), best[:count])
+            key = ", ".join(map(str, sorted(best[:count])))
+            found[key] = self.spread(np.where(chosen, standard / FACTOR, standard))
+        return found
 
     def read(self, name, length):
         """From the length before to this one. The keys and values so far lie in a file."""
@@ -522,6 +535,7 @@ class Study:
             },
             "pairs": self.kept("pairs"),
             "cures": self.kept("cures"),
+            "together": self.kept("together"),
             "divisors": self.kept("divisors"),
         }
 
