@@ -209,13 +209,13 @@ def beside_published(kept: dict) -> list[str]:
         f"a perplexity above 1,000. Here {ppl('unmodified', near)} becomes "
         f"{written(last_quarter(kept, 'unmodified', twice))} before {twice:,} tokens and "
         f"{written(last_quarter(kept, 'unmodified', longest))} before {longest:,}.",
-        "- YaRN reads as well as NTK-aware or better (Peng et al. 2023, after fine-tuning: 3.35 and 3.59 at 8,192). "
+        "- YaRN reads as well as NTK-aware or better (Peng et al. 2023, fine-tuned: 3.35 and 3.59 at 8,192). "
         f"Here at {far}: {ppl('yarn', double)} and {ppl('ntk', double)}, with {found('yarn', twice)} and "
         f"{found('ntk', twice)} of the keys.",
-        "- A fixed factor costs something within the training length, dynamic NTK nothing (Peng et al. 2023, section "
-        f"3.3): {ppl('yarn', near)} (YaRN) and {ppl('ntk', near)} (NTK-aware) beside {ppl('dynamic', near)}.",
-        "- A sliding cache fails without the first tokens. Xiao et al. 2023 report 5,158 without and 5.40 with four "
-        f"sink tokens (Llama 2 13B, 1,024 keys). Here {none} and {sinks}, at {config['window']} keys.",
+        "- A fixed factor costs something within the training length, dynamic NTK nothing (Peng et al. 2023, "
+        f"section 3.3): {ppl('yarn', near)} (YaRN) and {ppl('ntk', near)} (NTK-aware) beside {ppl('dynamic', near)}.",
+        "- A sliding cache fails without the first tokens. Xiao et al. 2023 report 5,158 without and 5.40 with "
+        f"four sink tokens (Llama 2 13B, 1,024 keys). Here {none} and {sinks}, at {config['window']} keys.",
         "",
         "Not reproduced, or not comparable:",
         "",
@@ -233,8 +233,8 @@ def beside_published(kept: dict) -> list[str]:
         f"- Frozen, pair 0 costs {pair[0]:.2f} nats and pair {slow} {pair[slow]:.2f}: more than any pair between "
         f"them. From pair {slow + 3} on, no pair costs more than {rest:.4f}.",
         "- Few pairs carry the failure beyond the training length. At positions spread up to "
-        f"{longest:,} the loss is {cures['unmodified']:.2f}. With pairs {two.replace(', ', ' and ')} at a quarter of "
-        f"their frequency it is {both:.2f}, with all {len(cures['one'])} slow pairs {cures['all']:.2f}.",
+        f"{longest:,} the loss is {cures['unmodified']:.2f}. With pairs {two.replace(', ', ' and ')} at a quarter "
+        f"of their frequency it is {both:.2f}, with all {len(cures['one'])} slow pairs {cures['all']:.2f}.",
         "",
     ]
 
