@@ -213,7 +213,7 @@ def beside_published(kept: dict) -> list[str]:
         f"Here at {far}: {ppl('yarn', double)} and {ppl('ntk', double)}, with {found('yarn', twice)} and "
         f"{found('ntk', twice)} of the keys.",
         "- A fixed factor costs something within the training length, dynamic NTK nothing (Peng et al. 2023, "
-        f"section 3.3): {ppl('yarn', near)} (YaRN) and {ppl('ntk', near)} (NTK-aware) beside {ppl('dynamic', near)}.",
+        f"section 3.3): YaRN {ppl('yarn', near)}, NTK-aware {ppl('ntk', near)}, dynamic {ppl('dynamic', near)}.",
         "- A sliding cache fails without the first tokens. Xiao et al. 2023 report 5,158 without and 5.40 with "
         f"four sink tokens (Llama 2 13B, 1,024 keys). Here {none} and {sinks}, at {config['window']} keys.",
         "",
