@@ -199,7 +199,7 @@ def measure(
         with tempfile.TemporaryDirectory() as name:
             folder, rng = Path(name), np.random.default_rng(1)
             write_folder(folder, sizes)
-            model, params, _ = rope_jax.load_hf(folder)
+            model, params, *_ = rope_jax.load_hf(folder)
             how = dict(allowed=rounding(model), rounds=sizes["rounds"])
             tokens = rng.integers(0, VOCAB, (sizes["batch"], sizes["length"] + 1), np.int32)
             ours, theirs = our_training(model, params, tokens), functools.partial(their_training, folder, tokens)

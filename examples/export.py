@@ -55,7 +55,7 @@ def fail(message) -> NoReturn:
 
 def build(config: Config) -> tuple[rope_jax.Decoder, dict]:
     if config.folder is not None:
-        model, params, _ = rope_jax.load_hf(config.folder, dtype=config.dtype)
+        model, params, *_ = rope_jax.load_hf(config.folder, dtype=config.dtype)
         return model, params
     dtype = jnp.dtype(config.dtype or "float32")
     rope = rope_jax.Rope(SMALL["head_dim"], rope_jax.Standard())

@@ -10,7 +10,6 @@ Install with pip install -e ".[train,checkpoints]".
 """
 
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Literal, NoReturn
 
 import jax
 import numpy as np
-import tokenizers
 import tqdm
 import tyro
 
@@ -51,26 +49,14 @@ def fail(message) -> NoReturn:
     raise SystemExit(2)
 
 
-def stop_tokens(folder: Path, config: dict) -> set[int]:
-    """The tokens that end a text, from generation_config.json, or else from config.json."""
-    path = folder / "generation_config.json"
-    for source in (json.loads(path.read_text()) if path.is_file() else {}, config):
-        stop = source.get("eos_token_id")
-        if stop is not None:
-            return {stop} if isinstance(stop, int) else set(stop)
-    return set()
-
-
 def main(config: Config) -> None:
     if config.temperature == 0 and (config.top_k is not None or config.top_p is not None):
         fail("--top-k and --top-p need a --temperature above 0, got 0")
     if not (config.folder / "tokenizer.json").is_file():
         fail(f"FOLDER must hold tokenizer.json, got {config.folder} without one")
     try:
-        model, params, described = rope_jax.load_hf(config.folder, dtype=config.dtype)
-        tokenizer = tokenizers.Tokenizer.from_file(str(config.folder / "tokenizer.json"))
-        stop = stop_tokens(config.folder, described)
-    except Exception as error:  # tokenizers raises plain Exception
+        model, params, _, tokenizer, stop, _ = rope_jax.load_hf(config.folder, dtype=config.dtype)
+    except (ValueError, TypeError) as error:
         fail(error)
     prompt = np.array([tokenizer.encode(config.prompt).ids], np.int32)
 
@@ -96,7 +82,7 @@ def main(config: Config) -> None:
                 temperature=config.temperature,
                 top_k=config.top_k,
                 top_p=config.top_p,
-                stop_token={token for token in stop if token < model.vocab_size},  # others are never written
+                stop_token=stop,
                 on_token=on_token,
                 context_length=context_length,
             )

@@ -7,7 +7,6 @@ import inspect
 import math
 import operator
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,12 @@ def known_any(condition) -> bool:
     return is_concrete(condition) and bool(np.asarray(condition).any())
 
 
+def align_ranks(*arrays) -> list[jax.Array]:
+    """The arrays with axes of size 1 in front, to one rank: ``jax_numpy_rank_promotion="raise"`` asks for it."""
+    rank = max(array.ndim for array in arrays)
+    return [jax.lax.expand_dims(array, range(rank - array.ndim)) for array in arrays]
+
+
 def as_int32(values) -> jax.Array:
     """Saturating cast of integers to int32."""
     source, target = jnp.iinfo(values.dtype), jnp.iinfo(jnp.int32)
@@ -33,16 +38,24 @@ def as_int32(values) -> jax.Array:
 def check_axes(argument: str, array, axes: str, **sizes) -> None:
     """Raises ValueError unless ``array.shape`` matches ``axes``, for example ``"... T N H"`` with ``T=7``.
 
-    A letter without a size matches any length. A leading ``...`` matches any number of axes.
+    A letter without a size matches any length, and a set of sizes each of these. A leading ``...`` matches any
+    number of axes. chex checks what only this library can break, since ``chex.disable_asserts`` turns it off.
     """
-    letters = axes.split()
-    expected = tuple(... if letter == "..." else sizes.get(letter) for letter in letters)
+    letters, shape = axes.split(), tuple(np.shape(array))
+    open_ended = axes.startswith("...")
+    named = letters[1:] if open_ended else letters
+    enough = len(shape) >= len(named) if open_ended else len(shape) == len(named)
+    last = shape[max(len(shape) - len(named), 0) :]
+    if enough and all(_fits(size, sizes.get(letter)) for letter, size in zip(named, last, strict=True)):
+        return
     known = ", ".join(f"{letter}={sizes[letter]}" for letter in letters if letter in sizes)
-    try:
-        chex.assert_shape(array, expected)
-    except AssertionError:  # chex's own message names neither the argument nor the axes
-        sizes_and_shape = f"{' with ' + known if known else ''}, got {tuple(np.shape(array))}"
-        raise ValueError(f"{argument} must have shape [{', '.join(letters)}]{sizes_and_shape}") from None
+    sizes_and_shape = f"{' with ' + known if known else ''}, got {shape}"
+    raise ValueError(f"{argument} must have shape [{', '.join(letters)}]{sizes_and_shape}")
+
+
+def _fits(size, expected) -> bool:
+    """Whether an axis of this size is one expected: None is any, a set holds those allowed."""
+    return expected is None or (size in expected if isinstance(expected, set) else size == expected)
 
 
 def check_dtype(argument: str, array, kind, expected: str) -> None:
@@ -69,6 +82,19 @@ def check_integer(argument: str, value, least: int | None = None) -> int:
     return number
 
 
+def check_sizes(module, *fields: str, optional: str | None = None) -> None:
+    """Raises unless these fields of a module are integers of at least 1; the optional field may be None.
+
+    Raises:
+      TypeError: if a field is not an integer.
+      ValueError: if a field is below 1.
+    """
+    for field in (*fields, *([] if optional is None else [optional])):
+        value = getattr(module, field)
+        if not (type(value) is int and value >= 1) and not (field == optional and value is None):
+            check_integer(field, value, least=1)
+
+
 def check_real(argument: str, value):
     """``value`` as a float if it is concrete; a traced number or None is returned unchanged.
 
@@ -92,12 +118,17 @@ def check_mask(argument: str, mask, axes: str, **sizes) -> jax.Array:
 
     Raises:
       TypeError: if ``mask`` is floating. An additive float mask has zeros at real tokens.
-      ValueError: if the shape does not match ``axes``.
+      ValueError: if the shape does not match ``axes``, or a known entry is neither 0 nor 1.
     """
     mask = device_array(argument, mask)
     check_axes(argument, mask, axes, **sizes)
     if mask.dtype != jnp.bool:
         check_dtype(argument, mask, jnp.integer, "bool or integer")
+        if known_any((mask != 0) & (mask != 1)):
+            raise ValueError(
+                f"{argument} must hold 0 and 1, got {int(mask.min())} to {int(mask.max())}: numbers of packed "
+                "sequences are segment_ids"
+            )
     return mask.astype(bool)
 
 
@@ -111,8 +142,9 @@ def device_array(argument: str, values) -> jax.Array:
     if not isinstance(values, jax.Array):
         try:
             host = np.asarray(values)
-        except ValueError as error:  # nested lists of unequal lengths
-            raise ValueError(f"{argument} must be an array: {error}") from None
+        except ValueError:
+            hint = ": see rope_jax.generation.pad_prompts" if argument == "prompt" else ""
+            raise ValueError(f"{argument} must be an array, got lists of unequal lengths{hint}") from None
         if host.dtype.kind in "OUSMm":
             raise TypeError(f"{argument} must be an array of numbers, got {type(values).__name__}")
         narrow = jax.dtypes.canonicalize_dtype(host.dtype)

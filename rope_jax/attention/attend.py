@@ -11,7 +11,7 @@ from rope_jax.attention import blocks
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.mask import window_size
 from rope_jax.attention.paths import AttentionBackend, check_backend, why_not_cudnn
-from rope_jax.attention.primitive import attention
+from rope_jax.attention.primitive import attention, attention_with_log
 from rope_jax.attention.quantized import read_layer
 from rope_jax.core.primitive import wide_dtype
 
@@ -27,6 +27,7 @@ def attend(
     window: int | jax.Array | None = None,
     scale: float | None = None,
     logit_cap: float | None = None,
+    sink_logits=None,
     dropout_rate: float = 0.0,
     dropout_rng=None,
     implementation: AttentionBackend | None = None,
@@ -51,6 +52,8 @@ def attend(
       window: query t reads keys with ``|t - s| < window``; an integer, which may be traced.
       scale: multiplies q.k; None is ``1/sqrt(H)``. A traced scale multiplies q, which is rounded to its dtype.
       logit_cap: soft bound of the scaled scores; see :func:`attention_weights`.
+      sink_logits: floating ``[N]``, a score of each head with its share of the softmax and without a value, so that
+        weights add up to less than 1 (OpenAI 2025, gpt-oss, section 2.2). Not scaled, and not capped.
       dropout_rate: share of the attention weights set to 0, in [0, 1).
       dropout_rng: a key; required if ``dropout_rate`` is above 0. It drops the same weights on every path.
       implementation: None chooses; ``"blocks"`` or ``"splash"`` by name; ``"xla"`` forms all T S scores;
@@ -75,7 +78,7 @@ def attend(
     check_axes("v", v, "B S K H", **dict(zip("BSKH", k.shape, strict=True)))
     check_dtype("v", v, jnp.floating, "floating")
     check_options(logit_cap, dropout_rate, implementation)
-    q, facts = _facts(q, k, bias, mask, causal, window, scale, logit_cap)
+    q, facts = _facts(q, k, bias, mask, causal, window, scale, logit_cap, sink_logits)
     facts = dataclasses.replace(facts, **dropout_facts(dropout_rate, dropout_rng))
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     return attend_by_facts(q, k, v, facts, implementation=implementation).swapaxes(1, 2)
@@ -91,6 +94,7 @@ def attention_weights(
     window: int | jax.Array | None = None,
     scale: float | None = None,
     logit_cap: float | None = None,
+    sink_logits=None,
 ) -> jax.Array:
     """The attention weights ``softmax(scale q.k + bias)``, for inspection.
 
@@ -106,9 +110,10 @@ def attention_weights(
       window: query t reads keys with ``|t - s| < window``; an integer, which may be traced.
       scale: multiplies q.k; None is ``1/sqrt(H)``.
       logit_cap: soft bound of the scaled scores.
+      sink_logits: floating ``[N]``; see :func:`attend`.
 
     Returns:
-      float32 ``[B, N, T, S]``; each row sums to 1, but a fully masked query has weights 0.
+      float32 ``[B, N, T, S]``; each row sums to 1, but for the share of a sink; a fully masked query has weights 0.
 
     Raises:
       TypeError: if q, k or bias is not floating, the mask not bool, or the window not an integer.
@@ -122,17 +127,27 @@ def attention_weights(
     """
     q, k, bias, mask = checked_scores(q, k, bias, mask)
     check_options(logit_cap)
-    q, facts = _facts(q, k, bias, mask, causal, window, scale, logit_cap)
+    q, facts = _facts(q, k, bias, mask, causal, window, scale, logit_cap, sink_logits)
     return blocks.weights(q.swapaxes(1, 2), k.swapaxes(1, 2), facts)
 
 
-def _facts(q, k, bias, mask, causal, window, scale, logit_cap) -> tuple[jax.Array, Facts]:
+def _facts(q, k, bias, mask, causal, window, scale, logit_cap, sink_logits) -> tuple[jax.Array, Facts]:
     """The facts of a call whose tokens have the sequence indices 0, 1, 2, ...; q takes a traced scale in."""
     window = window_size(window)
     q, scale = fold_traced_scale(q, scale)
     sizes = q.shape[1], k.shape[1]
+    if causal and sizes[0] != sizes[1]:
+        # jax and torch align queries to the first key, flash-attention and a cache to the last.
+        raise ValueError(
+            f"causal must be False with T={sizes[0]} queries and S={sizes[1]} keys, whose order is not known: pass "
+            "the mask, as jnp.tril(jnp.ones((T, S), bool), S - T)[None, None] for the last T of S tokens"
+        )
     if isinstance(window, int) and all(isinstance(size, int) and size <= window for size in sizes):
         window = None
+    if sink_logits is not None:
+        sink_logits = device_array("sink_logits", sink_logits)
+        check_axes("sink_logits", sink_logits, "N", N=q.shape[2])
+        check_dtype("sink_logits", sink_logits, jnp.floating, "floating")
     facts = Facts(
         causal=bool(causal),
         window=window,
@@ -140,6 +155,7 @@ def _facts(q, k, bias, mask, causal, window, scale, logit_cap) -> tuple[jax.Arra
         logit_cap=None if logit_cap is None else float(logit_cap),
         bias=bias,
         mask=mask,
+        sink_logits=sink_logits,
     )
     return q, facts
 
@@ -159,8 +175,16 @@ def attend_by_facts(
     """Attention ``[B, N, T, H]`` of arrays with heads first, without checks: see :func:`attention`."""
     if 0 in q.shape or 0 in k.shape:  # no queries, or no keys to read
         return jnp.zeros_like(q)
-    if implementation != "cudnn":
+    sinks = facts.sink_logits
+    if implementation != "cudnn" and sinks is None:
         return attention(q, k, v, facts, layer=layer, implementation=implementation)
+    if implementation != "cudnn" and sinks is not None:
+        sinks = sinks.astype(wide_dtype(q))[None, :, None]
+        facts = dataclasses.replace(facts, sink_logits=None)
+        y, log_total = attention_with_log(q, k, v, facts, layer=layer, implementation=implementation)
+        # exp(log_total) / (exp(log_total) + exp(sinks)), the share of the keys
+        share = jax.nn.sigmoid(log_total - sinks)[..., None]
+        return (y.astype(share.dtype) * share).astype(q.dtype)
     if reason := why_not_cudnn(q, facts):
         raise ValueError(f"implementation must not be 'cudnn': {reason}")
     k, v = (read_layer(stored, layer, q.dtype) for stored in (k, v))

@@ -278,5 +278,5 @@ class ALiBi:
         distance = device_array("distance", distance)
         check_axes("distance", distance, "B T S")
         check_dtype("distance", distance, jnp.integer, "integer")
-        slopes = jnp.asarray(self.slopes(num_heads), jnp.float32)[:, None, None]
+        slopes = jnp.asarray(self.slopes(num_heads), jnp.float32)[None, :, None, None]
         return slopes * -jnp.abs(distance.astype(jnp.float32))[:, None]

@@ -9,6 +9,7 @@ Queries are ``[B, N, T, H]``, keys and values ``[B, K, S, H]``; the blocks of bo
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -64,7 +65,9 @@ def forward(q, k, v, layer, facts: Facts, sizes: BlockSizes, *, dtype=None) -> t
         return tiles.put(carry, i, (out, maximum, log_sum))
 
     zeros = jnp.zeros_like(q[..., 0], tiles.dtype)
-    return tiles.over_queries(attend_to_all, (jnp.zeros_like(q, dtype), zeros, zeros))
+    results = tiles.over_queries(attend_to_all, (jnp.zeros_like(q, dtype), zeros, zeros))
+    chex.assert_equal_shape((results[0], q))
+    return results
 
 
 def weights(q, k, facts: Facts) -> jax.Array:
@@ -75,6 +78,9 @@ def weights(q, k, facts: Facts) -> jax.Array:
     maximum = jnp.maximum(scores.max(axis=-1, keepdims=True, initial=-jnp.inf), jnp.finfo(scores.dtype).min)
     weights = jnp.exp(scores - lax.stop_gradient(maximum))
     total = weights.sum(axis=-1, keepdims=True)
+    if facts.sink_logits is not None:
+        sinks = facts.sink_logits.astype(scores.dtype).reshape(*scores.shape[1:3], 1, 1)
+        total += jnp.exp(sinks - lax.stop_gradient(maximum))
     return (weights / jnp.where(total == 0, 1, total)).reshape(*q.shape[:3], k.shape[2])
 
 

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -41,7 +42,9 @@ def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False) ->
         stack = lax.cond(_divided_p.bind(or_exported=False), write, write_at_once, stack, new)
     else:
         stack = write(stack, new)
-    return stack if stack.ndim == stored.ndim else stack[0]
+    stack = stack if stack.ndim == stored.ndim else stack[0]
+    chex.assert_equal_shape((stack, stored))
+    return stack
 
 
 def _write_each(stack, new, *, layer, slots) -> jax.Array:

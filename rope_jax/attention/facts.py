@@ -31,6 +31,7 @@ class Facts:
       bias: floating ``[B or 1, N or 1, T or 1, S]``, added to the scores.
       position_bias: a bias computed from distances, added to the scores.
       bias_key_index: int32 ``[B or 1, S]``, in place of ``key_index`` for the position bias, if they differ.
+      sink_logits: floating ``[N]``, a score of each head that takes a share of the weights and has no value.
       dropout_rate: share of the weights set to 0.
       dropout_key: key data, unsigned integers: ``jax.random.wrap_key_data(dropout_key, impl=dropout_impl)``.
       dropout_impl: the random number generator of ``dropout_key``.
@@ -48,6 +49,7 @@ class Facts:
     bias: jax.Array | None = None
     position_bias: BiasFunction | None = None
     bias_key_index: jax.Array | None = None
+    sink_logits: jax.Array | None = None
     dropout_rate: float = 0.0
     dropout_key: jax.Array | None = None
     dropout_impl: str | None = None
@@ -101,7 +103,17 @@ class Facts:
         return bias if self.bias is None else self.bias + bias
 
 
-_ARRAYS = ["query_index", "key_index", "segments", "mask", "bias", "position_bias", "bias_key_index", "dropout_key"]
+_ARRAYS = [
+    "query_index",
+    "key_index",
+    "segments",
+    "mask",
+    "bias",
+    "position_bias",
+    "bias_key_index",
+    "sink_logits",
+    "dropout_key",
+]
 _STATIC = ["causal", "num_sink_tokens", "scale", "logit_cap", "dropout_rate", "dropout_impl"]
 
 

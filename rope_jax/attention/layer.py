@@ -22,6 +22,7 @@ from rope_jax.attention.quantized import read_layer
 from rope_jax.attention.ring import ring_attention
 from rope_jax.core.angles import Rotation, rotation
 from rope_jax.core.frequencies import Frequencies
+from rope_jax.core.nan_rows import nan_where
 from rope_jax.core.primitive import RotateBackend
 from rope_jax.core.rope import Rope
 from rope_jax.core.rotate import rotate_unchecked
@@ -76,6 +77,8 @@ class RotaryAttention(nn.Module, kw_only=True):
     Attributes, numerics:
       logit_scale: multiplies q.k; None is ``1/sqrt(H)``.
       logit_cap: soft bound of the scores; see :func:`rope_jax.attend`.
+      learn_sinks: makes a score without a value a parameter of each head, ``sink_logits [N]`` in float32, which
+        starts at 0: see :func:`rope_jax.attend`.
       qk_norm: RMSNorm over H of q and of k, before the rotation.
       qk_norm_epsilon: added to the mean square in the QK-norm.
       qk_norm_unit_offset: whether the QK-norm multiplies by 1 + scale (Gemma 3).
@@ -115,6 +118,7 @@ class RotaryAttention(nn.Module, kw_only=True):
     use_out_bias: bool | None = None
     dropout_rate: float = 0.0
     learn_frequencies: bool = False
+    learn_sinks: bool = False
     dtype: Any = None
     param_dtype: Any = jnp.float32
     kernel_init: Initializer = nn.initializers.lecun_normal()
@@ -219,7 +223,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         if cache is None:
             return y
         overflowed = cache.slots.overflowed(plan.num_tokens)
-        y = jnp.where(overflowed[:, None, None], jnp.asarray(jnp.nan, y.dtype), y)
+        y = nan_where(overflowed[:, None, None], y)
         return y, plan.end(cache) if own_plan else cache
 
     def _rotations(self, plan: Plan) -> tuple[Rotation | None, Rotation | None]:
@@ -292,6 +296,9 @@ def _attend(layer: RotaryAttention, q, k, v, plan: Plan, deterministic: bool, st
         )
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     options: dict = dict(scale=scale, logit_cap=layer.logit_cap)
+    if layer.learn_sinks:
+        zeros = _named(nn.initializers.zeros_init(), ("heads",))
+        options["sink_logits"] = layer.param("sink_logits", zeros, (layer.num_heads,), jnp.float32)
     if layer.dropout_rate > 0 and not deterministic:
         if not layer.has_rng("dropout"):
             raise ValueError("rngs must have a key named 'dropout' with dropout_rate above 0: pass rngs= to apply")

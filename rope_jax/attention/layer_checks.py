@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from rope_jax._checks import check_axes, check_callable, check_dtype
+from rope_jax._checks import check_axes, check_callable, check_dtype, check_sizes
 from rope_jax.attention.attend import check_options
 from rope_jax.attention.cache import check_cache
 from rope_jax.attention.mask import window_size
@@ -78,6 +78,7 @@ def check_ring(layer, plan: Plan, deterministic: bool) -> None:
         "segment_ids": plan.segments is not None,
         "position_bias": plan.position_bias is not None,
         "mask": plan.mask is not None,
+        "learn_sinks": layer.learn_sinks,
         "dropout_rate": layer.dropout_rate > 0 and not deterministic,
         # No device has a whole row of weights.
         "mutable intermediates": layer.is_mutable_collection("intermediates"),
@@ -94,9 +95,8 @@ def check_ring(layer, plan: Plan, deterministic: bool) -> None:
 
 def check_fields(layer) -> None:
     """Raises unless the fields of a layer go together."""
-    if layer.num_heads < 1:
-        raise ValueError(f"num_heads must be at least 1, got {layer.num_heads}")
-    if layer.num_kv_heads is not None and (layer.num_kv_heads < 1 or layer.num_heads % layer.num_kv_heads):
+    check_sizes(layer, "num_heads", "head_dim", optional="num_kv_heads")
+    if layer.num_kv_heads is not None and layer.num_heads % layer.num_kv_heads:
         raise ValueError(f"num_kv_heads must divide num_heads={layer.num_heads}, got {layer.num_kv_heads}")
     if not isinstance(layer.rope, Rope | None):
         raise TypeError(f"rope must be a Rope or None, got {type(layer.rope).__name__}")
@@ -111,10 +111,11 @@ def check_fields(layer) -> None:
     if layer.learn_frequencies and layer.rope is None:
         raise ValueError("rope must be given with learn_frequencies, got None")
     check_callable("position_bias", layer.position_bias, "distance", "num_heads", "causal")
-    check_callable("attention_fn", layer.attention_fn, "q", "k", "v", "facts")
-    if layer.attention_fn is not None and (layer.implementation is not None or layer.ring_axis is not None):
-        name = "implementation" if layer.implementation is not None else "ring_axis"
-        raise ValueError(f"{name} must be left out with an attention_fn, got {getattr(layer, name)!r}")
+    if layer.attention_fn is not None:
+        check_callable("attention_fn", layer.attention_fn, "q", "k", "v", "facts")
+        if layer.implementation is not None or layer.ring_axis is not None:
+            name = "implementation" if layer.implementation is not None else "ring_axis"
+            raise ValueError(f"{name} must be left out with an attention_fn, got {getattr(layer, name)!r}")
     check_options(layer.logit_cap, layer.dropout_rate, layer.implementation)
     window_size(layer.window)  # a tuple is for a stack of layers
     if layer.ring_axis is not None and layer.implementation not in (None, "xla", "blocks"):

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rope_jax._checks import align_ranks
 from rope_jax.core.primitive import wide_dtype
 
 
@@ -45,6 +46,7 @@ class RMSNorm(nn.Module, kw_only=True):
                 scale = 1 + scale
             y = x.astype(wide)
             y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+            y, scale = align_ranks(y, scale)
             return (y * scale).astype(x.dtype)
 
         return normed(x, scale)

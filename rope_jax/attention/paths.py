@@ -103,9 +103,13 @@ def why_not_cudnn(q, facts: Facts, *, platform: str | None = None) -> str | None
     """The reason why cuDNN cannot serve; None if it can, as far as is known before the program is lowered."""
     if platform not in (None, "gpu"):
         return f"cuDNN is for a GPU, not for a {platform.upper()}"
-    for name, value in (("logit_cap", facts.logit_cap), ("dropout_rate", facts.dropout_rate or None)):
-        if value is not None:
-            return f"cuDNN has no {name}"
+    given = {
+        "logit_cap": facts.logit_cap,
+        "dropout_rate": facts.dropout_rate or None,
+        "sink_logits": facts.sink_logits,
+    }
+    if used := [name for name, value in given.items() if value is not None]:
+        return f"cuDNN has no {used[0]}"
     if platform == "gpu" and q.dtype not in (jnp.float16, jnp.bfloat16):
         return f"cuDNN takes float16 and bfloat16, got {q.dtype}"
     return None
@@ -141,7 +145,7 @@ def explain(
                 padding, training and prompts before an empty cache; inside ``shard_map`` on a mesh
     ``blocks``  everything on every platform; skips blocks that no query may read
     ``xla``     everything, by name: forms all T S scores
-    ``cudnn``   a GPU, by name: float16 and bfloat16, without soft cap, dropout and second derivatives
+    ``cudnn``   a GPU, by name: float16 and bfloat16, without soft cap, dropout, sinks and second derivatives
     ==========  =====================================================================================
 
     Args:

@@ -37,13 +37,16 @@ def attention(q, k, v, facts: Facts, *, layer=None, implementation: AttentionBac
     return _bind((q, k, v, layer, facts), logged=False, implementation=implementation)[0]
 
 
-def attention_with_log(q, k, v, facts: Facts, *, implementation: AttentionBackend | None = None):
+def attention_with_log(
+    q, k, v, facts: Facts, *, layer=None, implementation: AttentionBackend | None = None
+) -> tuple[jax.Array, jax.Array]:
     """The output, and the log of the sum of exp(scores), float32 ``[B, N, T]``; both may be differentiated."""
-    out, maximum, log_sum = _bind((q, k, v, None, facts), logged=True, implementation=implementation)
+    out, maximum, log_sum = _bind((q, k, v, layer, facts), logged=True, implementation=implementation)
     return out, maximum + log_sum
 
 
 def _bind(arguments, **options) -> list[jax.Array]:
+    assert arguments[-1].sink_logits is None, "sinks multiply the output: see attend_by_facts"
     leaves, tree = jax.tree.flatten(arguments)
     return attention_p.bind(*unify_varying_axes(*leaves), tree=tree, **options)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax._checks import check_dtype
+from rope_jax.core.nan_rows import nan_where
 
 EIGHT_BIT_DTYPES = tuple(map(jnp.dtype, (jnp.int8, jnp.float8_e4m3fn, jnp.float8_e5m2)))
 
@@ -88,7 +89,7 @@ def quantize(x, dtype=jnp.int8) -> Quantized:
     largest = jnp.float32(127.0 if is_integer else float(jnp.finfo(dtype).max))
     wide = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(wide), axis=-1) / largest
-    scale = jnp.where(jnp.isfinite(scale), scale, jnp.float32(jnp.nan))
+    scale = nan_where(~jnp.isfinite(scale), scale)
     steps = wide / jnp.where(scale == 0, jnp.float32(1), scale)[..., None]
     # Integers cannot be NaN, so that only the scale is NaN.
     steps = jnp.where(jnp.isnan(steps), jnp.float32(0), jnp.round(steps) if is_integer else steps)

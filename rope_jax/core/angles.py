@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from rope_jax._checks import check_axes, check_integer, device_array
+from rope_jax._checks import align_ranks, check_axes, check_integer, device_array
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice
 from rope_jax.core.phases import (
     cos_and_sin,
@@ -290,7 +290,10 @@ def _words(frequencies, columns: list[Column]) -> tuple[list[jax.Array], jax.Arr
 
 def _cos_sin(coordinates, words, phase, coefficients) -> Rotation:
     phases = sum_of_phases(coordinates, words)
-    return Rotation(*cos_and_sin(phases if phase is None else phases + phase[..., None, :], coefficients))
+    if phase is not None:
+        phases, phase = align_ranks(phases, phase[..., None, :])
+        phases += phase
+    return Rotation(*cos_and_sin(phases, coefficients))
 
 
 @jax.jit
@@ -314,7 +317,9 @@ def _exact_rotation(coordinates, words, phase, coefficients) -> Rotation:
 def _add_phase(rotation: Rotation, phase) -> Rotation:
     """Rotates further by phases ``[R/2]`` or ``[N, R/2]`` in a jax array, differentiable in them."""
     phase = phase.astype(jnp.float64 if phase.dtype == jnp.float64 else jnp.float32).ravel()
-    cos, sin = (part.astype(jnp.float32) for part in (jnp.cos(phase), jnp.sin(phase)))
+    cos, sin, _ = align_ranks(
+        *(part.astype(jnp.float32) for part in (jnp.cos(phase), jnp.sin(phase))), rotation.cos
+    )
     return Rotation(rotation.cos * cos - rotation.sin * sin, rotation.sin * cos + rotation.cos * sin)
 
 
@@ -329,10 +334,11 @@ def _float_rotation(coordinates, frequencies, columns: list[Column]) -> Rotation
     matrix = _lookup(frequencies, lambda f: _matrix(f).astype(dtype))
     factor = _lookup(frequencies, lambda f: np.array(f.attention_factor, dtype))[..., None, None]
     terms = [
-        coordinate.astype(dtype) * column(matrix)[..., None, :]
+        functools.reduce(jnp.multiply, align_ranks(coordinate.astype(dtype), column(matrix)[..., None, :]))
         for coordinate, column in zip(coordinates, columns, strict=True)
     ]
     if _first(frequencies).phase is not None:
         terms.append(_lookup(frequencies, lambda f: _phase(f).astype(dtype))[..., None, :])
-    angles = functools.reduce(jnp.add, terms)
+    angles = functools.reduce(jnp.add, align_ranks(*terms))
+    angles, factor = align_ranks(angles, factor)
     return Rotation((factor * jnp.cos(angles)).astype(jnp.float32), (factor * jnp.sin(angles)).astype(jnp.float32))

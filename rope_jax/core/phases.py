@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from rope_jax._checks import align_ranks
+
 # floor(2^256 / 2 pi): enough digits to know any frequency below 2^64 to 2^-65 of a turn.
 _TURN_PER_RADIAN = 0x28BE60DB9391054A7F09D5F47D4D377036D8A5664F10E4107F9458EAF7AEF158
 
@@ -51,7 +53,7 @@ def _phase(positions, words) -> jax.Array:
     upper * lo + (lower * lo) / 2^32``. The last term is summed from 16-bit pieces without the carries of
     the lowest, so the phase is at most 3 units, 4.4e-9 radians, too low.
     """
-    hi, lo = words[..., None, 0, :], words[..., None, 1, :]
+    positions, hi, lo = align_ranks(positions, words[..., None, 0, :], words[..., None, 1, :])
     lower = positions.astype(jnp.uint32)
     if positions.dtype.itemsize == 8:
         upper = (positions >> 32).astype(jnp.uint32)
@@ -88,6 +90,8 @@ def cos_and_sin(phases, coefficients) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of uint32 phases: a quarter turn from the top bits, polynomials on at most an eighth."""
     # Without the barrier, XLA would fold the two parts of a leading coefficient into a single float32.
     coefficients = lax.optimization_barrier(coefficients)[..., None, None, :]
+    if coefficients.ndim < phases.ndim + 2:  # as in align_ranks, beside the two axes of the polynomials
+        coefficients = lax.expand_dims(coefficients, range(phases.ndim + 2 - coefficients.ndim))
     quarter = (phases + jnp.uint32(1 << 29)) >> 30
     rest = (phases - (quarter << 30)).astype(jnp.int32)
     t = rest.astype(jnp.float32) * jnp.float32(2.0**-32)

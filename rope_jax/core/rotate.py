@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import get_args
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -99,7 +100,9 @@ def rotate_all(
     for x in xs:
         _check_shapes(x, rotation, layout, start, blocks, token_axis)
     options: dict = dict(layout=layout, start=start, blocks=blocks, token_axis=token_axis)
-    return rotate_unchecked(xs, rotation, implementation=implementation, **options)
+    rotated = rotate_unchecked(xs, rotation, implementation=implementation, **options)
+    chex.assert_trees_all_equal_shapes_and_dtypes(rotated, xs)
+    return rotated
 
 
 def rotate_unchecked(

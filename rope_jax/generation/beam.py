@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rope_jax._checks import check_integer
+from rope_jax._checks import check_integer, check_real
 from rope_jax.attention.cache import KVCache
-from rope_jax.generation.forward import ForwardPass
-from rope_jax.generation.generate import is_stop, repeat_last
-from rope_jax.generation.prompts import check_num_positions, check_prompt, check_stop
+from rope_jax.generation.forward import ForwardPass, check_one_axis
+from rope_jax.generation.loop import is_stop, repeat_last
+from rope_jax.generation.prompts import check_num_positions, check_prefix, check_prompt, check_stop
 from rope_jax.models.decoder import Decoder
 
 
@@ -22,7 +22,8 @@ class Beams(NamedTuple):
     Attributes:
       tokens: int32 ``[B, beams, max_new_tokens]``. After it stops, a continuation is filled with its stop token.
       num_tokens: int32 ``[B, beams]``, the tokens up to and including the stop token.
-      score: float32 ``[B, beams]``, the log probability of these tokens, in nats. Beams in excess of the possible
+      score: float32 ``[B, beams]``, the log probability of these tokens, in nats, over the power of their number
+        that ``length_penalty`` is. Beams in excess of the possible
         continuations have score -inf.
     """
 
@@ -38,18 +39,21 @@ def beam_search(
     *,
     beams: int,
     max_new_tokens: int,
+    length_penalty: float = 0.0,
     mask=None,
+    cache: KVCache | None = None,
     stop_token: int | Collection[int] | None = None,
     cache_dtype=None,
     context_length: int | jax.Array | None = None,
 ) -> Beams:
     """Continuations of high probability: keeps the best ``beams`` of each row at every step.
 
-    ``score(x) = sum_i log p(x_i | prompt, x_1 .. x_{i-1})``. Each step extends the ``beams`` continuations of a row
-    by all V tokens and keeps the ``beams`` highest scores. A continuation with a stop token is no longer extended,
-    but stays in the competition (Sutskever et al. 2014, section 3.2). Scores are not divided by the length, which
-    favours short continuations. With ``beams >= V^(max_new_tokens - 1)`` the search is exhaustive. Compiled as
-    :func:`generate`, and once for each ``beams``.
+    ``score(x) = sum_i log p(x_i | prompt, x_1 .. x_{i-1}) / n^length_penalty`` for n tokens. Each step extends the
+    ``beams`` continuations of a row by all V tokens and keeps the ``beams`` highest scores. A continuation with a
+    stop token is no longer extended, but stays in the competition (Sutskever et al. 2014, section 3.2). A
+    ``length_penalty`` of 0 favours short continuations, 1 compares the mean log probability of a token (Wu et al.
+    2016, section 7, in the form of transformers). With ``beams >= V^(max_new_tokens - 1)`` the search is
+    exhaustive. Compiled as :func:`generate`, and once for each ``beams``.
 
     Args:
       model: a :class:`Decoder`.
@@ -57,7 +61,9 @@ def beam_search(
       prompt: integers ``[B, T]``.
       beams: number of continuations kept, at least 1; 1 is greedy.
       max_new_tokens: the most tokens to generate, at least 1.
+      length_penalty: the power of the number of tokens that divides a score; a finite number.
       mask: see :func:`generate`.
+      cache: see :func:`generate`.
       stop_token: see :func:`generate`.
       cache_dtype: see :func:`generate`.
       context_length: see :func:`generate`; an array must have shape ``[]``.
@@ -83,12 +89,16 @@ def beam_search(
     check_integer("beams", beams, least=1)
     check_integer("max_new_tokens", max_new_tokens, least=1)
     prompt, mask = check_prompt(model, prompt, mask)
-    check_num_positions("max_new_tokens", model, prompt, mask, max_new_tokens)
+    if cache is not None:
+        check_prefix(model, cache, prompt, mask, cache_dtype)
+    check_num_positions("max_new_tokens", model, prompt, mask, max_new_tokens, cache)
+    if length_penalty is None or isinstance(check_real("length_penalty", length_penalty), jax.core.Tracer):
+        raise TypeError(f"length_penalty must be a concrete number, got {length_penalty}")
     stops = check_stop(model, stop_token)
+    check_one_axis(model, "generate takes positions of several axes")
     forward = ForwardPass.of(model, params, context_length)
-    return _beam_search(
-        forward, prompt, mask, stops, beams=beams, max_new_tokens=max_new_tokens, cache_dtype=cache_dtype
-    )
+    sizes = dict(beams=beams, max_new_tokens=max_new_tokens, cache_dtype=cache_dtype)
+    return _beam_search(forward, prompt, mask, cache, stops, jnp.float32(length_penalty), **sizes)
 
 
 class _State(NamedTuple):
@@ -97,12 +107,14 @@ class _State(NamedTuple):
     num_steps: jax.Array  # []: tokens of each beam so far
     logits: jax.Array  # [B, beams, V]: after the last of these
     cache: KVCache  # of B * beams rows
-    beams: Beams
+    beams: Beams  # with scores before they are divided
     done: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("beams", "max_new_tokens", "cache_dtype"))
-def _beam_search(forward, prompt, mask, stops, *, beams, max_new_tokens, cache_dtype) -> Beams:
+def _beam_search(
+    forward, prompt, mask, cache, stops, length_penalty, *, beams, max_new_tokens, cache_dtype
+) -> Beams:
     batch, vocab = prompt.shape[0], forward.model.vocab_size
     rows = jnp.arange(batch, dtype=jnp.int32)[:, None]
 
@@ -112,7 +124,10 @@ def _beam_search(forward, prompt, mask, stops, *, beams, max_new_tokens, cache_d
         # A stopped beam competes once, with its score unchanged: as its extension by token 0.
         stopped = jnp.where(jnp.arange(vocab) == 0, 0.0, -jnp.inf)
         scores = state.beams.score[..., None] + jnp.where(state.done[..., None], stopped, scores)
-        score, best = lax.top_k(scores.reshape(batch, -1), beams)
+        lengths = state.beams.num_tokens + (~state.done).astype(jnp.int32)
+        ranks = scores / _power(lengths, length_penalty)[..., None]
+        _, best = lax.top_k(ranks.reshape(batch, -1), beams)
+        score = jnp.take_along_axis(scores.reshape(batch, -1), best, axis=1)
         parent, token = best // vocab, best % vocab
         tokens, num_tokens = state.beams.tokens[rows, parent], state.beams.num_tokens[rows, parent]
         done = state.done[rows, parent]
@@ -131,7 +146,7 @@ def _beam_search(forward, prompt, mask, stops, *, beams, max_new_tokens, cache_d
         logits, cache = forward.step(token.reshape(-1, 1), cache)
         return state._replace(logits=logits.reshape(batch, beams, vocab), cache=cache)
 
-    logits, cache = forward.prefill(prompt, mask, None, num_new_tokens=max_new_tokens, dtype=cache_dtype)
+    logits, cache = forward.prefill(prompt, mask, cache, num_new_tokens=max_new_tokens, dtype=cache_dtype)
     state = _State(
         num_steps=jnp.int32(0),
         logits=jnp.broadcast_to(logits[:, None], (batch, beams, vocab)),
@@ -151,4 +166,10 @@ def _beam_search(forward, prompt, mask, stops, *, beams, max_new_tokens, cache_d
     state, *_ = choose(lax.while_loop(unfinished, step, state))
     tokens, num_tokens, score = state.beams
     tokens = repeat_last(tokens, num_tokens)
+    score /= _power(num_tokens, length_penalty)
     return Beams(jnp.where(jnp.isnan(score)[..., None], -1, tokens), num_tokens, score)
+
+
+def _power(lengths, length_penalty) -> jax.Array:
+    """``lengths ^ length_penalty``, float32."""
+    return jnp.maximum(lengths, 1).astype(jnp.float32) ** length_penalty

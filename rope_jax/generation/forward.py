@@ -13,6 +13,13 @@ from rope_jax.attention.rotations import first_rope
 from rope_jax.models.decoder import Decoder
 
 
+def check_one_axis(model: Decoder, advice: str) -> None:
+    """Raises ValueError if the model's rope has several position axes, whose positions cannot be counted."""
+    rope = first_rope(model.ropes)
+    if rope is not None and rope.num_axes > 1:
+        raise ValueError(f"model must have a rope of one position axis, got {rope.num_axes}: {advice}")
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ForwardPass:
@@ -35,14 +42,8 @@ class ForwardPass:
         """Makes an integer context length static, and keeps an array as an argument of the program.
 
         Raises:
-          ValueError: if the model's rope has several position axes, or params are not the model's variables.
+          ValueError: if params are not the model's variables.
         """
-        rope = first_rope(model.ropes)
-        if rope is not None and rope.num_axes > 1:
-            raise ValueError(
-                f"model must have a rope of one position axis, for generation, got {rope.num_axes}: "
-                "call model.apply with positions and a cache"
-            )
         if not isinstance(params, Mapping) or "params" not in params:
             raise ValueError("params must be the variables of model.init, {'params': ...}, got their inside")
         if isinstance(context_length, int | np.integer):
@@ -50,7 +51,7 @@ class ForwardPass:
         return cls(params, context_length, model, None)
 
     def prefill(
-        self, prompt, mask, cache: KVCache | None, *, num_new_tokens: int, dtype=None
+        self, prompt, mask, cache: KVCache | None, *, num_new_tokens: int, dtype=None, positions=None
     ) -> tuple[jax.Array, KVCache]:
         """Runs the model over whole prompts ``[B, T]``, after the tokens of a cache if given.
 
@@ -60,6 +61,7 @@ class ForwardPass:
           cache: of B rows, or of a single row that all prompts share.
           num_new_tokens: free slots of the returned cache after the prompts. A cache that evicts keeps its size.
           dtype: of the new cache, if none is given.
+          positions: of the prompt; None counts its real tokens, after those of the cache.
 
         Returns:
           Logits float32 ``[B, V]`` after the last real token of each row, and the cache.
@@ -72,21 +74,21 @@ class ForwardPass:
                 cache = cache.select_rows(jnp.zeros((batch,), jnp.int32))
             if cache.eviction is None:
                 cache = cache.grow(cache.capacity + width + num_new_tokens)
-        hidden, cache = self._hidden(prompt, cache, mask)
+        hidden, cache = self._hidden(prompt, cache, mask, positions)
         last = jnp.full((batch,), width - 1, jnp.int32)
         if mask is not None:
             last -= jnp.argmax(mask[:, ::-1], axis=1).astype(last.dtype)
         return self._unembed(hidden[jnp.arange(batch), last]), cache
 
-    def step(self, tokens, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    def step(self, tokens, cache: KVCache, mask=None, positions=None) -> tuple[jax.Array, KVCache]:
         """Logits float32 ``[B, T, V]`` after each of the next tokens ``[B, T]``, and the updated cache."""
-        hidden, cache = self._hidden(tokens, cache)
+        hidden, cache = self._hidden(tokens, cache, mask, positions)
         return self._unembed(hidden), cache
 
-    def _hidden(self, tokens, cache, mask=None):
+    def _hidden(self, tokens, cache, mask=None, positions=None):
         context_length = self.context_length if self.static_context_length is None else self.static_context_length
         return self.model.apply(
-            self.params, tokens, mask=mask, cache=cache, context_length=context_length, method="hidden"
+            self.params, tokens, positions, mask=mask, cache=cache, context_length=context_length, method="hidden"
         )
 
     def _unembed(self, hidden):

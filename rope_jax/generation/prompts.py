@@ -17,7 +17,7 @@ from rope_jax._checks import (
     is_concrete,
     known_any,
 )
-from rope_jax.attention.cache import KVCache
+from rope_jax.attention.cache import KVCache, check_cache
 from rope_jax.models.decoder import Decoder
 
 
@@ -128,3 +128,20 @@ def check_num_positions(
             f"{argument} must be at most {num_positions + 1 - num_tokens} after a prompt of {num_tokens} tokens: "
             f"position_embedding has {num_positions} positions, got {num_new_tokens}"
         )
+
+
+def check_prefix(model: Decoder, cache: KVCache, prompt, mask, cache_dtype) -> None:
+    """Raises ValueError unless the cache fits the model and the batch, and has not overflowed."""
+    if cache_dtype is not None:
+        raise ValueError(f"cache_dtype must be left out with a cache, which has a dtype already, got {cache_dtype}")
+    check_cache(cache)
+    sizes = dict(
+        layers=model.num_layers, B={1, prompt.shape[0]}, K=model.num_kv_heads or model.num_heads, H=model.head_dim
+    )
+    check_axes("cache.key", cache.key, "layers B K S H", **sizes)
+    if known_any(cache.overflowed):
+        raise ValueError(
+            f"cache must not have overflowed, got S={cache.capacity}, rows {cache.num_tokens.tolist()}"
+        )
+    if cache.eviction is not None:
+        cache.slots.advance("prompt", cache.num_tokens, prompt.shape[1], mask, max_window=model.max_window)

@@ -41,6 +41,18 @@ def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None
     likeliest = jnp.where(invalid, -1, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
     if is_concrete(temperature) and temperature == 0:
         return likeliest
+    scaled, out_of_range = cut_logits(logits, temperature, top_k, top_p)
+    drawn = jax.random.categorical(rng, scaled, axis=-1)
+    invalid |= out_of_range
+    return jnp.where(invalid, -1, jnp.where(temperature == 0, likeliest, drawn.astype(jnp.int32)))
+
+
+def cut_logits(logits, temperature, top_k: int | None, top_p) -> tuple[jax.Array, jax.Array]:
+    """Logits over the temperature with -inf beyond the cuts, float32 ``[..., V]``, and where ``top_p`` is invalid.
+
+    :func:`sample` draws from their softmax. A traced temperature of 0 counts as 1.
+    """
+    invalid = jnp.zeros((), bool)
     scaled = logits.astype(jnp.float32)
     scaled -= jnp.max(scaled, axis=-1, keepdims=True)  # the largest logit becomes 0, finite at any temperature
     scaled /= jnp.where(temperature == 0, 1.0, temperature)
@@ -53,10 +65,9 @@ def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None
         before = jnp.cumsum(probabilities, axis=-1) - probabilities
         kept = (before < top_p) | (before == 0)  # at least the most probable token
         lowest = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
-        invalid |= ~((jnp.asarray(top_p) >= 0) & (jnp.asarray(top_p) <= 1))
+        invalid = ~((jnp.asarray(top_p) >= 0) & (jnp.asarray(top_p) <= 1))
         scaled = jnp.where(scaled < lowest, -jnp.inf, scaled)
-    drawn = jax.random.categorical(rng, scaled, axis=-1)
-    return jnp.where(invalid, -1, jnp.where(temperature == 0, likeliest, drawn.astype(jnp.int32)))
+    return scaled, invalid
 
 
 def check_sampling(temperature, top_k, top_p) -> None:

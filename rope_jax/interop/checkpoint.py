@@ -2,28 +2,35 @@
 
 import contextlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from rope_jax.interop.config import read_json
 from rope_jax.interop.decoders import read_decoder
+from rope_jax.interop.text import read_text
 from rope_jax.interop.weights import IMAGE_TOWER, open_tensors, prefixes, read_params, stored_dtype
 from rope_jax.models.decoder import Decoder
 
 
 class Checkpoint(NamedTuple):
-    """The result of :func:`load_hf`.
+    """A language model from a file: the result of :func:`load_hf` and :func:`load_gguf`.
 
     Attributes:
       model: the decoder that the config describes.
       params: its variables, each in its stored dtype.
-      config: the contents of config.json.
+      config: the contents of config.json, or the metadata of a GGUF file.
+      tokenizer: a ``tokenizers.Tokenizer``; None without one.
+      stop_tokens: the tokens that end a text, for ``generate(stop_token=...)``; empty without any.
+      chat_template: the Jinja template of a chat, as transformers renders it; None without one.
     """
 
     model: Decoder
     params: dict
     config: dict
+    tokenizer: Any
+    stop_tokens: tuple[int, ...]
+    chat_template: str | None
 
 
 def load_hf(folder, *, dtype=None) -> Checkpoint:
@@ -42,7 +49,7 @@ def load_hf(folder, *, dtype=None) -> Checkpoint:
       >>> shapes |= {"embed_tokens": (9, 8), "norm": (8,)}
       >>> tensors = {f"model.{name}.weight": np.ones(shape, np.float32) for name, shape in shapes.items()}
       >>> safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-      >>> model, params, config = rope_jax.load_hf(folder)
+      >>> model, params, *_ = rope_jax.load_hf(folder)
       >>> rope_jax.generate(model, params, jnp.array([[1, 2]]), max_new_tokens=3, temperature=0).tokens.shape
       (1, 3)
 
@@ -50,9 +57,11 @@ def load_hf(folder, *, dtype=None) -> Checkpoint:
     The rotation of each layer is the rotation of :func:`from_hf_config`. Nothing is unpickled, executed or
     downloaded.
 
-    Reads ``config.json`` and ``model.safetensors``, or the shards in ``model.safetensors.index.json``. Every config
-    key is read, known to be inert (dropout, token ids, provenance), or refused. Every tensor must be a parameter
-    and every parameter a tensor, with three exceptions:
+    Reads ``config.json`` and ``model.safetensors``, or the shards in ``model.safetensors.index.json``. The text
+    side is ``tokenizer.json``, the ``eos_token_id`` of ``generation_config.json`` or ``config.json``, and the
+    template in ``chat_template.jinja`` or ``tokenizer_config.json``. Every config key is read, known to be inert
+    (dropout, token ids, provenance), or refused. Every tensor must be a parameter and every parameter a tensor,
+    with three exceptions:
 
     - a stored unembedding of tied embeddings, which must equal the embedding;
     - ``rotary_emb.inv_freq`` of old files, which repeats the config;
@@ -65,19 +74,20 @@ def load_hf(folder, *, dtype=None) -> Checkpoint:
       dtype: of the computation; if None, the dtype of the stored embedding. Parameters keep their stored dtype.
 
     Returns:
-      :class:`Checkpoint`: model, params, config.
+      :class:`Checkpoint`: model, params, config, tokenizer, stop_tokens, chat_template.
 
     Raises:
       ValueError: if a file, a tensor or a key is missing or unknown, a tensor has another shape than the config
         says or is not float32, float16 or bfloat16, or a key asks for something that :class:`Decoder` does not
         have. The message names it.
       TypeError: if ``dtype`` is not floating.
-      ImportError: without the package safetensors; install ``rope_jax[checkpoints]``.
+      ImportError: without the packages safetensors and tokenizers; install ``rope_jax[checkpoints]``.
     """
     folder = Path(folder)
     file = folder / "config.json"
     if not file.is_file():
-        raise ValueError(f"folder must hold {file.name}, got {folder} without it")
+        hint = "" if folder.is_dir() else ", and nothing is downloaded"
+        raise ValueError(f"folder must be a local folder that holds {file.name}, got {folder} without it{hint}")
     config = read_json(file)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be floating, got {dtype}")
@@ -90,4 +100,4 @@ def load_hf(folder, *, dtype=None) -> Checkpoint:
         model, names = read_decoder(config, stored, dtype)
         names = {module: name.format(trunk=trunk, head=head, layer="{layer}") for module, name in names.items()}
         params = read_params(model, names, tensors)
-    return Checkpoint(model, params, config)
+    return Checkpoint(model, params, config, *read_text(folder, config, model.vocab_size))

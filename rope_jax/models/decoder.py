@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import as_int32, check_axes, check_callable, check_dtype, device_array
+from rope_jax._checks import as_int32, check_axes, check_callable, check_dtype, check_sizes, device_array
 from rope_jax.attention.bias import PositionBias
 from rope_jax.attention.cache import KVCache, check_cache, init_cache
 from rope_jax.attention.layer import Initializer
@@ -310,6 +310,8 @@ class Decoder(nn.Module, kw_only=True):
 
 
 def _check_fields(model: Decoder) -> None:
+    sizes = "vocab_size", "num_layers", "width", "num_heads", "head_dim", "mlp_dim"
+    check_sizes(model, *sizes, optional="num_kv_heads")
     windows = model.windows
     for window in windows if isinstance(windows, tuple) else (windows,):
         window_size(window)

@@ -13,6 +13,7 @@ import numpy as np
 from rope_jax._checks import check_axes, check_dtype, check_integer, device_array, is_concrete
 from rope_jax.core.angles import rotation
 from rope_jax.core.frequencies import Frequencies
+from rope_jax.core.nan_rows import nan_where
 from rope_jax.core.schedules import geometric
 
 
@@ -110,7 +111,7 @@ class LearnedPositions(nn.Module, kw_only=True):
         # Compared in the dtype of the positions, since the cast to int32 may wrap around.
         inside = (positions >= 0) & (positions < num_positions)
         index = jnp.where(inside, positions, jnp.zeros_like(positions)).astype(jnp.int32)
-        return jnp.where(inside[..., None], table[index], jnp.asarray(jnp.nan, table.dtype))
+        return nan_where(~inside[..., None], table[index])
 
 
 def embed_tokens(embed: nn.Embed, tokens, positions, mask, *, scale, position_embedding) -> jax.Array:
@@ -140,4 +141,4 @@ def embed_tokens(embed: nn.Embed, tokens, positions, mask, *, scale, position_em
         sizes = dict(B={1, x.shape[0]}, T=x.shape[1], D=x.shape[2])
         check_axes("position_embedding(positions)", added, "B T D", **sizes)
         x += added.astype(x.dtype)
-    return jnp.where((known if mask is None else known | ~mask)[..., None], x, jnp.asarray(jnp.nan, x.dtype))
+    return nan_where(~(known if mask is None else known | ~mask)[..., None], x)

@@ -66,6 +66,27 @@ def test_enough_beams_find_what_an_exhaustive_search_finds(stops):
         assert_found(out, row, dict(sorted(every.items(), key=lambda item: -item[1])[:27]))
 
 
+@pytest.mark.parametrize("penalty", [-1.0, 0.5, 1.0, 3.0])
+def test_scores_are_divided_by_a_power_of_the_length(penalty):
+    out = search(beams=27, stop_token=1, length_penalty=penalty)
+    for row, table in enumerate(TABLES):
+        every = {answer: score / len(answer) ** penalty for answer, score in scores_of(table, (1,), COUNT).items()}
+        assert_found(out, row, dict(sorted(every.items(), key=lambda item: -item[1])[:27]))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_after_a_cache_come_the_beams_of_the_whole_prompt(rows):
+    prefixes = [[2, 1, 0]] if rows == 1 else [[2, 1, 0], [1, 1, 2], [0, 2, 2]]
+    cache = MODEL.init_cache(batch=rows, capacity=3)
+    _, cache = MODEL.apply(PARAMS, jnp.array(prefixes), cache=cache)
+    out = search(beams=3, cache=cache)
+    for b, prompt in enumerate(PROMPTS):
+        whole = jnp.array([[*prefixes[b % rows], *prompt]])
+        want = rope_jax.generation.beam_search(MODEL, PARAMS, whole, beams=3, max_new_tokens=COUNT)
+        assert out.tokens[b].tolist() == want.tokens[0].tolist()
+        np.testing.assert_allclose(out.score[b], want.score[0], atol=SCORE)
+
+
 def test_few_beams_keep_the_best_of_each_length():
     """Against the same by hand; and the beams do change places, so that each needs the keys of another."""
     out = search(beams=2, stop_token=1)
@@ -110,6 +131,7 @@ def test_weights_of_nan_have_no_answer():
     [
         (dict(beams=0), "beams must be at least 1, got 0"),
         (dict(max_new_tokens=0), "max_new_tokens must be at least 1, got 0"),
+        (dict(length_penalty=float("inf")), "length_penalty must be finite, got inf"),
         (dict(stop_token=V), r"stop_token must be in \[0, V=3\), got 3"),
         (dict(prompt=jnp.zeros((2, 0), int)), "prompt must hold at least one row and one token"),
     ],

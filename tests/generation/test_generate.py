@@ -162,13 +162,13 @@ class TestStreaming:
         assert came == [0, 1, 2, 0, 1]
 
     def test_callbacks_share_their_programs(self):
-        from rope_jax.generation.generate import _first_token, _next_token
+        from rope_jax.generation.loop import _begin, _next_token
 
-        _first_token.clear_cache()
+        _begin.clear_cache()
         _next_token.clear_cache()
         for stop in (3, 4):
             greedy(self.PROMPT, max_new_tokens=12, stop_token=stop, on_token=lambda row, token: None)
-        assert _first_token._cache_size() == _next_token._cache_size() == 1
+        assert _begin._cache_size() == _next_token._cache_size() == 1
 
     def test_not_inside_jit(self):
         with pytest.raises(ValueError, match="on_token must be left out inside jax.jit"):
@@ -219,12 +219,12 @@ class TestPrefix:
             assert out.tokens.tolist() == want
 
     def test_other_prefixes_of_the_same_shape_share_a_program(self):
-        from rope_jax.generation.generate import _generate
+        from rope_jax.generation.loop import run_on_device
 
-        _generate.clear_cache()
+        run_on_device.clear_cache()
         for prefix in ([5, 6, 7, 8], [1, 2, 3, 4]):
             self.written(self.PROMPTS, cache=self.read([prefix]))
-        assert _generate._cache_size() == 1
+        assert run_on_device._cache_size() == 1
 
     @pytest.mark.parametrize(
         ("cache", "kwargs", "says"),
@@ -326,14 +326,14 @@ class TestLength:
 
 
 def test_temperatures_seeds_stops_and_padding_share_one_program():
-    from rope_jax.generation.generate import _generate
+    from rope_jax.generation.loop import run_on_device
 
-    _generate.clear_cache()
+    run_on_device.clear_cache()
     for seed, temperature in enumerate((0.5, 1.0, 2.0)):
         how = dict(max_new_tokens=3, rng=jax.random.key(seed), temperature=temperature, stop_token=seed)
         mask = jnp.arange(9)[None] >= jnp.array([[seed], [0]])
         rope_jax.generate(MODEL, PARAMS, tokens(), mask=mask, **how)
-    assert _generate._cache_size() == 1
+    assert run_on_device._cache_size() == 1
 
 
 class TestSample:

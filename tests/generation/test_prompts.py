@@ -5,7 +5,7 @@ import pytest
 from decoders import build, init
 
 import rope_jax
-from rope_jax.generation.generate import _generate
+from rope_jax.generation.loop import run_on_device
 
 
 def test_each_row_is_its_prompt_and_padding():
@@ -38,11 +38,11 @@ def test_many_lengths_compile_one_program_for_each_bucket(caplog):
         prompt, mask = rope_jax.generation.pad_prompts([[3] * length, [1]], buckets=(8, 16))
         rope_jax.generate(model, params, prompt, mask=mask, max_new_tokens=2, temperature=0)
 
-    _generate.clear_cache()
+    run_on_device.clear_cache()
     with jax.log_compiles():
         write(8)
         write(16)
-        assert caplog.text.count("Compiling jit(_generate)") == _generate._cache_size() == 2
+        assert caplog.text.count("Compiling jit(run_on_device)") == run_on_device._cache_size() == 2
         caplog.clear()
         for length in range(1, 17):
             write(length)

@@ -263,7 +263,7 @@ def test_shards(tmp_path):
 @pytest.mark.parametrize("stored", [jnp.bfloat16, jnp.float16])
 def test_narrow_weights_stay_narrow(stored, tmp_path):
     params = jax.tree.map(lambda leaf: leaf.astype(stored), PARAMS)
-    model, loaded, _ = rope_jax.load_hf(save(tmp_path, tensors=tensors_of(params)))
+    model, loaded, *_ = rope_jax.load_hf(save(tmp_path, tensors=tensors_of(params)))
     assert_same(loaded, params)
     assert model.dtype == model.param_dtype == stored
     wide = rope_jax.load_hf(tmp_path, dtype="float32")
@@ -443,7 +443,9 @@ def test_broken_folders(tmp_path):
     def refused(message):
         return pytest.raises(ValueError, match=message)
 
-    with refused("folder must hold config.json, got .*nowhere without it"):
+    with refused(
+        "folder must be a local folder that holds config.json, got .*nowhere without it, and nothing is downloaded"
+    ):
         rope_jax.load_hf(tmp_path / "nowhere")
     folder = save(tmp_path / "model", shards=2)
     index = folder / "model.safetensors.index.json"

@@ -17,7 +17,7 @@ from position_encodings import CUTS, ENCODINGS, LEFT_AND_RIGHT, B, N, T, distanc
 
 import rope_jax
 import rope_jax.attention.layer
-from rope_jax.generation.generate import _generate
+from rope_jax.generation.loop import run_on_device
 
 WHERE = jnp.arange(T)[None]
 
@@ -154,7 +154,7 @@ def test_greedy_is_the_forward_pass(name):
         return ids[len(prompt) :]
 
     want = [by_hand(prompt) for prompt in prompts]
-    before = _generate._cache_size()
+    before = run_on_device._cache_size()
     for step in (1, -1):  # padded on the right, on the left
         rows = [([*row[::step]] + [0] * (5 - len(row)))[::step] for row in prompts]
         mask = [([1] * len(row) + [0] * (5 - len(row)))[::step] for row in prompts]
@@ -163,7 +163,7 @@ def test_greedy_is_the_forward_pass(name):
             again, one.params, np.array(rows), mask=np.array(mask), max_new_tokens=count, temperature=0
         )
         assert written.tokens.tolist() == want
-    assert _generate._cache_size() == before + 1
+    assert run_on_device._cache_size() == before + 1
 
 
 def test_weights_are_sown_behind_remat_and_over_a_cache():

@@ -138,7 +138,7 @@ def test_logits_and_greedy_tokens(case, tmp_path):
     theirs = their_model(case)
     theirs.save_pretrained(tmp_path, max_shard_size="40KB" if case == "llama" else "1GB")
     assert (tmp_path / "model.safetensors.index.json").exists() == (case == "llama")
-    model, params, config = rope_jax.load_hf(tmp_path)
+    model, params, config, *_ = rope_jax.load_hf(tmp_path)
     assert config == json.loads((tmp_path / "config.json").read_text())
 
     want = their_logits(theirs, tokens())
@@ -164,7 +164,7 @@ def test_logits_and_greedy_tokens(case, tmp_path):
 def test_every_part_matters(case, tmp_path):
     """What would a loader get wrong that forgot the rotation of a layer, a window, or any one parameter?"""
     their_model(case).save_pretrained(tmp_path)
-    model, params, _ = rope_jax.load_hf(tmp_path)
+    model, params, *_ = rope_jax.load_hf(tmp_path)
     ids = jnp.asarray(tokens())
     right = model.apply(params, ids, **length_for(model, LENGTH))
     ropes = model.rope if isinstance(model.rope, tuple) else (model.rope,) * model.num_layers
@@ -204,7 +204,7 @@ def test_bfloat16_stays_bfloat16(tmp_path):
 
 def test_longrope_turns_by_the_length_that_it_is_given(tmp_path):
     their_model("phi3 long").save_pretrained(tmp_path)
-    model, params, _ = rope_jax.load_hf(tmp_path)
+    model, params, *_ = rope_jax.load_hf(tmp_path)
     ids = jnp.asarray(tokens(length=16))
     want = their_logits(their_model("phi3 long"), tokens(length=16))
     np.testing.assert_allclose(model.apply(params, ids, context_length=16), want, atol=1e-4, rtol=0)
@@ -238,7 +238,7 @@ def test_text_part_of_a_gemma3_that_sees(tmp_path):
     )
     theirs = transformers.Gemma3ForConditionalGeneration(config).eval()
     theirs.save_pretrained(tmp_path)
-    model, params, _ = rope_jax.load_hf(tmp_path)
+    model, params, *_ = rope_jax.load_hf(tmp_path)
     want = their_logits(theirs, tokens())
     got = model.apply(params, jnp.asarray(tokens()))
     DIFFERENCES["gemma3 that sees"] = float(np.abs(got - want).max())

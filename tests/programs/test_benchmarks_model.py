@@ -1,16 +1,19 @@
-"""benchmarks/overhead.py and benchmarks/llama.py at sizes that take seconds: what they check, keep, say and draw."""
+"""benchmarks/overhead.py, benchmarks/llama.py and benchmarks/decode.py at sizes that take seconds: what they check, keep, say and draw."""
 
 import dataclasses
 import importlib
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import overhead
+from benchmarks import decode, overhead
 from configs import toy_lm
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -144,3 +147,49 @@ def test_the_shapes_are_the_toy_lm_and_a_larger_one(llama):
     told = dataclasses.asdict(toy)
     assert all(told[name] == value for name, value in llama.SHAPES["toy LM"].items() if name != "rounds")
     assert llama.SHAPES["width 512"]["mlp_dim"] == 1408 and llama.SHAPES["width 512"]["length"] == 256
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_decode_step_stays_at_the_same_place():
+    import rope_jax
+
+    fields = {
+        name: TINY[name] for name in ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
+    }
+    call = decode.decode_step(rope_jax, fields, "float32", batch=2, capacity=10)
+    first = np.asarray(call())
+    assert first.shape == (2, 1, 1024)
+    np.testing.assert_array_equal(call(), first)
+
+
+def test_two_checkouts_in_one_process(tmp_path):
+    # In a process of its own: the modules of this one are in use.
+    (tmp_path / "rope_jax").mkdir()
+    (tmp_path / "rope_jax/__init__.py").write_text("from rope_jax.inner import NAME\n")
+    (tmp_path / "rope_jax/inner.py").write_text("NAME = 'the other'\n")
+    code = (
+        "import sys; from pathlib import Path; from benchmarks import decode\n"
+        "other, this = decode.package_of(Path(sys.argv[1])), decode.package_of(Path(sys.argv[2]))\n"
+        "print(other.NAME, hasattr(this, 'NAME'), sys.modules['rope_jax'] is this)\n"
+        "decode.package_of(Path(sys.argv[1]) / 'nowhere')"
+    )
+    command = [sys.executable, "-c", code, tmp_path, ROOT]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "the other False True\n", done.stderr
+    assert "FileNotFoundError: expected a checkout of this repository, got" in done.stderr
+
+
+def test_the_table_of_decoding():
+    case = {
+        "model": "8 layers, float32",
+        "B": 1,
+        "S": 8192,
+        "milliseconds (medians)": {"before": 29.24, "now": 16.83},
+        "now over before (quartiles)": [0.552, 0.568, 0.612],
+    }
+    row = decode.table([case]).splitlines()[2]
+    assert row == "| 8 layers, float32 | 1 | 8,192 | 29.2 ms | 16.8 ms | 0.57 (0.55 to 0.61) |"
+    kept = json.loads((ROOT / "benchmarks/results/decode.json").read_text())["result"]["cases"]
+    assert (ROOT / "benchmarks/results/decode.md").read_text() == decode.table(kept) + "\n"

@@ -1,0 +1,131 @@
+"""Changes logits before a token is drawn: functions for ``generate(logits_fn=...)``."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from rope_jax._checks import check_axes, check_callable, check_dtype, check_real
+
+LogitsFunction = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""``(logits [B, V], tokens [B, T], step []) -> logits [B, V]``; see :func:`generate`."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RepetitionPenalty:
+    """Divides positive logits of tokens that stand in prompt or answer, and multiplies negative ones.
+
+    Keskar et al. 2019, CTRL, section 4.1, in the form of transformers.
+
+    Attributes:
+      penalty: above 1 makes repetition rarer; positive.
+
+    Raises:
+      ValueError: if the penalty is not positive and finite.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> penalty = rope_jax.generation.RepetitionPenalty(2.0)
+      >>> penalty(jnp.array([[4.0, 4.0, -4.0]]), jnp.array([[1, 2, -1]]), 0).tolist()
+      [[4.0, 2.0, -8.0]]
+    """
+
+    penalty: float
+
+    def __post_init__(self):
+        _check_positive("RepetitionPenalty: penalty", self.penalty)
+
+    def __call__(self, logits, tokens, step) -> jax.Array:
+        rows = jnp.arange(logits.shape[0], dtype=jnp.int32)[:, None]
+        columns = jnp.where(tokens < 0, logits.shape[1], tokens)  # -1 is no token
+        seen = jnp.zeros(logits.shape, bool).at[rows, columns].set(True, mode="drop")
+        return jnp.where(seen, jnp.where(logits > 0, logits / self.penalty, logits * self.penalty), logits)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MinP:
+    """Keeps the tokens with at least a share of the largest probability (Nguyen et al. 2024, section 3).
+
+    Probabilities are those of the logits as they come, before the temperature.
+
+    Attributes:
+      share: in (0, 1].
+
+    Raises:
+      ValueError: if the share is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> rope_jax.generation.MinP(0.5)(jnp.array([[1.0, 0.5, -1.0]]), None, 0).tolist()
+      [[1.0, 0.5, -inf]]
+    """
+
+    share: float
+
+    def __post_init__(self):
+        _check_positive("MinP: share", self.share)
+        if isinstance(self.share, float | int) and self.share > 1:
+            raise ValueError(f"MinP: share must be in (0, 1], got {self.share}")
+
+    def __call__(self, logits, tokens, step) -> jax.Array:
+        lowest = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(self.share)
+        return jnp.where(logits < lowest, -jnp.inf, logits)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LogitBias:
+    """Adds a number to the logit of each token: -inf forbids a token.
+
+    Attributes:
+      bias: floating ``[V]`` or ``[B, V]``.
+
+    Example:
+      >>> import jax.numpy as jnp, rope_jax
+      >>> rope_jax.generation.LogitBias(jnp.array([0.0, -jnp.inf]))(jnp.ones((1, 2)), None, 0).tolist()
+      [[1.0, -inf]]
+    """
+
+    bias: jax.Array
+
+    def __call__(self, logits, tokens, step) -> jax.Array:
+        check_axes("LogitBias: bias", self.bias, "... V", V=logits.shape[-1])
+        return logits + jnp.broadcast_to(self.bias, logits.shape).astype(logits.dtype)
+
+
+def _check_positive(argument: str, value) -> None:
+    if isinstance(value, bool | int | float):  # JAX rebuilds these classes with tracers and other leaves
+        number = check_real(argument, value)
+        if not number > 0:
+            raise ValueError(f"{argument} must be positive, got {value}")
+
+
+def as_pytrees(logits_fn: LogitsFunction | Sequence[LogitsFunction]) -> tuple[Callable, ...]:
+    """The functions as pytrees: a plain function has no leaves, and is compared by identity.
+
+    Raises:
+      TypeError: if one is not a function of ``(logits, tokens, step)``.
+    """
+    functions = tuple(logits_fn) if isinstance(logits_fn, Sequence) else (logits_fn,)
+    for function in functions:
+        if function is None:
+            raise TypeError("logits_fn must be a callable of (logits, tokens, step) or several, got None")
+        check_callable("logits_fn", function, "logits", "tokens", "step")
+    is_leaf = [jax.tree_util.treedef_is_leaf(jax.tree.structure(function)) for function in functions]
+    return tuple(
+        jax.tree_util.Partial(function) if leaf else function
+        for leaf, function in zip(is_leaf, functions, strict=True)
+    )
+
+
+def checked_logits(changed, logits, number: int) -> jax.Array:
+    """The logits of function ``number``, which must be as those it was given."""
+    name = f"logits_fn {number} (logits, tokens, step)"
+    if not isinstance(changed, jax.Array):
+        raise TypeError(f"{name} must return logits, got {type(changed).__name__}")
+    check_axes(name, changed, "B V", B=logits.shape[0], V=logits.shape[1])
+    check_dtype(name, changed, jnp.floating, "floating")
+    return changed.astype(logits.dtype)

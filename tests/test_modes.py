@@ -1,0 +1,50 @@
+"""The public surface under the modes of JAX that large code bases set, each in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import surface
+
+TESTS = Path(__file__).parent
+MODES = {
+    "rank promotion": dict(jax_numpy_rank_promotion="raise"),
+    "dtype promotion": dict(jax_numpy_dtype_promotion="strict"),
+    "x64": dict(jax_enable_x64=True),
+    "debug NaNs": dict(jax_debug_nans=True),
+    "tracer leaks": dict(jax_check_tracer_leaks=True),
+    "no jit": dict(jax_disable_jit=True),
+    "optimised Python": {},
+}
+CODE = """
+import sys
+import jax, numpy as np
+for name, value in {mode!r}.items():
+    jax.config.update(name, value)
+import surface
+np.savez(sys.argv[1], **{{name: np.asarray(x, np.float64) for name, x in surface.surface().items()}})
+"""
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    return {name: np.asarray(x, np.float64) for name, x in surface.surface().items()}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", MODES)
+def test_the_surface_gives_the_same_numbers(name, wanted, tmp_path):
+    command = [sys.executable, *(["-O"] if name == "optimised Python" else []), "-c", CODE.format(mode=MODES[name])]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+    done = subprocess.run([*command, tmp_path / "out.npz"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    got = np.load(tmp_path / "out.npz")
+    assert set(got) == set(wanted)
+    for key, want in wanted.items():
+        if name == "x64" and ("dropout" in key or "drawn" in key):
+            continue  # random numbers are drawn in 64 bits
+        limit = 1e-5 * max(1.0, np.abs(want).max())  # float32 sums in another order, through two layers
+        np.testing.assert_allclose(got[key], want, atol=limit, err_msg=key)
