@@ -64,10 +64,7 @@ class Weights(NamedTuple):
 
 
 def load(path: Path) -> Weights:
-    import tokenizers
-
-    model, params, _ = rope_jax.load_hf(path)
-    tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+    model, params, _, tokenizer, *_ = rope_jax.interop.load_gguf(path)
     return Weights(model, params, lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
 
 
