@@ -1,5 +1,8 @@
 """Analyses schedules in numbers: wavelengths, attention scores by distance, errors of arithmetics.
 
+Functions take :class:`rope_jax.Frequencies`, or a schedule and ``rotary_dim=``. A schedule that depends on the
+context length must have its field ``context_length``.
+
 Everything is numpy float64 on the host and nothing is traced. Phases are computed as in :func:`rope_jax.rotation`:
 in 64-bit fixed-point turns, so that whole turns fall off by overflow. The error at distance d is ``|d| 2^-62``
 radians, below 1e-9 for every int32.
@@ -12,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax.core.angles import fixed_point_turns, rotation
-from rope_jax.core.frequencies import Frequencies, FrequencyChoice
+from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule, call_schedule, check_schedule
 from rope_jax.core.rope import Rope
 
 Arithmetic = Literal["exact", "float32", "bfloat16", "bfloat16_table"]
@@ -21,39 +24,44 @@ Arithmetic = Literal["exact", "float32", "bfloat16", "bfloat16_table"]
 # ------------------------------------------------------------------------------------ single pairs
 
 
-def wavelengths(frequencies: Frequencies) -> np.ndarray:
+def wavelengths(frequencies: Frequencies | Schedule, *, rotary_dim: int | None = None) -> np.ndarray:
     """The wavelength of each pair, in tokens per turn: ``2 pi / |theta_i|`` (Peng et al. 2023, YaRN, section 3.2).
 
     Args:
-      frequencies: on the host, radians per token.
+      frequencies: on the host, radians per token; or a schedule with rotary_dim.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 ``[R/2]``, in tokens; inf for a pair of frequency 0.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule.
 
     Example:
       >>> import rope_jax, rope_jax.analysis
       >>> rope_jax.analysis.wavelengths(rope_jax.Standard()(4)).round(2).tolist()
       [6.28, 628.32]
+      >>> rope_jax.analysis.wavelengths(rope_jax.Standard(), rotary_dim=4).round(2).tolist()
+      [6.28, 628.32]
     """
     with np.errstate(divide="ignore", over="ignore"):  # inf is the documented result
-        return 2 * np.pi / np.abs(_host(frequencies).inv_freq)
+        return 2 * np.pi / np.abs(_host(frequencies, rotary_dim).inv_freq)
 
 
-def turns(frequencies: Frequencies, context_length: int) -> np.ndarray:
+def turns(frequencies: Frequencies | Schedule, context_length: int, *, rotary_dim: int | None = None) -> np.ndarray:
     """Turns of each pair over a context length: ``context_length |theta_i| / 2 pi``, YaRN's ratio r (section 3.2).
 
     Args:
-      frequencies: on the host, radians per token.
+      frequencies: on the host, radians per token; or a schedule with rotary_dim.
       context_length: in tokens, at least 1.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 ``[R/2]``, in turns, with their fraction.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or context_length is not an integer.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or context_length is
+        not an integer.
       ValueError: if context_length is below 1.
 
     Example:
@@ -61,10 +69,13 @@ def turns(frequencies: Frequencies, context_length: int) -> np.ndarray:
       >>> rope_jax.analysis.turns(rope_jax.Standard()(4), 1000).round(2).tolist()
       [159.15, 1.59]
     """
-    return _count("context_length", context_length, "tokens") * np.abs(_host(frequencies).inv_freq) / (2 * np.pi)
+    context_length = _count("context_length", context_length, "tokens")
+    return context_length * np.abs(_host(frequencies, rotary_dim).inv_freq) / (2 * np.pi)
 
 
-def incomplete_pairs(frequencies: Frequencies, context_length: int) -> np.ndarray:
+def incomplete_pairs(
+    frequencies: Frequencies | Schedule, context_length: int, *, rotary_dim: int | None = None
+) -> np.ndarray:
     """True for pairs without a complete turn within a context length: ``turns < 1``.
 
     A model trained on this context length has not seen all angles of these pairs, and meets new angles in longer
@@ -72,14 +83,16 @@ def incomplete_pairs(frequencies: Frequencies, context_length: int) -> np.ndarra
     0 count too, although their angle never changes.
 
     Args:
-      frequencies: on the host, radians per token.
+      frequencies: on the host, radians per token; or a schedule with rotary_dim.
       context_length: in tokens, at least 1.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       bool ``[R/2]``.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or context_length is not an integer.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or context_length is
+        not an integer.
       ValueError: if context_length is below 1.
 
     Example:
@@ -87,10 +100,10 @@ def incomplete_pairs(frequencies: Frequencies, context_length: int) -> np.ndarra
       >>> int(rope_jax.analysis.incomplete_pairs(rope_jax.Standard(base=500_000.0)(128), 8192).sum())  # Llama 3
       29
     """
-    return turns(frequencies, context_length) < 1
+    return turns(frequencies, context_length, rotary_dim=rotary_dim) < 1
 
 
-def effective_context(frequencies: Frequencies) -> np.ndarray:
+def effective_context(frequencies: Frequencies | Schedule, *, rotary_dim: int | None = None) -> np.ndarray:
     """Half a wavelength, ``pi / |theta_i|``: the largest distance that a single pair identifies.
 
     If query and key are equal in pair i, the pair adds ``cos(d theta_i)`` times a positive constant to the score
@@ -99,26 +112,27 @@ def effective_context(frequencies: Frequencies) -> np.ndarray:
     by as much. A pair of frequency 0 gives inf and carries no information on distance.
 
     Args:
-      frequencies: on the host, radians per token.
+      frequencies: on the host, radians per token; or a schedule with rotary_dim.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 ``[R/2]``, in tokens; inf for a pair of frequency 0.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule.
 
     Example:
       >>> import rope_jax, rope_jax.analysis
       >>> rope_jax.analysis.effective_context(rope_jax.Standard()(4)).round(2).tolist()
       [3.14, 314.16]
     """
-    return wavelengths(frequencies) / 2
+    return wavelengths(frequencies, rotary_dim=rotary_dim) / 2
 
 
 # ---------------------------------------------------------------------------------- scores by distance
 
 
-def mean_score(frequencies: Frequencies, distances) -> np.ndarray:
+def mean_score(frequencies: Frequencies | Schedule, distances, *, rotary_dim: int | None = None) -> np.ndarray:
     """The share of a score after rotation, averaged over pairs: ``a^2 mean_i cos(d theta_i)``.
 
     Equals ``q_m . k_n / q . k`` with ``d = m - n``, for equal query and key with the same norm in every pair (from
@@ -128,14 +142,16 @@ def mean_score(frequencies: Frequencies, distances) -> np.ndarray:
     ``a^2 max_i |theta_i| 2^-53``.
 
     Args:
-      frequencies: on the host, radians per token; a is their attention_factor.
+      frequencies: on the host, radians per token; a is their attention_factor. Or a schedule with rotary_dim.
       distances: integers or floats of any shape, below 2^63, in tokens; negative ones too.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 of the shape of distances.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or distances not integers or floats.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or distances not
+        integers or floats.
       ValueError: if a distance is not finite, or is 2^63 or more.
 
     Example:
@@ -143,10 +159,11 @@ def mean_score(frequencies: Frequencies, distances) -> np.ndarray:
       >>> rope_jax.analysis.mean_score(rope_jax.Standard()(128), [0, 1, 100, 10_000]).round(3).tolist()
       [1.0, 0.97, 0.477, -0.028]
     """
-    return _host(frequencies).attention_factor ** 2 * _mean_cos(frequencies, _distances(distances))
+    frequencies = _host(frequencies, rotary_dim)
+    return frequencies.attention_factor**2 * _mean_cos(frequencies, _distances(distances))
 
 
-def decay_bound(frequencies: Frequencies, distances) -> np.ndarray:
+def decay_bound(frequencies: Frequencies | Schedule, distances, *, rotary_dim: int | None = None) -> np.ndarray:
     """RoFormer's bound of the score by distance: ``1/(R/2) sum_j |S_j|``, ``S_j = sum_(i<j) e^(i d theta_i)``.
 
     The sums run over ``j = 1 .. R/2`` and the first j pairs (Su et al. 2021, section 3.4.3). Multiplied by R/2 and
@@ -155,14 +172,16 @@ def decay_bound(frequencies: Frequencies, distances) -> np.ndarray:
     ``(R/2 + 1) / 2``.
 
     Args:
-      frequencies: on the host, radians per token.
+      frequencies: on the host, radians per token; or a schedule with rotary_dim.
       distances: integers or floats of any shape, below 2^63, in tokens; negative ones too.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 of the shape of distances; as exact as :func:`mean_score`, times ``R/2``.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or distances not integers or floats.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or distances not
+        integers or floats.
       ValueError: if a distance is not finite, or is 2^63 or more.
 
     Example:
@@ -170,7 +189,7 @@ def decay_bound(frequencies: Frequencies, distances) -> np.ndarray:
       >>> rope_jax.analysis.decay_bound(rope_jax.Standard()(128), [0, 50, 250]).round(1).tolist()
       [32.5, 12.6, 6.5]
     """
-    frequencies, distances = _host(frequencies), _distances(distances)
+    frequencies, distances = _host(frequencies, rotary_dim), _distances(distances)
     partial, total = np.zeros(distances.shape, complex), np.zeros(distances.shape)
     for angle in _angles(frequencies, distances):
         partial += np.exp(1j * angle)
@@ -178,16 +197,19 @@ def decay_bound(frequencies: Frequencies, distances) -> np.ndarray:
     return total / frequencies.num_pairs
 
 
-def aliases(frequencies: Frequencies, context_length: int, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def aliases(
+    frequencies: Frequencies | Schedule, context_length: int, count: int = 1, *, rotary_dim: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The distances most easily confused with distance 0: the highest peaks of :func:`mean_score`.
 
     A peak is a whole distance in ``1 .. context_length - 1``, after the first rise of the score, whose neighbours
     have no higher score. Peaks at negative distances are the same.
 
     Args:
-      frequencies: on the host, radians per token.
+      frequencies: on the host, radians per token; or a schedule with rotary_dim.
       context_length: in tokens, at least 1.
       count: the largest number of peaks to return, at least 1.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       distances, int64 ``[C]``, in tokens, and their similarity, float64 ``[C]``: ``mean_i cos(d theta_i)``, which
@@ -195,8 +217,8 @@ def aliases(frequencies: Frequencies, context_length: int, count: int = 1) -> tu
       of peaks: 0 if the score only falls.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or context_length or count is not an
-        integer.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or context_length or
+        count is not an integer.
       ValueError: if context_length or count is below 1.
 
     Example:
@@ -206,7 +228,7 @@ def aliases(frequencies: Frequencies, context_length: int, count: int = 1) -> tu
       ([12, 18], [0.662, 0.619])
     """
     context_length, count = _count("context_length", context_length, "tokens"), _count("count", count, "peaks")
-    score = _mean_cos(_host(frequencies), np.arange(context_length))
+    score = _mean_cos(_host(frequencies, rotary_dim), np.arange(context_length))
     rises = np.diff(score) > 0
     stops_rising = np.append(~rises, True)  # [d]: not higher at d + 1, or d is the last distance
     peaks = 1 + np.flatnonzero(rises & stops_rising[1:])
@@ -265,7 +287,9 @@ def score_kernel(q, k, rope: Rope, distances, *, context_length: int | None = No
 # ----------------------------------------------------------------------------------------- errors of arithmetics
 
 
-def phase_error(frequencies: Frequencies, positions, arithmetic: Arithmetic) -> np.ndarray:
+def phase_error(
+    frequencies: Frequencies | Schedule, positions, arithmetic: Arithmetic, *, rotary_dim: int | None = None
+) -> np.ndarray:
     """The error of each angle in an arithmetic: ``|angle - m theta_i - phase_i|``, wrapped to ``[0, pi]``.
 
     - ``"exact"``: the angle of cos and sin from :func:`rope_jax.rotation`.
@@ -277,15 +301,16 @@ def phase_error(frequencies: Frequencies, positions, arithmetic: Arithmetic) -> 
     The true angle comes from integer arithmetic, with an error up to ``|m| 2^-62 + 2^-50`` radians.
 
     Args:
-      frequencies: on the host, radians per position.
+      frequencies: on the host, radians per position; or a schedule with rotary_dim.
       positions: integers ``[P]``; for ``"exact"`` and ``"bfloat16_table"`` they must fit in int32 unless x64 is on.
       arithmetic: a name from the list above.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 ``[P, R/2]``, in radians. Random angles have a mean error of ``pi/2``.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or positions not integers.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or positions not integers.
       ValueError: if positions are not ``[P]`` or do not fit, or the arithmetic is unknown.
 
     Example:
@@ -304,7 +329,7 @@ def phase_error(frequencies: Frequencies, positions, arithmetic: Arithmetic) -> 
         raise TypeError(f"positions must be integers, got dtype {positions.dtype}")
     if positions.ndim != 1:
         raise ValueError(f"positions must have shape [P], got {positions.shape}")
-    frequencies = _host(frequencies)
+    frequencies = _host(frequencies, rotary_dim)
     phase = np.zeros(frequencies.num_pairs) if frequencies.phase is None else np.asarray(frequencies.phase)
     true = np.stack(list(_angles(frequencies, _distances(positions, "positions"))), axis=-1)
     if arithmetic in ("exact", "bfloat16_table"):
@@ -350,8 +375,17 @@ def _angles(frequencies: Frequencies, distances: np.ndarray) -> Iterator:
         yield phase * (2 * np.pi * 2.0**-64) + (fraction * wave_vector).sum(axis=-1)
 
 
-def _host(frequencies, *, one_axis: bool = True) -> Frequencies:
+def _host(frequencies, rotary_dim: int | None = None, *, one_axis: bool = True) -> Frequencies:
     """Host frequencies of one position axis; of several only if ``one_axis`` is False; the same in all heads."""
+    if isinstance(frequencies, Frequencies | FrequencyChoice):
+        if rotary_dim is not None:
+            raise ValueError(
+                f"rotary_dim must be left out beside Frequencies, which have R/2 = {frequencies.num_pairs} pairs, "
+                f"got {rotary_dim}"
+            )
+    elif rotary_dim is not None:
+        check_schedule(frequencies)
+        frequencies = call_schedule(frequencies, _count("rotary_dim", rotary_dim, "features"))
     if isinstance(frequencies, Frequencies) and frequencies.on_host:
         if frequencies.num_heads is not None or (one_axis and frequencies.inv_freq.ndim > 1):
             axes = "[R/2]" if one_axis else "[R/2] or [A, R/2]"
@@ -362,7 +396,7 @@ def _host(frequencies, *, one_axis: bool = True) -> Frequencies:
     elif isinstance(frequencies, FrequencyChoice):
         got = "FrequencyChoice; pass one of its options"
     else:
-        got = f"{type(frequencies).__name__}; call a schedule with rotary_dim, or wrap numbers as Frequencies"
+        got = f"{type(frequencies).__name__}; pass rotary_dim= beside a schedule, or wrap numbers as Frequencies"
     raise TypeError(f"frequencies must be host Frequencies, got {got}")
 
 
