@@ -100,9 +100,8 @@ class Torch:
             if path.is_dir()
             else dict(pretrained_model_name_or_path=path.parent, gguf_file=path.name)
         )
-        self.model = llama.transformers.AutoModelForCausalLM.from_pretrained(
-            **place, dtype=getattr(llama.torch, dtype)
-        ).eval()
+        load = llama.transformers.AutoModelForCausalLM.from_pretrained
+        self.model = load(**place, dtype=getattr(llama.torch, dtype)).eval()
 
     def decoding(self, tokens, prompt: int) -> Callable:
         call = llama.torch_decoding(self.model, tokens, prompt, self.compiled)
@@ -127,7 +126,7 @@ class TorchCompile(Torch):
 
 
 class LlamaCpp:
-    """A GGUF file as llama.cpp runs it, quantized, with as many threads as llama.torch."""
+    """A GGUF file as llama.cpp runs it, quantized, with a thread for each core."""
 
     def __init__(self, path: Path, dtype: str):
         if path.is_dir():
@@ -380,8 +379,7 @@ def draw(kept: dict) -> matplotlib.figure.Figure:
 
 
 if __name__ == "__main__":
-    publish(
-        __file__, measure(Path(sys.argv[1])), table, draw, packages=["torch", "transformers", "llama-cpp-python"]
-    )
+    packages = ["torch", "transformers", "llama-cpp-python"]
+    publish(__file__, measure(Path(sys.argv[1])), table, draw, packages)
     written = Path(__file__).with_name("results") / "real_models.json"
     written.with_suffix(".md").write_text(whole_table(json.loads(written.read_text())))

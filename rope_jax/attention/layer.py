@@ -23,6 +23,7 @@ from rope_jax.attention.ring import ring_attention
 from rope_jax.core.angles import Rotation, rotation
 from rope_jax.core.frequencies import Frequencies
 from rope_jax.core.primitive import RotateBackend
+from rope_jax.core.projection import dot_general
 from rope_jax.core.rope import Rope
 from rope_jax.core.rotate import rotate_unchecked
 
@@ -190,7 +191,8 @@ class RotaryAttention(nn.Module, kw_only=True):
         # Not even NaN at padding may reach real tokens or their gradients.
         if plan.mask is not None:
             x = jnp.where(plan.mask[:, :, None], x, jnp.zeros_like(x))
-        q, k, v = _project(self, x)
+        dot = None if cache is None else dot_general
+        q, k, v = _project(self, x, dot)
         rotation, key_rotation = self._rotations(plan)
         if rotation is not None and self.rope is not None:
             if key_rotation is None:
@@ -214,6 +216,7 @@ class RotaryAttention(nn.Module, kw_only=True):
             param_dtype=self.param_dtype,
             kernel_init=_named(self.kernel_init, ("heads", "head_dim", "embed")),
             bias_init=_named(self.bias_init, ("embed",)),
+            dot_general=dot,
             name="out",
         )(y)
         if cache is None:
@@ -245,7 +248,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         )
 
 
-def _project(layer: RotaryAttention, x) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _project(layer: RotaryAttention, x, dot: Callable | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries ``[B, T, N, H]``, keys and values ``[B, T, K, H]``, before the rotation."""
 
     def project(name, heads_axis, num_heads):
@@ -256,6 +259,7 @@ def _project(layer: RotaryAttention, x) -> tuple[jax.Array, jax.Array, jax.Array
             param_dtype=layer.param_dtype,
             kernel_init=_named(layer.kernel_init, ("embed", heads_axis, "head_dim")),
             bias_init=_named(layer.bias_init, (heads_axis, "head_dim")),
+            dot_general=dot,
             name=name,
         )(x)
 

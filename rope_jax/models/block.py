@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.layer import Initializer, RotaryAttention
@@ -13,6 +14,7 @@ from rope_jax.attention.layer_checks import check_fields
 from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.plan import Plan
 from rope_jax.attention.rotations import first_rope
+from rope_jax.core.projection import dot_general, take_layer
 
 
 class Block(nn.Module, kw_only=True):
@@ -54,18 +56,18 @@ class Block(nn.Module, kw_only=True):
         if self.post_norms:
             y = self.norm(name="post_attention_norm")(y)
         x += y
-        y = self._mlp(self.norm(name="mlp_norm")(x))
+        y = self._mlp(self.norm(name="mlp_norm")(x), None if cache is None else dot_general)
         if self.post_norms:
             y = self.norm(name="post_mlp_norm")(y)
         return (place(x + y, self.sharding), caches), None
 
-    def _mlp(self, x) -> jax.Array:
+    def _mlp(self, x, dot: Callable | None) -> jax.Array:
         """SwiGLU: ``down(activation(gate(x)) * up(x))`` (Shazeer 2020, section 2)."""
 
         def dense(name, features, *axes):
             init = nn.with_logical_partitioning(self.kernel_init, axes)
             bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:])
-            return self.dense(features, kernel_init=init, bias_init=bias_init, name=name)
+            return self.dense(features, kernel_init=init, bias_init=bias_init, dot_general=dot, name=name)
 
         gate = dense("gate", self.mlp_dim, "embed", "mlp")(x)
         up = dense("up", self.mlp_dim, "embed", "mlp")(x)
@@ -80,6 +82,41 @@ def stack(model) -> nn.Module:
     One block is compiled. The module is called with ``(x, cache)``, the plan of all layers, and the layer numbers
     ``[layers]``.
     """
+    scanned = nn.scan(
+        _block(model),
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, 0),
+        length=model.num_layers,
+        metadata_params=_LAYERS,
+    )
+    return scanned(**_fields(model))
+
+
+def run_layers(model, params, carry, plan: Plan):
+    """The residual stream and the cache after all layers, as by :func:`stack`, for a program that is not trained.
+
+    Each layer is taken out of the parameters by :func:`take_layer`.
+    """
+    block = _block(model)(**_fields(model), parent=None)
+
+    def step(carry, layer):
+        of_layer = jax.tree.map(lambda leaf: take_layer(leaf, layer), params)
+        of_layer = nn.meta.remove_axis(of_layer, 0, _LAYERS)
+        return block.apply({"params": of_layer}, carry, plan, layer)
+
+    return jax.lax.scan(step, carry, jnp.arange(model.num_layers, dtype=jnp.int32))[0]
+
+
+_LAYERS = {nn.PARTITION_NAME: "layers"}
+
+
+def _block(model) -> Callable[..., nn.Module]:
+    return nn.remat(Block, prevent_cse=False) if model.remat else Block
+
+
+def _fields(model) -> dict:
+    """The fields of each :class:`Block`."""
     params = dict(param_dtype=model.param_dtype)
     norm = dict(epsilon=model.norm_epsilon, unit_offset=model.norm_unit_offset)
     attention = functools.partial(
@@ -105,16 +142,7 @@ def stack(model) -> nn.Module:
         **params,
     )
     check_fields(attention(parent=None))
-    block = nn.remat(Block, prevent_cse=False) if model.remat else Block
-    scanned = nn.scan(
-        block,
-        variable_axes={"params": 0, "intermediates": 0},
-        split_rngs={"params": True},
-        in_axes=(nn.broadcast, 0),
-        length=model.num_layers,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )
-    return scanned(
+    return dict(
         attention=attention,
         norm=functools.partial(RMSNorm, axis="embed", **norm, **params),
         dense=functools.partial(nn.Dense, dtype=model.dtype, use_bias=model.mlp_bias, **params),
