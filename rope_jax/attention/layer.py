@@ -23,7 +23,6 @@ from rope_jax.attention.ring import ring_attention
 from rope_jax.core.angles import Rotation, rotation
 from rope_jax.core.frequencies import Frequencies
 from rope_jax.core.primitive import RotateBackend
-from rope_jax.core.projection import dot_general
 from rope_jax.core.rope import Rope
 from rope_jax.core.rotate import rotate_unchecked
 
@@ -90,6 +89,7 @@ class RotaryAttention(nn.Module, kw_only=True):
       attention_fn: ``attention_fn(q, k, v, facts)``, called in place of :func:`rope_jax.attend`, for a kernel of
         your own: q and the result ``[B, T, N, H]``, k and v ``[B, S, K, H]``, rotated, with the
         :class:`rope_jax.attention.Facts` of the call. With a cache, k and v are all of its slots.
+      dot_general: of the projections, in place of :func:`jax.lax.dot_general`.
 
     Attributes, sharding:
       ring_axis: the mesh axis along which T is divided, if no device is to hold all keys: attention is then
@@ -123,6 +123,7 @@ class RotaryAttention(nn.Module, kw_only=True):
     implementation: AttentionBackend | None = None
     attention_fn: Callable[..., jax.Array] | None = None
     ring_axis: str | None = None
+    dot_general: Callable[..., jax.Array] | None = None
 
     @nn.compact
     def __call__(
@@ -191,8 +192,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         # Not even NaN at padding may reach real tokens or their gradients.
         if plan.mask is not None:
             x = jnp.where(plan.mask[:, :, None], x, jnp.zeros_like(x))
-        dot = None if cache is None else dot_general
-        q, k, v = _project(self, x, dot)
+        q, k, v = _project(self, x)
         rotation, key_rotation = self._rotations(plan)
         if rotation is not None and self.rope is not None:
             if key_rotation is None:
@@ -216,7 +216,7 @@ class RotaryAttention(nn.Module, kw_only=True):
             param_dtype=self.param_dtype,
             kernel_init=_named(self.kernel_init, ("heads", "head_dim", "embed")),
             bias_init=_named(self.bias_init, ("embed",)),
-            dot_general=dot,
+            dot_general=self.dot_general,
             name="out",
         )(y)
         if cache is None:
@@ -248,7 +248,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         )
 
 
-def _project(layer: RotaryAttention, x, dot: Callable | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _project(layer: RotaryAttention, x) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries ``[B, T, N, H]``, keys and values ``[B, T, K, H]``, before the rotation."""
 
     def project(name, heads_axis, num_heads):
@@ -259,7 +259,7 @@ def _project(layer: RotaryAttention, x, dot: Callable | None) -> tuple[jax.Array
             param_dtype=layer.param_dtype,
             kernel_init=_named(layer.kernel_init, ("embed", heads_axis, "head_dim")),
             bias_init=_named(layer.bias_init, (heads_axis, "head_dim")),
-            dot_general=dot,
+            dot_general=layer.dot_general,
             name=name,
         )(x)
 

@@ -41,13 +41,16 @@ class Block(nn.Module, kw_only=True):
     sharding: jax.sharding.Sharding | None
 
     @nn.compact
-    def __call__(self, carry: tuple[jax.Array, KVCache | None], plan: Plan, layer):
-        """The residual stream and the cache of all layers after this layer: a body of :func:`flax.linen.scan`."""
+    def __call__(self, carry: tuple[jax.Array, KVCache | None], plan: Plan, layer, dot: Callable | None = None):
+        """The residual stream and the cache of all layers after this layer: a body of :func:`flax.linen.scan`.
+
+        ``dot`` is the ``dot_general`` of the dense layers.
+        """
         # The cache of all layers is carried, so that each layer writes its tokens in place. As an input and an
         # output of each layer, the whole cache would be copied with every token.
         x, caches = carry
         cache = None if caches is None else dataclasses.replace(caches, layer=layer)
-        y = self.attention(name="self_attention")(
+        y = self.attention(name="self_attention", dot_general=dot)(
             self.norm(name="attention_norm")(x), plan=plan.of_layer(layer), cache=cache
         )
         if cache is not None:
@@ -56,7 +59,7 @@ class Block(nn.Module, kw_only=True):
         if self.post_norms:
             y = self.norm(name="post_attention_norm")(y)
         x += y
-        y = self._mlp(self.norm(name="mlp_norm")(x), None if cache is None else dot_general)
+        y = self._mlp(self.norm(name="mlp_norm")(x), dot)
         if self.post_norms:
             y = self.norm(name="post_mlp_norm")(y)
         return (place(x + y, self.sharding), caches), None
@@ -83,7 +86,7 @@ def stack(model) -> nn.Module:
     ``[layers]``.
     """
     scanned = nn.scan(
-        _block(model),
+        nn.remat(Block, prevent_cse=False) if model.remat else Block,
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         in_axes=(nn.broadcast, 0),
@@ -96,23 +99,25 @@ def stack(model) -> nn.Module:
 def run_layers(model, params, carry, plan: Plan):
     """The residual stream and the cache after all layers, as by :func:`stack`, for a program that is not trained.
 
-    Each layer is taken out of the parameters by :func:`take_layer`.
+    Each layer is taken out of the parameters by :func:`take_layer`, and multiplied by :func:`dot_general`.
     """
-    block = _block(model)(**_fields(model), parent=None)
+    block = Block(**_fields(model), parent=None)
+    stacks, tree = jax.tree.flatten(params)
 
     def step(carry, layer):
-        of_layer = jax.tree.map(lambda leaf: take_layer(leaf, layer), params)
-        of_layer = nn.meta.remove_axis(of_layer, 0, _LAYERS)
-        return block.apply({"params": of_layer}, carry, plan, layer)
+        taken = [take_layer(stack, layer) for stack in stacks]
+
+        def dot(x, kernel, *arguments, **options):
+            stack = next((stack for stack, each in zip(stacks, taken, strict=True) if each is kernel), None)
+            return dot_general(x, kernel, *arguments, **options, stack=stack, layer=layer)
+
+        of_layer = nn.meta.remove_axis(tree.unflatten(taken), 0, _LAYERS)
+        return block.apply({"params": of_layer}, carry, plan, layer, dot)
 
     return jax.lax.scan(step, carry, jnp.arange(model.num_layers, dtype=jnp.int32))[0]
 
 
 _LAYERS = {nn.PARTITION_NAME: "layers"}
-
-
-def _block(model) -> Callable[..., nn.Module]:
-    return nn.remat(Block, prevent_cse=False) if model.remat else Block
 
 
 def _fields(model) -> dict:
