@@ -85,6 +85,8 @@ def stack(model) -> nn.Module:
     One block is compiled. The module is called with ``(x, cache)``, the plan of all layers, and the layer numbers
     ``[layers]``.
     """
+    fields = _fields(model)
+    check_fields(fields["attention"](parent=None))
     scanned = nn.scan(
         nn.remat(Block, prevent_cse=False) if model.remat else Block,
         variable_axes={"params": 0, "intermediates": 0},
@@ -93,7 +95,7 @@ def stack(model) -> nn.Module:
         length=model.num_layers,
         metadata_params=_LAYERS,
     )
-    return scanned(**_fields(model))
+    return scanned(**fields)
 
 
 def run_layers(model, params, carry, plan: Plan):
@@ -146,7 +148,6 @@ def _fields(model) -> dict:
         ring_axis=model.ring_axis,
         **params,
     )
-    check_fields(attention(parent=None))
     return dict(
         attention=attention,
         norm=functools.partial(RMSNorm, axis="embed", **norm, **params),
