@@ -98,13 +98,17 @@ def stack(model) -> nn.Module:
     return scanned(**fields)
 
 
-def run_layers(model, params, carry, plan: Plan):
-    """The residual stream and the cache after all layers, as by :func:`stack`, for a program that is not trained.
+def run_layers(model, carry: tuple[jax.Array, KVCache | None], plan: Plan) -> tuple[jax.Array, KVCache | None]:
+    """The residual stream and the cache after all layers of a :class:`Decoder`.
 
-    Each layer is taken out of the parameters by :func:`take_layer`, and multiplied by :func:`dot_general`.
+    With a cache, the program is not trained: each layer is taken out of the parameters by :func:`take_layer`, and
+    multiplied by :func:`dot_general`. Otherwise flax scans the layers.
     """
+    layers = jnp.arange(model.num_layers, dtype=jnp.int32)
+    if carry[1] is None or model.is_initializing() or model.is_mutable_collection("intermediates"):
+        return model.layers(carry, plan, layers)[0]
     block = Block(**_fields(model), parent=None)
-    stacks, tree = jax.tree.flatten(params)
+    stacks, tree = jax.tree.flatten(model.layers.variables.get("params", {}))
 
     def step(carry, layer):
         taken = [take_layer(stack, layer) for stack in stacks]
@@ -116,7 +120,7 @@ def run_layers(model, params, carry, plan: Plan):
         of_layer = nn.meta.remove_axis(tree.unflatten(taken), 0, _LAYERS)
         return block.apply({"params": of_layer}, carry, plan, layer, dot)
 
-    return jax.lax.scan(step, carry, jnp.arange(model.num_layers, dtype=jnp.int32))[0]
+    return jax.lax.scan(step, carry, layers)[0]
 
 
 _LAYERS = {nn.PARTITION_NAME: "layers"}

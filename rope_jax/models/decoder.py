@@ -242,10 +242,7 @@ class Decoder(nn.Module, kw_only=True):
         x = place(x, self.activation_sharding)
         cache = None if cache is None else plan.begin(cache)
         plan = dataclasses.replace(plan, in_stack=True)
-        if cache is None or self.is_initializing() or self.is_mutable_collection("intermediates"):
-            (x, cache), _ = self.layers((x, cache), plan, jnp.arange(self.num_layers, dtype=jnp.int32))
-        else:
-            x, cache = run_layers(self, self.layers.variables.get("params", {}), (x, cache), plan)
+        x, cache = run_layers(self, (x, cache), plan)
         x = self.final_norm(x)
         return x if cache is None else (x, plan.end(cache))
 

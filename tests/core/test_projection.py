@@ -13,7 +13,10 @@ import rope_jax
 from rope_jax.core.projection import dot_general, take_layer
 
 D, F, LAYERS = 48, 20, 3
-LAST = {"rows": ((-1,), (0,)), "columns": ((-1,), (1,))}  # axes that are summed over, with kernels [D, F] and [F, D]
+LAST = {
+    "rows": ((-1,), (0,)),
+    "columns": ((-1,), (1,)),
+}  # axes that are summed over, with kernels [D, F] and [F, D]
 
 
 def operands(rows, kind, dtype, layers=()):
