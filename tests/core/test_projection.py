@@ -96,7 +96,9 @@ def test_derivatives_are_those_of_the_ordinary_product(rows, kind):
 @pytest.mark.parametrize("kind", LAST)
 def test_batches(kind, axes):
     x, kernel = operands(1, kind, jnp.bfloat16)
-    xs, kernels = (jnp.stack([each, each + 1]) if axis == 0 else each for each, axis in zip((x, kernel), axes))
+    xs, kernels = (
+        jnp.stack([each, each + 1]) if axis == 0 else each for each, axis in zip((x, kernel), axes, strict=True)
+    )
     got, want = (
         jax.vmap(lambda x, kernel, form=form: product(x, kernel, kind, form), axes)(xs, kernels)
         for form in (dot_general, jax.lax.dot_general)
