@@ -19,6 +19,7 @@ from rope_jax.core.primitive import is_partitioned_by_xla
 # Terms of a partial sum. XLA for CPUs computes a widened kernel before the sum if more terms read it.
 MAX_TERMS = 12
 MIN_TERMS = 4
+MIN_WEIGHTS = 2**15  # of a kernel that is multiplied by parts; smaller ones stay in the processor's caches
 LAYER_AXIS = 0
 
 
@@ -92,7 +93,8 @@ def _project_on_cpu(x, kernel, *layer, dimension_numbers, precision, preferred_e
         by_parts = _sum_of_rows
     elif kernel_axes == (len(shape) - 1,) and not layer:
         by_parts = _sums_of_columns
-    if by_parts is None or terms < MIN_TERMS or any(n != 1 for n in rows):
+    is_small = terms < MIN_TERMS or math.prod(shape) < MIN_WEIGHTS
+    if by_parts is None or is_small or any(n != 1 for n in rows):
         kernel = take_layer(kernel, *layer) if layer else kernel
         return lax.dot_general(x, kernel, dimension_numbers, precision, jnp.float32).astype(dtype)
     out = by_parts(x.reshape(-1).astype(jnp.float32), kernel, *layer, terms=terms)

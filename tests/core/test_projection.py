@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import rope_jax
-from rope_jax.core.projection import dot_general, take_layer
+from rope_jax.core.projection import MIN_WEIGHTS, dot_general, take_layer
 
-D, F, LAYERS = 48, 20, 3
+D, F, LAYERS = 192, 176, 3  # large enough for products by parts
+assert D * F >= MIN_WEIGHTS
 LAST = {
     "rows": ((-1,), (0,)),
     "columns": ((-1,), (1,)),
@@ -63,13 +64,13 @@ def test_the_kernel_of_a_layer_is_the_kernel(rows, dtype):
         np.testing.assert_allclose(*(np.asarray(each, np.float32) for each in (got, want)), rtol=8e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("dims", [(D,), (6, 8)], ids=["one axis", "two axes"])
+@pytest.mark.parametrize("dims", [(D,), (12, 16)], ids=["one axis", "two axes"])
 def test_heads_are_summed_over_or_written(dims):
     x = jax.random.normal(jax.random.key(0), (1, 1, *dims), jnp.bfloat16)
-    kernel = jax.random.normal(jax.random.key(1), (*dims, 4, 5), jnp.bfloat16)
+    kernel = jax.random.normal(jax.random.key(1), (*dims, 16, 11), jnp.bfloat16)
     axes = tuple(range(2, x.ndim)), tuple(range(len(dims)))
     got, want = (form(x, kernel, (axes, ((), ()))) for form in (dot_general, jax.lax.dot_general))
-    assert got.shape == (1, 1, 4, 5)
+    assert got.shape == (1, 1, 16, 11)
     np.testing.assert_allclose(*(np.asarray(each, np.float32) for each in (got, want)), rtol=8e-3, atol=1e-4)
 
 
