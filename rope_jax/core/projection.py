@@ -6,6 +6,7 @@ single row. It writes and reads six bytes for each byte of the weights.
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,7 @@ def _project_on_cpu(x, kernel, *layer, dimension_numbers, precision, preferred_e
     rows = [n for axis, n in enumerate(x.shape) if axis not in x_axes]
     size = math.prod(x.shape[axis] for axis in x_axes)
     terms = max((n for n in range(1, MAX_TERMS + 1) if size % n == 0), default=0)
-    by_parts = None
+    by_parts: Callable[..., jax.Array] | None = None
     if kernel_axes == tuple(range(len(x_axes))) and x_axes == tuple(range(x.ndim - len(x_axes), x.ndim)):
         by_parts = _sum_of_rows
     elif kernel_axes == (len(shape) - 1,) and not layer:

@@ -117,7 +117,7 @@ def run_layers(model, carry: tuple[jax.Array, KVCache | None], plan: Plan) -> tu
             stack = next((stack for stack, each in zip(stacks, taken, strict=True) if each is kernel), None)
             return dot_general(x, kernel, *arguments, **options, stack=stack, layer=layer)
 
-        of_layer = nn.meta.remove_axis(tree.unflatten(taken), 0, _LAYERS)
+        of_layer = nn.meta.remove_axis(jax.tree.unflatten(tree, taken), 0, _LAYERS)
         return block.apply({"params": of_layer}, carry, plan, layer, dot)
 
     return jax.lax.scan(step, carry, layers)[0]
