@@ -95,6 +95,7 @@ class RotaryAttention(nn.Module, kw_only=True):
       attention_fn: ``attention_fn(q, k, v, facts)``, called in place of :func:`rope_jax.attend`, for a kernel of
         your own: q and the result ``[B, T, N, H]``, k and v ``[B, S, K, H]``, rotated, with the
         :class:`rope_jax.attention.Facts` of the call. With a cache, k and v are all of its slots.
+      dot_general: of the projections, in place of :func:`jax.lax.dot_general`.
 
     Attributes, sharding:
       ring_axis: the mesh axis along which T is divided, if no device is to hold all keys: attention is then
@@ -130,6 +131,7 @@ class RotaryAttention(nn.Module, kw_only=True):
     implementation: AttentionBackend | None = None
     attention_fn: Callable[..., jax.Array] | None = None
     ring_axis: str | None = None
+    dot_general: Callable[..., jax.Array] | None = None
 
     @nn.compact
     def __call__(
@@ -223,6 +225,7 @@ class RotaryAttention(nn.Module, kw_only=True):
             param_dtype=self.param_dtype,
             kernel_init=_named(self.kernel_init, ("heads", "head_dim", "embed")),
             bias_init=_named(self.bias_init, ("embed",)),
+            dot_general=self.dot_general,
             name="out",
         )(y)
         if cache is None:
@@ -265,6 +268,7 @@ def _project(layer: RotaryAttention, x) -> tuple[jax.Array, jax.Array, jax.Array
             param_dtype=layer.param_dtype,
             kernel_init=_named(layer.kernel_init, ("embed", heads_axis, "head_dim")),
             bias_init=_named(layer.bias_init, (heads_axis, "head_dim")),
+            dot_general=layer.dot_general,
             name=name,
         )(x)
 
