@@ -14,8 +14,9 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 import numpy as np
 
+from rope_jax._analysis_arguments import checked_count, checked_distances, checked_features, host_of
 from rope_jax.core.angles import fixed_point_turns, rotation
-from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule, call_schedule, check_schedule
+from rope_jax.core.frequencies import Frequencies, Schedule
 from rope_jax.core.rope import Rope
 
 Arithmetic = Literal["exact", "float32", "bfloat16", "bfloat16_table"]
@@ -45,7 +46,7 @@ def wavelengths(frequencies: Frequencies | Schedule, *, rotary_dim: int | None =
       [6.28, 628.32]
     """
     with np.errstate(divide="ignore", over="ignore"):  # inf is the documented result
-        return 2 * np.pi / np.abs(_host(frequencies, rotary_dim).inv_freq)
+        return 2 * np.pi / np.abs(host_of(frequencies, rotary_dim).inv_freq)
 
 
 def turns(frequencies: Frequencies | Schedule, context_length: int, *, rotary_dim: int | None = None) -> np.ndarray:
@@ -69,8 +70,8 @@ def turns(frequencies: Frequencies | Schedule, context_length: int, *, rotary_di
       >>> rope_jax.analysis.turns(rope_jax.Standard()(4), 1000).round(2).tolist()
       [159.15, 1.59]
     """
-    context_length = _count("context_length", context_length, "tokens")
-    return context_length * np.abs(_host(frequencies, rotary_dim).inv_freq) / (2 * np.pi)
+    context_length = checked_count("context_length", context_length, "tokens")
+    return context_length * np.abs(host_of(frequencies, rotary_dim).inv_freq) / (2 * np.pi)
 
 
 def incomplete_pairs(
@@ -159,8 +160,8 @@ def mean_score(frequencies: Frequencies | Schedule, distances, *, rotary_dim: in
       >>> rope_jax.analysis.mean_score(rope_jax.Standard()(128), [0, 1, 100, 10_000]).round(3).tolist()
       [1.0, 0.97, 0.477, -0.028]
     """
-    frequencies = _host(frequencies, rotary_dim)
-    return frequencies.attention_factor**2 * _mean_cos(frequencies, _distances(distances))
+    frequencies = host_of(frequencies, rotary_dim)
+    return frequencies.attention_factor**2 * _mean_cos(frequencies, checked_distances(distances))
 
 
 def decay_bound(frequencies: Frequencies | Schedule, distances, *, rotary_dim: int | None = None) -> np.ndarray:
@@ -189,7 +190,7 @@ def decay_bound(frequencies: Frequencies | Schedule, distances, *, rotary_dim: i
       >>> rope_jax.analysis.decay_bound(rope_jax.Standard()(128), [0, 50, 250]).round(1).tolist()
       [32.5, 12.6, 6.5]
     """
-    frequencies, distances = _host(frequencies, rotary_dim), _distances(distances)
+    frequencies, distances = host_of(frequencies, rotary_dim), checked_distances(distances)
     partial, total = np.zeros(distances.shape, complex), np.zeros(distances.shape)
     for angle in _angles(frequencies, distances):
         partial += np.exp(1j * angle)
@@ -227,8 +228,11 @@ def aliases(
       >>> distances.tolist(), similarity.round(3).tolist()
       ([12, 18], [0.662, 0.619])
     """
-    context_length, count = _count("context_length", context_length, "tokens"), _count("count", count, "peaks")
-    score = _mean_cos(_host(frequencies, rotary_dim), np.arange(context_length))
+    context_length, count = (
+        checked_count("context_length", context_length, "tokens"),
+        checked_count("count", count, "peaks"),
+    )
+    score = _mean_cos(host_of(frequencies, rotary_dim), np.arange(context_length))
     rises = np.diff(score) > 0
     stops_rising = np.append(~rises, True)  # [d]: not higher at d + 1, or d is the last distance
     peaks = 1 + np.flatnonzero(rises & stops_rising[1:])
@@ -266,9 +270,9 @@ def score_kernel(q, k, rope: Rope, distances, *, context_length: int | None = No
     """
     if not isinstance(rope, Rope):
         raise TypeError(f"rope must be a Rope, got {type(rope).__name__}")
-    q, k = _features("q", q, rope.head_dim), _features("k", k, rope.head_dim)
-    distances = _distances(distances)
-    frequencies = _host(rope.frequencies(context_length), one_axis=False)
+    q, k = checked_features("q", q, rope.head_dim), checked_features("k", k, rope.head_dim)
+    distances = checked_distances(distances)
+    frequencies = host_of(rope.frequencies(context_length), one_axis=False)
     if rope.num_axes > 1 and (not distances.ndim or distances.shape[-1] != rope.num_axes):
         raise ValueError(
             f"distances must be [..., A={rope.num_axes}] for a rope of {rope.num_axes} axes, "
@@ -329,9 +333,9 @@ def phase_error(
         raise TypeError(f"positions must be integers, got dtype {positions.dtype}")
     if positions.ndim != 1:
         raise ValueError(f"positions must have shape [P], got {positions.shape}")
-    frequencies = _host(frequencies, rotary_dim)
+    frequencies = host_of(frequencies, rotary_dim)
     phase = np.zeros(frequencies.num_pairs) if frequencies.phase is None else np.asarray(frequencies.phase)
-    true = np.stack(list(_angles(frequencies, _distances(positions, "positions"))), axis=-1)
+    true = np.stack(list(_angles(frequencies, checked_distances(positions, "positions"))), axis=-1)
     if arithmetic in ("exact", "bfloat16_table"):
         cos, sin = (np.asarray(part) for part in rotation(positions, frequencies))
         if arithmetic == "bfloat16_table":
@@ -373,57 +377,3 @@ def _angles(frequencies: Frequencies, distances: np.ndarray) -> Iterator:
         # In 2^-64 turns, modulo a turn, from -1/2 turn to 1/2.
         phase = np.multiply(whole, (high << 32) | low).sum(axis=-1, dtype=np.uint64).astype(np.int64)
         yield phase * (2 * np.pi * 2.0**-64) + (fraction * wave_vector).sum(axis=-1)
-
-
-def _host(frequencies, rotary_dim: int | None = None, *, one_axis: bool = True) -> Frequencies:
-    """Host frequencies of one position axis; of several only if ``one_axis`` is False; the same in all heads."""
-    if isinstance(frequencies, Frequencies | FrequencyChoice):
-        if rotary_dim is not None:
-            raise ValueError(
-                f"rotary_dim must be left out beside Frequencies, which have R/2 = {frequencies.num_pairs} pairs, "
-                f"got {rotary_dim}"
-            )
-    elif rotary_dim is not None:
-        check_schedule(frequencies)
-        frequencies = call_schedule(frequencies, _count("rotary_dim", rotary_dim, "features"))
-    if isinstance(frequencies, Frequencies) and frequencies.on_host:
-        if frequencies.num_heads is not None or (one_axis and frequencies.inv_freq.ndim > 1):
-            axes = "[R/2]" if one_axis else "[R/2] or [A, R/2]"
-            raise ValueError(f"inv_freq must be {axes}, got shape {frequencies.inv_freq.shape}")
-        return frequencies
-    if isinstance(frequencies, Frequencies):
-        got = "Frequencies of a jax array; build Frequencies from numpy.asarray(array)"
-    elif isinstance(frequencies, FrequencyChoice):
-        got = "FrequencyChoice; pass one of its options"
-    else:
-        got = f"{type(frequencies).__name__}; pass rotary_dim= beside a schedule, or wrap numbers as Frequencies"
-    raise TypeError(f"frequencies must be host Frequencies, got {got}")
-
-
-def _distances(distances, argument: str = "distances") -> np.ndarray:
-    """``distances`` as int64 or float64."""
-    distances = np.asarray(distances)
-    if distances.dtype.kind not in "iuf":
-        raise TypeError(f"{argument} must be integers or floats, got dtype {distances.dtype}")
-    if distances.dtype.kind == "f":
-        distances = distances.astype(np.float64)
-    if distances.dtype.kind != "i" and not np.all(np.abs(distances) < 2**63):  # False for nan too
-        raise ValueError(f"{argument} must be finite and below 2^63, got {distances.min()} to {distances.max()}")
-    return distances if distances.dtype == np.float64 else distances.astype(np.int64)
-
-
-def _features(argument: str, x, head_dim: int) -> np.ndarray:
-    x = np.asarray(x)
-    if not (x.dtype.kind in "iu" or jnp.issubdtype(x.dtype, jnp.floating)):
-        raise TypeError(f"{argument} must be real numbers, got dtype {x.dtype}")
-    if x.shape != (head_dim,):
-        raise ValueError(f"{argument} must have shape [H] with H={head_dim}, got {x.shape}")
-    return x.astype(np.float64)
-
-
-def _count(argument: str, value, unit: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{argument} must be an integer number of {unit}, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{argument} must be at least 1, got {value}")
-    return int(value)
