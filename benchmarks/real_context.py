@@ -327,6 +327,17 @@ def bins(loss: np.ndarray, ours: np.ndarray, size: int) -> list[float]:
     return [float(loss[part][ours[part]].mean()) for part in parts]
 
 
+def repeated(tokens: np.ndarray, size: int, width: int = 16) -> list[float]:
+    """The share of tokens, of each ``size``, that begin ``width`` tokens which stand earlier in the text too."""
+    seen: set[tuple] = set()
+    again = np.zeros(len(tokens) // size * size, bool)
+    for i in range(again.size):
+        passage = tuple(tokens[i : i + width])
+        again[i] = passage in seen
+        seen.add(passage)
+    return again.reshape(-1, size).mean(axis=1).tolist()
+
+
 class Study:
     """The units of work in order. Each has a name, and a function that returns its result."""
 
@@ -379,6 +390,7 @@ class Study:
             "file": self.path.name,
             "base": self.base,
             "pairs": self.weights.model.rope.num_pairs,
+            "repeated": repeated(self.planted[0], BIN),
         }
 
     def pairs(self):

@@ -45,9 +45,16 @@ def written(value: float | None) -> str:
 
 
 def spans(kept: dict) -> list[tuple[int, int]]:
-    """Half of the training length to the training length, and on to each of the longer lengths."""
+    """The end of each length, half of the training length long: the second half of a fresh window."""
     lengths = kept["config"]["lengths"]
-    return list(zip([lengths[0] // 2, *lengths], lengths, strict=False))
+    return [(length - lengths[0] // 2, length) for length in lengths]
+
+
+def repeated_shares(kept: dict) -> str:
+    """The share of repeated passages in each span, in words."""
+    size, again = kept["config"]["bin"], kept["text"]["repeated"]
+    *first, last = [f"{np.mean(again[low // size : high // size]):.0%}" for low, high in spans(kept)]
+    return f"{', '.join(first)} and {last}"
 
 
 def exact(asked: list | None) -> float | None:
@@ -62,9 +69,9 @@ def digits_right(each: dict, length: int, questions: int) -> list[float]:
 
 
 def fresh_perplexity(kept: dict, low: int, high: int) -> float | None:
-    """Of the second halves of the fresh windows that lie between two positions."""
-    parts = [each for start, each in (kept["fresh"] or {}).items() if low <= int(start) < high]
-    return math.exp(np.mean(np.concatenate(parts))) if parts else None
+    """Of the second half of a fresh window, from position ``low`` of the text."""
+    part = (kept["fresh"] or {}).get(str(low))
+    return None if part is None else math.exp(np.mean(part))
 
 
 def schedule_table(kept: dict) -> str:
@@ -139,6 +146,9 @@ def tables(kept: dict) -> str:
         f"{lengths[0]:,}, each from its own position 0.",
         "",
         schedule_table(kept),
+        "",
+        f"Of the tokens in these spans, {repeated_shares(kept)} begin a passage of 16 tokens that stands earlier in the "
+        "text. To see the earlier passage is a gain.",
         "",
     ]
     if found:
@@ -274,7 +284,7 @@ def draw_schedules(kept: dict) -> matplotlib.figure.Figure:
         rows = [digits_right(done[name], length, config["questions"]) for name in shown]
         extent = (0, 100, len(rows) - 0.5, -0.5)
         image = panel.imshow(rows, vmin=0, vmax=1, cmap="viridis", aspect="auto", extent=extent)
-        panel.set(title=f"{length // 1024}k", xlabel="depth (%)", xticks=[0, 50, 100])
+        panel.set(title=f"{length // 1024}k", xlabel="depth (%)", xticks=[10, 50, 90])
         panel.set_yticks(range(len(rows)), [LABELS[name] for name in shown])
     right.colorbar(image, ax=panels, label="digits of the passkey right (share)", shrink=0.8)
     left.suptitle(f"Perplexity, trained to {lengths[0]:,} tokens (dotted)")
@@ -305,26 +315,29 @@ def draw_frequencies(kept: dict) -> matplotlib.figure.Figure:
     left.set(xscale="log", yscale="log", xlabel="base (over the trained base)", ylabel="perplexity")
     left.set_xticks(factors, [f"{factor:g}" for factor in factors])
     left.set_xticks([], minor=True)
+    left.set_yticks(ticks := (10, 20, 50, 100, 200, 500), ticks)
+    left.set_yticks([], minor=True)
     left.set_title("A larger base reads further,\na smaller base less far")
     left.legend(frameon=False)
 
     pairs, lengths = np.arange(kept["text"]["pairs"]), pair_wavelengths(kept)
     change, error = kept["pairs"]["change"], kept["pairs"]["error"]
     middle.bar(pairs, change, yerr=error, color=COLOURS[0], error_kw={"elinewidth": 1})
-    middle.set(xlabel="pair (0 is the fastest)", ylabel="change of the loss if the pair is frozen (nats per token)")
+    middle.set(xlabel="frozen pair (0 is the fastest)", ylabel="rise of the loss (nats)")
     middle.set_title("The fastest pair matters most,\nand one slow pair")
 
     cures = kept["cures"]
     slowed = [int(pair) for pair in cures["one"]]
-    right.bar(slowed, cures["one"].values(), color=COLOURS[0])
-    right.axhline(cures["unmodified"], color=COLOURS[-1], label="unmodified")
-    right.axhline(cures["all"], color=COLOURS[1], linestyle="--", label="all of them slower")
+    right.bar(slowed, [cures["unmodified"] - each for each in cures["one"].values()], color=COLOURS[0])
     (two, loss), *_ = kept["together"].items()
-    right.axhline(loss, color=COLOURS[2], linestyle="-.", label=f"pairs {two.replace(', ', ' and ')} slower")
-    right.set(xlabel="pair (the only slower one)", ylabel="loss at positions up to 32k (nats per token)")
-    right.set(ylim=(min([cures["all"], *cures["one"].values()]) - 0.2, None), xticks=slowed[::2])
+    right.axhline(cures["unmodified"] - cures["all"], color=COLOURS[1], label=f"all {len(slowed)} pairs")
+    right.axhline(
+        cures["unmodified"] - loss, color=COLOURS[2], linestyle="--", label=f"pairs {two.replace(', ', ' and ')}"
+    )
+    right.set(xlabel="pair (the only slower one)", ylabel="fall of the loss at far positions (nats)")
+    right.set_xticks(slowed[::2])
     right.set_title("Two pairs at a quarter of their frequency\nremove two thirds of the failure")
-    right.legend(frameon=False)
+    right.legend(frameon=False, loc="center right")
     for axes, shown in ((middle, pairs[::5]), (right, np.array(slowed[::3]))):
         top = axes.secondary_xaxis("top")
         top.set_xticks(
