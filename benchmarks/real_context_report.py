@@ -147,8 +147,8 @@ def tables(kept: dict) -> str:
         "",
         schedule_table(kept),
         "",
-        f"Of the tokens in these spans, {repeated_shares(kept)} begin a passage of 16 tokens that stands earlier in the "
-        "text. To see the earlier passage is a gain.",
+        f"Of the tokens in these spans, {repeated_shares(kept)} begin a passage of 16 tokens that stands earlier "
+        "in the text. To see the earlier passage is a gain.",
         "",
     ]
     if found:
@@ -372,9 +372,13 @@ def report(kept: dict, folder: Path) -> str:
     """Writes the tables and the pictures beside the numbers, and returns the tables."""
     text = tables(kept)
     (folder / "real_context.md").write_text(text)
-    drawings = {"schedules": draw_schedules, "frequencies": draw_frequencies, "sliding": draw_sliding}
-    if kept["schedules"]["unmodified"] and kept["pairs"] and all(kept["sliding"].values()):
-        for name, draw in drawings.items():
+    drawings = {
+        "schedules": (draw_schedules, kept["schedules"]["unmodified"]),
+        "frequencies": (draw_frequencies, kept["pairs"] and kept["together"] and kept["schedules"]["unmodified"]),
+        "sliding": (draw_sliding, all(kept["sliding"].values())),
+    }
+    for name, (draw, ready) in drawings.items():
+        if ready:
             draw(kept).savefig(folder / f"real_context_{name}.png", dpi=100)
     return text
 
