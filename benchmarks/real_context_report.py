@@ -288,7 +288,8 @@ def draw_schedules(kept: dict) -> matplotlib.figure.Figure:
         panel.set_yticks(range(len(rows)), [LABELS[name] for name in shown])
     right.colorbar(image, ax=panels, label="digits of the passkey right (share)", shrink=0.8)
     left.suptitle(f"Perplexity, trained to {lengths[0]:,} tokens (dotted)")
-    right.suptitle("Passkeys by depth, after 8k, 16k and 32k tokens")
+    unread = any(len(each["passkeys"]) < len(lengths) for each in done.values())
+    right.suptitle(f"Passkeys by depth, after 8k, 16k and 32k tokens{' (white: not read)' * unread}")
     figure.suptitle(
         "SmolLM2-135M without fine-tuning: unmodified it fails at once, YaRN reads on and still finds keys"
     )
@@ -356,7 +357,8 @@ def draw_sliding(kept: dict) -> matplotlib.figure.Figure:
     window = kept["config"]["window"]
     figure = matplotlib.figure.Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
-    for i, (sinks, loss) in enumerate(kept["sliding"].items()):
+    done = {sinks: loss for sinks, loss in kept["sliding"].items() if loss}
+    for i, (sinks, loss) in enumerate(done.items()):
         label = f"{sinks} sink tokens kept" if int(sinks) else "no sink tokens"
         middle = window // 4 * (np.arange(len(loss)) + 0.5)
         axes.plot(middle, np.exp(loss), color=COLOURS[i], linestyle=DASHES[i], marker="os"[i], label=label)
