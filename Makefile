@@ -6,13 +6,17 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Targets share one .venv.
 .NOTPARALLEL:
-.PHONY: demo test test-all oracle tpu lint format picture notebooks clean
+.PHONY: demo test test-full test-all oracle tpu lint format picture notebooks clean
 
 demo: .venv/train
 	$(BIN)/python configs/toy_lm.py
 
 test: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not full"
+
+# The cases that `make test` leaves out.
+test-full: .venv/test
+	$(BIN)/python -m pytest -n 2 --dist worksteal --optimized -m "full"
 
 test-all: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal --optimized

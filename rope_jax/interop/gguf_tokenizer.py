@@ -1,5 +1,6 @@
 """Makes a tokenizer from the vocabulary in a GGUF file."""
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -127,7 +128,7 @@ class _Vocabulary:
                 f"{len(tokens)}"
             )
         if len(set(tokens)) != len(tokens):
-            twice = next(token for i, token in enumerate(tokens) if token in tokens[:i])
+            twice, _ = collections.Counter(tokens).most_common(1)[0]
             raise ValueError(f"{file.name}: tokenizer.ggml.tokens must hold each token once, got {twice!r} twice")
         types = [1] * len(tokens)
         if "tokenizer.ggml.token_type" in file.metadata:
