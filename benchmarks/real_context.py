@@ -42,7 +42,7 @@ PLACES = 80  # planted passkeys, evenly spaced
 QUESTIONS = 19  # asked at each length: at depths of 5 %, 10 %, ... 95 %
 BASES = (0.25, 0.5, 2.0, 4.0, 8.0)  # over the trained base
 PAIR_TOKENS = 2048  # tokens that are read with one pair frozen
-WINDOW, SINKS, ROWS = 512, 4, 8  # of the sliding caches: tokens, sink tokens, rows of text
+WINDOW, SINKS, ROWS = 256, 4, 8  # of the sliding caches: tokens, sink tokens, rows of text
 GENERATIONS = 4  # of the search for LongRoPE's divisors
 TOGETHER = (2, 3, 4)  # pairs that are slowed down together
 SCHEDULES = ("unmodified", "yarn", "ntk", "dynamic", "longrope", "llama3", "linear")
@@ -327,6 +327,17 @@ def bins(loss: np.ndarray, ours: np.ndarray, size: int) -> list[float]:
     return [float(loss[part][ours[part]].mean()) for part in parts]
 
 
+def repeated(tokens: np.ndarray, size: int, width: int = 16) -> list[float]:
+    """The share of tokens, of each ``size``, that begin ``width`` tokens which stand earlier in the text too."""
+    seen: set[tuple] = set()
+    again = np.zeros(len(tokens) // size * size, bool)
+    for i in range(again.size):
+        passage = tuple(tokens[i : i + width])
+        again[i] = passage in seen
+        seen.add(passage)
+    return again.reshape(-1, size).mean(axis=1).tolist()
+
+
 class Study:
     """The units of work in order. Each has a name, and a function that returns its result."""
 
@@ -379,6 +390,7 @@ class Study:
             "file": self.path.name,
             "base": self.base,
             "pairs": self.weights.model.rope.num_pairs,
+            "repeated": repeated(self.planted[0], BIN),
         }
 
     def pairs(self):

@@ -45,9 +45,16 @@ def written(value: float | None) -> str:
 
 
 def spans(kept: dict) -> list[tuple[int, int]]:
-    """Half of the training length to the training length, and on to each of the longer lengths."""
+    """The end of each length, half of the training length long: the second half of a fresh window."""
     lengths = kept["config"]["lengths"]
-    return list(zip([lengths[0] // 2, *lengths], lengths, strict=False))
+    return [(length - lengths[0] // 2, length) for length in lengths]
+
+
+def repeated_shares(kept: dict) -> str:
+    """The share of repeated passages in each span, in words."""
+    size, again = kept["config"]["bin"], kept["text"]["repeated"]
+    *first, last = [f"{np.mean(again[low // size : high // size]):.0%}" for low, high in spans(kept)]
+    return f"{', '.join(first)} and {last}"
 
 
 def exact(asked: list | None) -> float | None:
@@ -62,9 +69,9 @@ def digits_right(each: dict, length: int, questions: int) -> list[float]:
 
 
 def fresh_perplexity(kept: dict, low: int, high: int) -> float | None:
-    """Of the second halves of the fresh windows that lie between two positions."""
-    parts = [each for start, each in (kept["fresh"] or {}).items() if low <= int(start) < high]
-    return math.exp(np.mean(np.concatenate(parts))) if parts else None
+    """Of the second half of a fresh window, from position ``low`` of the text."""
+    part = (kept["fresh"] or {}).get(str(low))
+    return None if part is None else math.exp(np.mean(part))
 
 
 def schedule_table(kept: dict) -> str:
@@ -128,7 +135,8 @@ def tables(kept: dict) -> str:
         f"`{kept['command']}`: {kept['device']}, {kept['processor']}; Python {kept['python']}, jax {kept['jax']}, "
         f"{kept['date']}. Weights: {text['file']}, trained to {lengths[0]:,} tokens, not fine-tuned here. "
         f"Text: {text['source']} ({text['bytes']:,} bytes, SHA-256 `{text['sha256']}`, {text['tokens']:,} tokens, "
-        f"of which the first {text['read']:,} are read, with {text['passkeys']} planted passkeys).",
+        f"of which the first {text['read']:,} are read, with {text['passkeys']} planted passkeys)."
+        + text.get("remark", ""),
         "",
         "Perplexity by position in one pass, and passkeys found after "
         f"{', '.join(f'{length:,}' for length in lengths)} tokens: "
@@ -138,6 +146,9 @@ def tables(kept: dict) -> str:
         f"{lengths[0]:,}, each from its own position 0.",
         "",
         schedule_table(kept),
+        "",
+        f"Of the tokens in these spans, {repeated_shares(kept)} begin a passage of 16 tokens that stands earlier "
+        "in the text. To see the earlier passage is a gain.",
         "",
     ]
     if found:
@@ -175,7 +186,7 @@ def tables(kept: dict) -> str:
     return "\n".join(lines)
 
 
-def last_quarter(kept: dict, name: str, length: int) -> float | None:
+def last_eighth(kept: dict, name: str, length: int) -> float | None:
     """Perplexity of the last eighth of ``length`` tokens."""
     each = kept["schedules"][name]
     return each and perplexity(each["loss"], length * 7 // 8, length, kept["config"]["bin"])
@@ -200,25 +211,26 @@ def beside_published(kept: dict) -> list[str]:
     )
     cures, (two, both), pair = kept["cures"], next(iter(kept["together"].items())), kept["pairs"]["change"]
     slow = max(range(len(pair) // 2, len(pair)), key=pair.__getitem__)
-    rest = max(abs(each) for each in pair[slow + 3 :])
+    rest = max((abs(each) for each in pair[slow + 3 :]), default=0.0)
     far = f"{double[0]:,} to {double[1]:,}"
     return [
         "Reproduced at 135 million parameters:",
         "",
         "- The unmodified model fails at once beyond its length. Chen et al. 2023 (position interpolation) report "
         f"a perplexity above 1,000. Here {ppl('unmodified', near)} becomes "
-        f"{written(last_quarter(kept, 'unmodified', twice))} before {twice:,} tokens and "
-        f"{written(last_quarter(kept, 'unmodified', longest))} before {longest:,}.",
+        f"{written(last_eighth(kept, 'unmodified', twice))} before {twice:,} tokens and "
+        f"{written(last_eighth(kept, 'unmodified', longest))} before {longest:,}.",
         "- YaRN reads as well as NTK-aware or better (Peng et al. 2023, fine-tuned: 3.35 and 3.59 at 8,192). "
         f"Here at {far}: {ppl('yarn', double)} and {ppl('ntk', double)}, with {found('yarn', twice)} and "
         f"{found('ntk', twice)} of the keys.",
         "- A fixed factor costs something within the training length, dynamic NTK nothing (Peng et al. 2023, "
         f"section 3.3): YaRN {ppl('yarn', near)}, NTK-aware {ppl('ntk', near)}, dynamic {ppl('dynamic', near)}.",
-        "- A sliding cache fails without the first tokens. Xiao et al. 2023 report 5,158 without and 5.40 with "
-        f"four sink tokens (Llama 2 13B, 1,024 keys). Here {none} and {sinks}, at {config['window']} keys.",
         "",
         "Not reproduced, or not comparable:",
         "",
+        "- Without sink tokens a sliding cache reads worse, but does not collapse. Xiao et al. 2023 report 5,158 "
+        f"without and 5.40 with four sink tokens (Llama 2 13B, 1,024 keys). Here {none} and {sinks}, at "
+        f"{config['window']} keys.",
         f"- Position interpolation by {longest // original} without fine-tuning reads at {ppl('linear', near)} and "
         f"finds {found('linear', original)} of the keys. The published 6.95 to 7.13 are after fine-tuning.",
         f"- Perplexity and keys order the methods differently. At {far} dynamic NTK reads at "
@@ -273,11 +285,12 @@ def draw_schedules(kept: dict) -> matplotlib.figure.Figure:
         rows = [digits_right(done[name], length, config["questions"]) for name in shown]
         extent = (0, 100, len(rows) - 0.5, -0.5)
         image = panel.imshow(rows, vmin=0, vmax=1, cmap="viridis", aspect="auto", extent=extent)
-        panel.set(title=f"{length // 1024}k", xlabel="depth (%)", xticks=[0, 50, 100])
+        panel.set(title=f"{length // 1024}k", xlabel="depth (%)", xticks=[10, 50, 90])
         panel.set_yticks(range(len(rows)), [LABELS[name] for name in shown])
     right.colorbar(image, ax=panels, label="digits of the passkey right (share)", shrink=0.8)
     left.suptitle(f"Perplexity, trained to {lengths[0]:,} tokens (dotted)")
-    right.suptitle("Passkeys by depth, after 8k, 16k and 32k tokens")
+    unread = any(len(each["passkeys"]) < len(lengths) for each in done.values())
+    right.suptitle(f"Passkeys by depth, after 8k, 16k and 32k tokens{' (white: not read)' * unread}")
     figure.suptitle(
         "SmolLM2-135M without fine-tuning: unmodified it fails at once, YaRN reads on and still finds keys"
     )
@@ -304,26 +317,29 @@ def draw_frequencies(kept: dict) -> matplotlib.figure.Figure:
     left.set(xscale="log", yscale="log", xlabel="base (over the trained base)", ylabel="perplexity")
     left.set_xticks(factors, [f"{factor:g}" for factor in factors])
     left.set_xticks([], minor=True)
+    left.set_yticks(ticks := (10, 20, 50, 100, 200, 500), ticks)
+    left.set_yticks([], minor=True)
     left.set_title("A larger base reads further,\na smaller base less far")
     left.legend(frameon=False)
 
     pairs, lengths = np.arange(kept["text"]["pairs"]), pair_wavelengths(kept)
     change, error = kept["pairs"]["change"], kept["pairs"]["error"]
     middle.bar(pairs, change, yerr=error, color=COLOURS[0], error_kw={"elinewidth": 1})
-    middle.set(xlabel="pair (0 is the fastest)", ylabel="change of the loss if the pair is frozen (nats per token)")
+    middle.set(xlabel="frozen pair (0 is the fastest)", ylabel="rise of the loss (nats)")
     middle.set_title("The fastest pair matters most,\nand one slow pair")
 
     cures = kept["cures"]
     slowed = [int(pair) for pair in cures["one"]]
-    right.bar(slowed, cures["one"].values(), color=COLOURS[0])
-    right.axhline(cures["unmodified"], color=COLOURS[-1], label="unmodified")
-    right.axhline(cures["all"], color=COLOURS[1], linestyle="--", label="all of them slower")
+    right.bar(slowed, [cures["unmodified"] - each for each in cures["one"].values()], color=COLOURS[0])
     (two, loss), *_ = kept["together"].items()
-    right.axhline(loss, color=COLOURS[2], linestyle="-.", label=f"pairs {two.replace(', ', ' and ')} slower")
-    right.set(xlabel="pair (the only slower one)", ylabel="loss at positions up to 32k (nats per token)")
-    right.set(ylim=(min([cures["all"], *cures["one"].values()]) - 0.2, None), xticks=slowed[::2])
-    right.set_title("Slowing one pair by 4\nheals most of the failure")
-    right.legend(frameon=False)
+    right.axhline(cures["unmodified"] - cures["all"], color=COLOURS[1], label=f"all {len(slowed)} pairs")
+    right.axhline(
+        cures["unmodified"] - loss, color=COLOURS[2], linestyle="--", label=f"pairs {two.replace(', ', ' and ')}"
+    )
+    right.set(xlabel="pair (the only slower one)", ylabel="fall of the loss at far positions (nats)")
+    right.set_xticks(slowed[::2])
+    right.set_title("Two pairs at a quarter of their frequency\nremove two thirds of the failure")
+    right.legend(frameon=False, loc="center right")
     for axes, shown in ((middle, pairs[::5]), (right, np.array(slowed[::3]))):
         top = axes.secondary_xaxis("top")
         top.set_xticks(
@@ -342,13 +358,16 @@ def draw_sliding(kept: dict) -> matplotlib.figure.Figure:
     window = kept["config"]["window"]
     figure = matplotlib.figure.Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
-    for i, (sinks, loss) in enumerate(kept["sliding"].items()):
+    done = {sinks: loss for sinks, loss in kept["sliding"].items() if loss}
+    for i, (sinks, loss) in enumerate(done.items()):
         label = f"{sinks} sink tokens kept" if int(sinks) else "no sink tokens"
         middle = window // 4 * (np.arange(len(loss)) + 0.5)
         axes.plot(middle, np.exp(loss), color=COLOURS[i], linestyle=DASHES[i], marker="os"[i], label=label)
     axes.axvline(window, color="0.4", linestyle=":", linewidth=1.2)
     axes.set(yscale="log", xlabel="position (tokens)", ylabel="perplexity")
-    figure.suptitle(f"A window of {window} tokens fails without the first tokens")
+    axes.set_yticks(ticks := (8, 10, 15, 20, 30), ticks)
+    axes.set_yticks([], minor=True)
+    figure.suptitle(f"A window of {window} tokens reads worse without the first tokens")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     return figure
@@ -358,9 +377,13 @@ def report(kept: dict, folder: Path) -> str:
     """Writes the tables and the pictures beside the numbers, and returns the tables."""
     text = tables(kept)
     (folder / "real_context.md").write_text(text)
-    drawings = {"schedules": draw_schedules, "frequencies": draw_frequencies, "sliding": draw_sliding}
-    if kept["schedules"]["unmodified"] and kept["pairs"] and all(kept["sliding"].values()):
-        for name, draw in drawings.items():
+    drawings = {
+        "schedules": (draw_schedules, kept["schedules"]["unmodified"]),
+        "frequencies": (draw_frequencies, kept["pairs"] and kept["together"] and kept["schedules"]["unmodified"]),
+        "sliding": (draw_sliding, all(kept["sliding"].values())),
+    }
+    for name, (draw, ready) in drawings.items():
+        if ready:
             draw(kept).savefig(folder / f"real_context_{name}.png", dpi=100)
     return text
 

@@ -208,6 +208,12 @@ def test_every_method_is_what_its_name_says():
         assert (schedule.factor, schedule.original_length, schedule.base) == (4.0, 8192, 1e5)
 
 
+def test_repeated_passages_are_counted():
+    tokens = np.concatenate([np.arange(30), np.arange(10, 30), np.arange(100, 115)])
+    # From token 30 on, five passages of 16 tokens stand at 10 to 14 too; the last token fills no part.
+    assert study.repeated(tokens, 16) == [0.0, 2 / 16, 3 / 16, 0.0]
+
+
 def test_bins_leave_planted_tokens_out():
     loss, ours = np.array([1.0, 3.0, 100.0, 5.0]), np.array([True, True, False, True])
     assert study.bins(loss, ours, 2) == [2.0, 5.0]
