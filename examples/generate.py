@@ -66,7 +66,7 @@ def load(config: Config) -> rope_jax.interop.Checkpoint:
     elif path.is_dir() and not (path / "tokenizer.json").is_file():
         raise ValueError(f"MODEL must hold tokenizer.json, got {path} without one")
     else:
-        checkpoint = rope_jax.load_hf(path, dtype=config.dtype)
+        checkpoint = rope_jax.load_hf(path, param_dtype=config.dtype)
     if checkpoint.tokenizer is None:
         raise ValueError(f"MODEL must hold a tokenizer, got {path} without one")
     if config.chat and checkpoint.chat_template is None:

@@ -1,5 +1,8 @@
 """Analyses schedules in numbers: wavelengths, attention scores by distance, errors of arithmetics.
 
+Functions take :class:`rope_jax.Frequencies`, or a schedule and ``rotary_dim=``. A schedule that depends on the
+context length must have its field ``context_length``.
+
 Everything is numpy float64 on the host and nothing is traced. Phases are computed as in :func:`rope_jax.rotation`:
 in 64-bit fixed-point turns, so that whole turns fall off by overflow. The error at distance d is ``|d| 2^-62``
 radians, below 1e-9 for every int32.
@@ -11,8 +14,9 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 import numpy as np
 
+from rope_jax._analysis_arguments import checked_count, checked_distances, checked_features, host_of
 from rope_jax.core.angles import fixed_point_turns, rotation
-from rope_jax.core.frequencies import Frequencies, FrequencyChoice
+from rope_jax.core.frequencies import Frequencies, Schedule
 from rope_jax.core.rope import Rope
 
 Arithmetic = Literal["exact", "float32", "bfloat16", "bfloat16_table"]
@@ -21,39 +25,44 @@ Arithmetic = Literal["exact", "float32", "bfloat16", "bfloat16_table"]
 # ------------------------------------------------------------------------------------ single pairs
 
 
-def wavelengths(frequencies: Frequencies) -> np.ndarray:
+def wavelengths(frequencies: Frequencies | Schedule, *, rotary_dim: int | None = None) -> np.ndarray:
     """The wavelength of each pair, in tokens per turn: ``2 pi / |theta_i|`` (Peng et al. 2023, YaRN, section 3.2).
 
     Args:
-      frequencies: on the host, radians per token.
+      frequencies: on the host, radians per token; or a schedule with rotary_dim.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 ``[R/2]``, in tokens; inf for a pair of frequency 0.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule.
 
     Example:
       >>> import rope_jax, rope_jax.analysis
       >>> rope_jax.analysis.wavelengths(rope_jax.Standard()(4)).round(2).tolist()
       [6.28, 628.32]
+      >>> rope_jax.analysis.wavelengths(rope_jax.Standard(), rotary_dim=4).round(2).tolist()
+      [6.28, 628.32]
     """
     with np.errstate(divide="ignore", over="ignore"):  # inf is the documented result
-        return 2 * np.pi / np.abs(_host(frequencies).inv_freq)
+        return 2 * np.pi / np.abs(host_of(frequencies, rotary_dim).inv_freq)
 
 
-def turns(frequencies: Frequencies, context_length: int) -> np.ndarray:
+def turns(frequencies: Frequencies | Schedule, context_length: int, *, rotary_dim: int | None = None) -> np.ndarray:
     """Turns of each pair over a context length: ``context_length |theta_i| / 2 pi``, YaRN's ratio r (section 3.2).
 
     Args:
-      frequencies: on the host, radians per token.
+      frequencies: on the host, radians per token; or a schedule with rotary_dim.
       context_length: in tokens, at least 1.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 ``[R/2]``, in turns, with their fraction.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or context_length is not an integer.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or context_length is
+        not an integer.
       ValueError: if context_length is below 1.
 
     Example:
@@ -61,10 +70,13 @@ def turns(frequencies: Frequencies, context_length: int) -> np.ndarray:
       >>> rope_jax.analysis.turns(rope_jax.Standard()(4), 1000).round(2).tolist()
       [159.15, 1.59]
     """
-    return _count("context_length", context_length, "tokens") * np.abs(_host(frequencies).inv_freq) / (2 * np.pi)
+    context_length = checked_count("context_length", context_length, "tokens")
+    return context_length * np.abs(host_of(frequencies, rotary_dim).inv_freq) / (2 * np.pi)
 
 
-def incomplete_pairs(frequencies: Frequencies, context_length: int) -> np.ndarray:
+def incomplete_pairs(
+    frequencies: Frequencies | Schedule, context_length: int, *, rotary_dim: int | None = None
+) -> np.ndarray:
     """True for pairs without a complete turn within a context length: ``turns < 1``.
 
     A model trained on this context length has not seen all angles of these pairs, and meets new angles in longer
@@ -72,14 +84,16 @@ def incomplete_pairs(frequencies: Frequencies, context_length: int) -> np.ndarra
     0 count too, although their angle never changes.
 
     Args:
-      frequencies: on the host, radians per token.
+      frequencies: on the host, radians per token; or a schedule with rotary_dim.
       context_length: in tokens, at least 1.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       bool ``[R/2]``.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or context_length is not an integer.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or context_length is
+        not an integer.
       ValueError: if context_length is below 1.
 
     Example:
@@ -87,10 +101,10 @@ def incomplete_pairs(frequencies: Frequencies, context_length: int) -> np.ndarra
       >>> int(rope_jax.analysis.incomplete_pairs(rope_jax.Standard(base=500_000.0)(128), 8192).sum())  # Llama 3
       29
     """
-    return turns(frequencies, context_length) < 1
+    return turns(frequencies, context_length, rotary_dim=rotary_dim) < 1
 
 
-def effective_context(frequencies: Frequencies) -> np.ndarray:
+def effective_context(frequencies: Frequencies | Schedule, *, rotary_dim: int | None = None) -> np.ndarray:
     """Half a wavelength, ``pi / |theta_i|``: the largest distance that a single pair identifies.
 
     If query and key are equal in pair i, the pair adds ``cos(d theta_i)`` times a positive constant to the score
@@ -99,26 +113,27 @@ def effective_context(frequencies: Frequencies) -> np.ndarray:
     by as much. A pair of frequency 0 gives inf and carries no information on distance.
 
     Args:
-      frequencies: on the host, radians per token.
+      frequencies: on the host, radians per token; or a schedule with rotary_dim.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 ``[R/2]``, in tokens; inf for a pair of frequency 0.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule.
 
     Example:
       >>> import rope_jax, rope_jax.analysis
       >>> rope_jax.analysis.effective_context(rope_jax.Standard()(4)).round(2).tolist()
       [3.14, 314.16]
     """
-    return wavelengths(frequencies) / 2
+    return wavelengths(frequencies, rotary_dim=rotary_dim) / 2
 
 
 # ---------------------------------------------------------------------------------- scores by distance
 
 
-def mean_score(frequencies: Frequencies, distances) -> np.ndarray:
+def mean_score(frequencies: Frequencies | Schedule, distances, *, rotary_dim: int | None = None) -> np.ndarray:
     """The share of a score after rotation, averaged over pairs: ``a^2 mean_i cos(d theta_i)``.
 
     Equals ``q_m . k_n / q . k`` with ``d = m - n``, for equal query and key with the same norm in every pair (from
@@ -128,14 +143,16 @@ def mean_score(frequencies: Frequencies, distances) -> np.ndarray:
     ``a^2 max_i |theta_i| 2^-53``.
 
     Args:
-      frequencies: on the host, radians per token; a is their attention_factor.
+      frequencies: on the host, radians per token; a is their attention_factor. Or a schedule with rotary_dim.
       distances: integers or floats of any shape, below 2^63, in tokens; negative ones too.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 of the shape of distances.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or distances not integers or floats.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or distances not
+        integers or floats.
       ValueError: if a distance is not finite, or is 2^63 or more.
 
     Example:
@@ -143,10 +160,11 @@ def mean_score(frequencies: Frequencies, distances) -> np.ndarray:
       >>> rope_jax.analysis.mean_score(rope_jax.Standard()(128), [0, 1, 100, 10_000]).round(3).tolist()
       [1.0, 0.97, 0.477, -0.028]
     """
-    return _host(frequencies).attention_factor ** 2 * _mean_cos(frequencies, _distances(distances))
+    frequencies = host_of(frequencies, rotary_dim)
+    return frequencies.attention_factor**2 * _mean_cos(frequencies, checked_distances(distances))
 
 
-def decay_bound(frequencies: Frequencies, distances) -> np.ndarray:
+def decay_bound(frequencies: Frequencies | Schedule, distances, *, rotary_dim: int | None = None) -> np.ndarray:
     """RoFormer's bound of the score by distance: ``1/(R/2) sum_j |S_j|``, ``S_j = sum_(i<j) e^(i d theta_i)``.
 
     The sums run over ``j = 1 .. R/2`` and the first j pairs (Su et al. 2021, section 3.4.3). Multiplied by R/2 and
@@ -155,14 +173,16 @@ def decay_bound(frequencies: Frequencies, distances) -> np.ndarray:
     ``(R/2 + 1) / 2``.
 
     Args:
-      frequencies: on the host, radians per token.
+      frequencies: on the host, radians per token; or a schedule with rotary_dim.
       distances: integers or floats of any shape, below 2^63, in tokens; negative ones too.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 of the shape of distances; as exact as :func:`mean_score`, times ``R/2``.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or distances not integers or floats.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or distances not
+        integers or floats.
       ValueError: if a distance is not finite, or is 2^63 or more.
 
     Example:
@@ -170,7 +190,7 @@ def decay_bound(frequencies: Frequencies, distances) -> np.ndarray:
       >>> rope_jax.analysis.decay_bound(rope_jax.Standard()(128), [0, 50, 250]).round(1).tolist()
       [32.5, 12.6, 6.5]
     """
-    frequencies, distances = _host(frequencies), _distances(distances)
+    frequencies, distances = host_of(frequencies, rotary_dim), checked_distances(distances)
     partial, total = np.zeros(distances.shape, complex), np.zeros(distances.shape)
     for angle in _angles(frequencies, distances):
         partial += np.exp(1j * angle)
@@ -178,16 +198,19 @@ def decay_bound(frequencies: Frequencies, distances) -> np.ndarray:
     return total / frequencies.num_pairs
 
 
-def aliases(frequencies: Frequencies, context_length: int, count: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def aliases(
+    frequencies: Frequencies | Schedule, context_length: int, count: int = 1, *, rotary_dim: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The distances most easily confused with distance 0: the highest peaks of :func:`mean_score`.
 
     A peak is a whole distance in ``1 .. context_length - 1``, after the first rise of the score, whose neighbours
     have no higher score. Peaks at negative distances are the same.
 
     Args:
-      frequencies: on the host, radians per token.
+      frequencies: on the host, radians per token; or a schedule with rotary_dim.
       context_length: in tokens, at least 1.
       count: the largest number of peaks to return, at least 1.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       distances, int64 ``[C]``, in tokens, and their similarity, float64 ``[C]``: ``mean_i cos(d theta_i)``, which
@@ -195,8 +218,8 @@ def aliases(frequencies: Frequencies, context_length: int, count: int = 1) -> tu
       of peaks: 0 if the score only falls.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or context_length or count is not an
-        integer.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or context_length or
+        count is not an integer.
       ValueError: if context_length or count is below 1.
 
     Example:
@@ -205,8 +228,11 @@ def aliases(frequencies: Frequencies, context_length: int, count: int = 1) -> tu
       >>> distances.tolist(), similarity.round(3).tolist()
       ([12, 18], [0.662, 0.619])
     """
-    context_length, count = _count("context_length", context_length, "tokens"), _count("count", count, "peaks")
-    score = _mean_cos(_host(frequencies), np.arange(context_length))
+    context_length, count = (
+        checked_count("context_length", context_length, "tokens"),
+        checked_count("count", count, "peaks"),
+    )
+    score = _mean_cos(host_of(frequencies, rotary_dim), np.arange(context_length))
     rises = np.diff(score) > 0
     stops_rising = np.append(~rises, True)  # [d]: not higher at d + 1, or d is the last distance
     peaks = 1 + np.flatnonzero(rises & stops_rising[1:])
@@ -244,9 +270,9 @@ def score_kernel(q, k, rope: Rope, distances, *, context_length: int | None = No
     """
     if not isinstance(rope, Rope):
         raise TypeError(f"rope must be a Rope, got {type(rope).__name__}")
-    q, k = _features("q", q, rope.head_dim), _features("k", k, rope.head_dim)
-    distances = _distances(distances)
-    frequencies = _host(rope.frequencies(context_length), one_axis=False)
+    q, k = checked_features("q", q, rope.head_dim), checked_features("k", k, rope.head_dim)
+    distances = checked_distances(distances)
+    frequencies = host_of(rope.frequencies(context_length), one_axis=False)
     if rope.num_axes > 1 and (not distances.ndim or distances.shape[-1] != rope.num_axes):
         raise ValueError(
             f"distances must be [..., A={rope.num_axes}] for a rope of {rope.num_axes} axes, "
@@ -265,7 +291,9 @@ def score_kernel(q, k, rope: Rope, distances, *, context_length: int | None = No
 # ----------------------------------------------------------------------------------------- errors of arithmetics
 
 
-def phase_error(frequencies: Frequencies, positions, arithmetic: Arithmetic) -> np.ndarray:
+def phase_error(
+    frequencies: Frequencies | Schedule, positions, arithmetic: Arithmetic, *, rotary_dim: int | None = None
+) -> np.ndarray:
     """The error of each angle in an arithmetic: ``|angle - m theta_i - phase_i|``, wrapped to ``[0, pi]``.
 
     - ``"exact"``: the angle of cos and sin from :func:`rope_jax.rotation`.
@@ -277,15 +305,16 @@ def phase_error(frequencies: Frequencies, positions, arithmetic: Arithmetic) -> 
     The true angle comes from integer arithmetic, with an error up to ``|m| 2^-62 + 2^-50`` radians.
 
     Args:
-      frequencies: on the host, radians per position.
+      frequencies: on the host, radians per position; or a schedule with rotary_dim.
       positions: integers ``[P]``; for ``"exact"`` and ``"bfloat16_table"`` they must fit in int32 unless x64 is on.
       arithmetic: a name from the list above.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 ``[P, R/2]``, in radians. Random angles have a mean error of ``pi/2``.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies`, or positions not integers.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or positions not integers.
       ValueError: if positions are not ``[P]`` or do not fit, or the arithmetic is unknown.
 
     Example:
@@ -304,9 +333,9 @@ def phase_error(frequencies: Frequencies, positions, arithmetic: Arithmetic) -> 
         raise TypeError(f"positions must be integers, got dtype {positions.dtype}")
     if positions.ndim != 1:
         raise ValueError(f"positions must have shape [P], got {positions.shape}")
-    frequencies = _host(frequencies)
+    frequencies = host_of(frequencies, rotary_dim)
     phase = np.zeros(frequencies.num_pairs) if frequencies.phase is None else np.asarray(frequencies.phase)
-    true = np.stack(list(_angles(frequencies, _distances(positions, "positions"))), axis=-1)
+    true = np.stack(list(_angles(frequencies, checked_distances(positions, "positions"))), axis=-1)
     if arithmetic in ("exact", "bfloat16_table"):
         cos, sin = (np.asarray(part) for part in rotation(positions, frequencies))
         if arithmetic == "bfloat16_table":
@@ -348,48 +377,3 @@ def _angles(frequencies: Frequencies, distances: np.ndarray) -> Iterator:
         # In 2^-64 turns, modulo a turn, from -1/2 turn to 1/2.
         phase = np.multiply(whole, (high << 32) | low).sum(axis=-1, dtype=np.uint64).astype(np.int64)
         yield phase * (2 * np.pi * 2.0**-64) + (fraction * wave_vector).sum(axis=-1)
-
-
-def _host(frequencies, *, one_axis: bool = True) -> Frequencies:
-    """Host frequencies of one position axis; of several only if ``one_axis`` is False; the same in all heads."""
-    if isinstance(frequencies, Frequencies) and frequencies.on_host:
-        if frequencies.num_heads is not None or (one_axis and frequencies.inv_freq.ndim > 1):
-            axes = "[R/2]" if one_axis else "[R/2] or [A, R/2]"
-            raise ValueError(f"inv_freq must be {axes}, got shape {frequencies.inv_freq.shape}")
-        return frequencies
-    if isinstance(frequencies, Frequencies):
-        got = "Frequencies of a jax array; build Frequencies from numpy.asarray(array)"
-    elif isinstance(frequencies, FrequencyChoice):
-        got = "FrequencyChoice; pass one of its options"
-    else:
-        got = f"{type(frequencies).__name__}; call a schedule with rotary_dim, or wrap numbers as Frequencies"
-    raise TypeError(f"frequencies must be host Frequencies, got {got}")
-
-
-def _distances(distances, argument: str = "distances") -> np.ndarray:
-    """``distances`` as int64 or float64."""
-    distances = np.asarray(distances)
-    if distances.dtype.kind not in "iuf":
-        raise TypeError(f"{argument} must be integers or floats, got dtype {distances.dtype}")
-    if distances.dtype.kind == "f":
-        distances = distances.astype(np.float64)
-    if distances.dtype.kind != "i" and not np.all(np.abs(distances) < 2**63):  # False for nan too
-        raise ValueError(f"{argument} must be finite and below 2^63, got {distances.min()} to {distances.max()}")
-    return distances if distances.dtype == np.float64 else distances.astype(np.int64)
-
-
-def _features(argument: str, x, head_dim: int) -> np.ndarray:
-    x = np.asarray(x)
-    if not (x.dtype.kind in "iu" or jnp.issubdtype(x.dtype, jnp.floating)):
-        raise TypeError(f"{argument} must be real numbers, got dtype {x.dtype}")
-    if x.shape != (head_dim,):
-        raise ValueError(f"{argument} must have shape [H] with H={head_dim}, got {x.shape}")
-    return x.astype(np.float64)
-
-
-def _count(argument: str, value, unit: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{argument} must be an integer number of {unit}, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{argument} must be at least 1, got {value}")
-    return int(value)

@@ -384,6 +384,56 @@ def test_only_host_frequencies(function, says):
         function(NOT_HOST[says])
 
 
+WITH_SCHEDULE = {
+    "wavelengths": lambda f, **r: analysis.wavelengths(f, **r),
+    "effective_context": lambda f, **r: analysis.effective_context(f, **r),
+    "turns": lambda f, **r: analysis.turns(f, 10, **r),
+    "incomplete_pairs": lambda f, **r: analysis.incomplete_pairs(f, 10, **r),
+    "mean_score": lambda f, **r: analysis.mean_score(f, [1, 7], **r),
+    "decay_bound": lambda f, **r: analysis.decay_bound(f, [1, 7], **r),
+    "aliases": lambda f, **r: analysis.aliases(f, 100, 3, **r),
+    "phase_error": lambda f, **r: analysis.phase_error(f, [1, 7], "float32", **r),
+}
+
+
+@each_schedule
+@pytest.mark.parametrize("function", WITH_SCHEDULE.values(), ids=WITH_SCHEDULE)
+def test_a_schedule_stands_for_its_frequencies(function, case):
+    schedule = case.build()
+    got, want = function(schedule, rotary_dim=ROTARY_DIM), function(schedule(ROTARY_DIM))
+    np.testing.assert_array_equal(got, want)
+
+
+def test_every_function_of_frequencies_takes_a_schedule():
+    assert list(WITH_SCHEDULE) == list(ON_FREQUENCIES)
+
+
+@pytest.mark.parametrize("function", WITH_SCHEDULE.values(), ids=WITH_SCHEDULE)
+@pytest.mark.parametrize(
+    ("schedule", "rotary_dim", "error", "says"),
+    [
+        (rope_jax.Standard(), None, TypeError, "got Standard; pass rotary_dim= beside a schedule"),
+        (rope_jax.Standard(), 7, ValueError, "rotary_dim must be even and at least 2, got 7"),
+        (rope_jax.Standard(), 8.0, TypeError, "rotary_dim must be an integer number of features, got 8.0"),
+        (FEW, 8, ValueError, "rotary_dim must be left out beside Frequencies, which have R/2 = 4 pairs, got 8"),
+        (rope_jax.Standard, 8, TypeError, "schedule must be a schedule like Standard\\(\\), got Standard"),
+        (np.ones(4), 8, TypeError, "schedule must be a schedule like Standard\\(\\), got ndarray"),
+        (lambda r: FEW, 16, ValueError, "schedule must give R/2 = 8 frequencies, got 4"),
+        (
+            rope_jax.DynamicNTK(factor=2.0, original_length=4),
+            8,
+            ValueError,
+            "DynamicNTK needs a context_length: set the field",
+        ),
+        (lambda r: rope_jax.Frequencies(jnp.ones(r // 2)), 8, TypeError, "got Frequencies of a jax array"),
+    ],
+)
+def test_refused_schedules(function, schedule, rotary_dim, error, says):
+    arguments = {} if rotary_dim is None else {"rotary_dim": rotary_dim}
+    with pytest.raises(error, match=says):
+        function(schedule, **arguments)
+
+
 @pytest.mark.parametrize("function", ON_FREQUENCIES.values(), ids=ON_FREQUENCIES)
 def test_one_axis_and_no_heads(function):
     with pytest.raises(ValueError, match=r"inv_freq must be \[R/2\], got shape \(2, 4\)"):

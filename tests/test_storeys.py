@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 STOREYS = {  # from the ground up; in a storey, the files in import order
     "_checks": [],
     "core": (
-        "nan_rows positions grids centers media frequencies schedules length_schedules composed_schedules phases angles kernels "
-        "primitive rotate rope"
+        "named nan_rows positions grids centers media frequencies schedules length_schedules composed_schedules phases angles kernels "
+        "primitive projection rotate rope"
     ).split(),
     "attention": (
         "norm mask bias quantized slots memory_order cache_write cache rotations facts plan_arguments plan sharding kernels tiling blocks paths primitive attend "
@@ -25,6 +25,7 @@ STOREYS = {  # from the ground up; in a storey, the files in import order
         "layout model_rope config sections rope_types family hooks families layers part_types class_defaults parts read "
         "write decoders weights text checkpoint gguf_architectures gguf_file gguf_rope gguf_tokenizer gguf_checkpoint"
     ).split(),
+    "_analysis_arguments": [],
     "analysis": [],
     "plot": [],
 }

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax._checks import check_axes, check_dtype, check_integer, device_array, is_concrete
+from rope_jax.core.named import named
 
 
 class PositionBias(Protocol):
@@ -239,7 +240,7 @@ class T5Bias(nn.Module, kw_only=True):
         bucket = relative_buckets(
             distance, causal=causal, num_buckets=self.num_buckets, max_distance=self.max_distance
         )
-        init = nn.with_logical_partitioning(self.embedding_init, ("relative_buckets", "heads"))
+        init = named(self.embedding_init, ("relative_buckets", "heads"))
         table: Any = self.param("table", init, (self.num_buckets, num_heads), self.param_dtype)
         return jnp.moveaxis(table.astype(jnp.float32)[bucket], -1, 1)
 

@@ -11,7 +11,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from rope_jax.attention.memory_order import in_order
-from rope_jax.core.primitive import is_partitioned_by_xla
+from rope_jax.core.primitive import is_partitioned_by_xla, unify_varying_axes
 
 
 def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False) -> jax.Array:
@@ -32,8 +32,10 @@ def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False) ->
     new = jnp.swapaxes(new, 1, 2).astype(stored.dtype)
     if 0 in new.shape:
         return stored
-    stack = stored[None] if layer is None else stored
+    single = layer is None
     layer = jnp.asarray(0 if layer is None else layer, jnp.int32)
+    stored, new, slots, layer = unify_varying_axes(stored, new, slots, layer)
+    stack = stored[None] if single else stored
     tokens, capacity = new.shape[2], stack.shape[3]
     write = functools.partial(_write_each, layer=layer, slots=slots)
     if consecutive and isinstance(tokens, int) and isinstance(capacity, int) and tokens > 1:
@@ -63,7 +65,7 @@ def _index(layer, slots, shape) -> jax.Array:
 
 def _scatter(stack, new, index) -> jax.Array:
     is_narrow = jnp.issubdtype(stack.dtype, jnp.floating) and stack.dtype.itemsize < 4
-    by_row: dict[str, Callable] = dict(cpu=_write_rows) if is_narrow else {}
+    by_row: dict[str, Callable] = dict(cpu=_write_rows_as_bits) if is_narrow else {}
     if isinstance(new.shape[2], int) and (new.shape[2] == 1 or index.ndim == 3):
         by_row |= dict(tpu=_write_rows_unless_divided)
     return lax.platform_dependent(stack, new, index, **by_row, default=_scatter_numbers)
@@ -89,7 +91,7 @@ def _scatter_numbers(stack, new, index) -> jax.Array:
     return lax.scatter(stack, index, new, numbers, unique_indices=True, mode="drop")
 
 
-def _write_rows(stack, new, index, fixed_layout: bool = False) -> jax.Array:
+def _write_rows(stack, new, index, *, fixed_layout: bool = False, as_bits: bool = False) -> jax.Array:
     """Row by row: XLA for CPUs scatters narrow floats in a float32 copy of the stack.
 
     The fixed layout keeps a TPU from transposing the whole stack to suit the row.
@@ -99,6 +101,7 @@ def _write_rows(stack, new, index, fixed_layout: bool = False) -> jax.Array:
     index = index[:, 0].reshape(-1, 2)
     blocks = jnp.swapaxes(new.reshape(batch, heads, -1, size, *new.shape[3:]), 1, 2)
     blocks = blocks.reshape(-1, 1, 1, heads, size, *new.shape[3:])
+    put = _put_bits if as_bits else lax.dynamic_update_slice
 
     def write(number, stack):
         layer, slot = index[number, 0], index[number, 1]
@@ -111,12 +114,30 @@ def _write_rows(stack, new, index, fixed_layout: bool = False) -> jax.Array:
             return in_order(lax.dynamic_update_slice(stack, jnp.where(fits, blocks[number], old), start))
         return lax.cond(
             fits,
-            lambda stack: lax.dynamic_update_slice(stack, blocks[number], start),
+            lambda stack: put(stack, blocks[number], start),
             lambda stack: stack,
             stack,
         )
 
     return lax.fori_loop(0, index.shape[0], write, stack)
+
+
+def _put_bits(stack, block, start) -> jax.Array:
+    """XLA for CPUs would widen the whole stack to float32 and round it again, to write a block of narrow floats."""
+    stack_bits, block_bits = (lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}") for x in (stack, block))
+    return lax.bitcast_convert_type(lax.dynamic_update_slice(stack_bits, block_bits, start), stack.dtype)
+
+
+@jax.custom_jvp
+def _write_rows_as_bits(stack, new, index) -> jax.Array:
+    return _write_rows(stack, new, index, as_bits=True)
+
+
+@_write_rows_as_bits.defjvp
+def _(primals, tangents):
+    stack, new, index = primals
+    dstack, dnew, _ = tangents  # bits have no derivative
+    return _write_rows_as_bits(stack, new, index), _write_rows(dstack, dnew, index)
 
 
 # ----------------------------------------------- whether XLA divides the program, or the program is exported

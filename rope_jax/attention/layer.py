@@ -22,6 +22,7 @@ from rope_jax.attention.quantized import read_layer
 from rope_jax.attention.ring import ring_attention
 from rope_jax.core.angles import Rotation, rotation
 from rope_jax.core.frequencies import Frequencies
+from rope_jax.core.named import named
 from rope_jax.core.nan_rows import nan_where
 from rope_jax.core.primitive import RotateBackend
 from rope_jax.core.rope import Rope
@@ -29,9 +30,9 @@ from rope_jax.core.rotate import rotate_unchecked
 
 Initializer = Callable[..., Any]
 
-# DenseGeneral creates a kernel as a matrix and reshapes it. Rules in use (flax.linen.logical_axis_rules) would
-# apply to the matrix, which lacks these axes. Without rules the names are metadata for code that places parameters.
-_named = functools.partial(nn.with_logical_partitioning, rules=())
+# DenseGeneral creates a kernel as a matrix and reshapes it. Rules in use would apply to the matrix, which lacks
+# these axes.
+_named = functools.partial(named, by_rules=False)
 
 
 class RotaryAttention(nn.Module, kw_only=True):
@@ -73,6 +74,8 @@ class RotaryAttention(nn.Module, kw_only=True):
       causal: whether a token reads only itself and earlier tokens.
       window: a token reads only tokens less than this many away, itself included: a sliding window.
       dropout_rate: of the attention weights; needs the rng stream ``dropout`` unless deterministic.
+      deterministic: whether dropout is off, unless a call says otherwise: for ``nn.remat`` and ``nn.jit``, whose
+        calls take no flags.
 
     Attributes, numerics:
       logit_scale: multiplies q.k; None is ``1/sqrt(H)``.
@@ -92,6 +95,7 @@ class RotaryAttention(nn.Module, kw_only=True):
       attention_fn: ``attention_fn(q, k, v, facts)``, called in place of :func:`rope_jax.attend`, for a kernel of
         your own: q and the result ``[B, T, N, H]``, k and v ``[B, S, K, H]``, rotated, with the
         :class:`rope_jax.attention.Facts` of the call. With a cache, k and v are all of its slots.
+      dot_general: of the projections, in place of :func:`jax.lax.dot_general`.
 
     Attributes, sharding:
       ring_axis: the mesh axis along which T is divided, if no device is to hold all keys: attention is then
@@ -117,6 +121,7 @@ class RotaryAttention(nn.Module, kw_only=True):
     use_bias: bool = False
     use_out_bias: bool | None = None
     dropout_rate: float = 0.0
+    deterministic: bool = True
     learn_frequencies: bool = False
     learn_sinks: bool = False
     dtype: Any = None
@@ -126,6 +131,7 @@ class RotaryAttention(nn.Module, kw_only=True):
     implementation: AttentionBackend | None = None
     attention_fn: Callable[..., jax.Array] | None = None
     ring_axis: str | None = None
+    dot_general: Callable[..., jax.Array] | None = None
 
     @nn.compact
     def __call__(
@@ -139,7 +145,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         cache: KVCache | None = None,
         context_length=None,
         plan: Plan | None = None,
-        deterministic: bool = True,
+        deterministic: bool | None = None,
     ):
         """Attention over x, and over the tokens in the cache.
 
@@ -168,12 +174,13 @@ class RotaryAttention(nn.Module, kw_only=True):
             ``segment_ids`` and ``context_length``: make it once for many layers. The caller then prepares the cache
             by ``plan.begin(cache)``, and advances its counters by ``plan.end(cache)`` after the last layer. The
             plan must have the window and position bias of the layer; a traced window comes by the plan alone.
-          deterministic: whether dropout is off.
+          deterministic: whether dropout is off; None takes the field.
 
         Returns:
           ``y [B, T, D]``, or ``(y, cache)`` if a cache was given. A row whose cache overflowed is NaN.
         """
         x = jnp.asarray(x)
+        deterministic = self.deterministic if deterministic is None else deterministic
         arguments: dict = dict(
             positions=positions,
             sequence_index=sequence_index,
@@ -218,6 +225,7 @@ class RotaryAttention(nn.Module, kw_only=True):
             param_dtype=self.param_dtype,
             kernel_init=_named(self.kernel_init, ("heads", "head_dim", "embed")),
             bias_init=_named(self.bias_init, ("embed",)),
+            dot_general=self.dot_general,
             name="out",
         )(y)
         if cache is None:
@@ -260,6 +268,7 @@ def _project(layer: RotaryAttention, x) -> tuple[jax.Array, jax.Array, jax.Array
             param_dtype=layer.param_dtype,
             kernel_init=_named(layer.kernel_init, ("embed", heads_axis, "head_dim")),
             bias_init=_named(layer.bias_init, (heads_axis, "head_dim")),
+            dot_general=layer.dot_general,
             name=name,
         )(x)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax._checks import align_ranks
+from rope_jax.core.named import named
 from rope_jax.core.primitive import wide_dtype
 
 
@@ -35,7 +36,7 @@ class RMSNorm(nn.Module, kw_only=True):
     def __call__(self, x) -> jax.Array:
         """``x [..., D]`` normalized, in x's dtype."""
         start = nn.initializers.zeros_init() if self.unit_offset else nn.initializers.ones_init()
-        init = nn.with_logical_partitioning(start, (self.axis,))
+        init = named(start, (self.axis,))
         scale: Any = self.param("scale", init, (x.shape[-1],), self.param_dtype)
         wide = wide_dtype(x)
 

@@ -41,6 +41,12 @@ def unify_varying_axes(*arrays) -> list[jax.Array]:
     ]
 
 
+def unify_varying(tree):
+    """The tree with all its arrays varying alike: the start of a loop, whose results vary as its operands do."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return jax.tree.unflatten(treedef, unify_varying_axes(*leaves))
+
+
 # ------------------------------------------------------------------------------------------- forms for XLA
 
 

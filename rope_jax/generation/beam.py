@@ -10,6 +10,7 @@ from jax import lax
 
 from rope_jax._checks import check_integer, check_real
 from rope_jax.attention.cache import KVCache
+from rope_jax.core.primitive import unify_varying
 from rope_jax.generation.forward import ForwardPass, check_one_axis
 from rope_jax.generation.loop import is_stop, repeat_last
 from rope_jax.generation.prompts import check_num_positions, check_prefix, check_prompt, check_stop
@@ -163,7 +164,7 @@ def _beam_search(
     def unfinished(state: _State):
         return (state.num_steps < max_new_tokens - 1) & ~jnp.all(state.done)
 
-    state, *_ = choose(lax.while_loop(unfinished, step, state))
+    state, *_ = choose(lax.while_loop(unfinished, step, unify_varying(state)))
     tokens, num_tokens, score = state.beams
     tokens = repeat_last(tokens, num_tokens)
     score /= _power(num_tokens, length_penalty)

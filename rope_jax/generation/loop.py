@@ -10,6 +10,7 @@ from jax import lax
 
 from rope_jax._checks import align_ranks
 from rope_jax.attention.cache import KVCache
+from rope_jax.core.primitive import unify_varying
 
 
 class Generation(NamedTuple):
@@ -104,7 +105,7 @@ def _begin(forward, sampler, inputs, *, max_new_tokens, num_samples, cache_dtype
         logits, written, cache = logits[rows], written[rows], cache.select_rows(rows)
         next_position = None if next_position is None else next_position[rows]
     token, log_prob = sampler.next_token(logits, written, jnp.int32(0))
-    return _State(
+    state = _State(
         jnp.int32(1),
         token,
         written.at[:, prompt.shape[1]].set(token),
@@ -113,7 +114,8 @@ def _begin(forward, sampler, inputs, *, max_new_tokens, num_samples, cache_dtype
         is_stop(token, inputs.stops),
         cache.num_tokens,
         next_position,
-    ), cache
+    )
+    return unify_varying((state, cache))
 
 
 @functools.partial(jax.jit, donate_argnames="cache")

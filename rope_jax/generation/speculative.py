@@ -10,6 +10,7 @@ from jax import lax
 
 from rope_jax._checks import check_integer
 from rope_jax.attention.cache import KVCache
+from rope_jax.core.primitive import unify_varying
 from rope_jax.generation.forward import ForwardPass, check_one_axis
 from rope_jax.generation.loop import is_stop, repeat_last
 from rope_jax.generation.prompts import check_num_positions, check_prefix, check_prompt, check_stop
@@ -233,7 +234,7 @@ def _speculative_decode(
         calls=jnp.int32(1),
         done=is_stop(token, stops) | (max_new_tokens == 1),
     )
-    state = lax.while_loop(lambda state: ~jnp.all(state.done), next_round, state)
+    state = lax.while_loop(lambda state: ~jnp.all(state.done), next_round, unify_varying(state))
     tokens = repeat_last(state.tokens, state.num_tokens)
     return SpeculativeOutput(tokens, state.num_tokens, state.accepted, state.calls, state.cache, state.draft_cache)
 

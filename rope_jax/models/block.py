@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.layer import Initializer, RotaryAttention
@@ -13,6 +14,8 @@ from rope_jax.attention.layer_checks import check_fields
 from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.plan import Plan
 from rope_jax.attention.rotations import first_rope
+from rope_jax.core.named import named
+from rope_jax.core.projection import dot_general, take_layer
 
 
 class Block(nn.Module, kw_only=True):
@@ -39,13 +42,16 @@ class Block(nn.Module, kw_only=True):
     sharding: jax.sharding.Sharding | None
 
     @nn.compact
-    def __call__(self, carry: tuple[jax.Array, KVCache | None], plan: Plan, layer):
-        """The residual stream and the cache of all layers after this layer: a body of :func:`flax.linen.scan`."""
+    def __call__(self, carry: tuple[jax.Array, KVCache | None], plan: Plan, layer, dot: Callable | None = None):
+        """The residual stream and the cache of all layers after this layer: a body of :func:`flax.linen.scan`.
+
+        ``dot`` is the ``dot_general`` of the dense layers.
+        """
         # The cache of all layers is carried, so that each layer writes its tokens in place. As an input and an
         # output of each layer, the whole cache would be copied with every token.
         x, caches = carry
         cache = None if caches is None else dataclasses.replace(caches, layer=layer)
-        y = self.attention(name="self_attention")(
+        y = self.attention(name="self_attention", dot_general=dot)(
             self.norm(name="attention_norm")(x), plan=plan.of_layer(layer), cache=cache
         )
         if cache is not None:
@@ -54,18 +60,18 @@ class Block(nn.Module, kw_only=True):
         if self.post_norms:
             y = self.norm(name="post_attention_norm")(y)
         x += y
-        y = self._mlp(self.norm(name="mlp_norm")(x))
+        y = self._mlp(self.norm(name="mlp_norm")(x), dot)
         if self.post_norms:
             y = self.norm(name="post_mlp_norm")(y)
         return (place(x + y, self.sharding), caches), None
 
-    def _mlp(self, x) -> jax.Array:
+    def _mlp(self, x, dot: Callable | None) -> jax.Array:
         """SwiGLU: ``down(activation(gate(x)) * up(x))`` (Shazeer 2020, section 2)."""
 
         def dense(name, features, *axes):
-            init = nn.with_logical_partitioning(self.kernel_init, axes)
-            bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:])
-            return self.dense(features, kernel_init=init, bias_init=bias_init, name=name)
+            init = named(self.kernel_init, axes)
+            bias_init = named(nn.initializers.zeros_init(), axes[1:])
+            return self.dense(features, kernel_init=init, bias_init=bias_init, dot_general=dot, name=name)
 
         gate = dense("gate", self.mlp_dim, "embed", "mlp")(x)
         up = dense("up", self.mlp_dim, "embed", "mlp")(x)
@@ -80,6 +86,49 @@ def stack(model) -> nn.Module:
     One block is compiled. The module is called with ``(x, cache)``, the plan of all layers, and the layer numbers
     ``[layers]``.
     """
+    fields = _fields(model)
+    check_fields(fields["attention"](parent=None))
+    scanned = nn.scan(
+        nn.remat(Block, prevent_cse=False) if model.remat else Block,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, 0),
+        length=model.num_layers,
+        metadata_params=_LAYERS,
+    )
+    return scanned(**fields)
+
+
+def run_layers(model, carry: tuple[jax.Array, KVCache | None], plan: Plan) -> tuple[jax.Array, KVCache | None]:
+    """The residual stream and the cache after all layers of a :class:`Decoder`.
+
+    With a cache, the program is not trained: each layer is taken out of the parameters by :func:`take_layer`, and
+    multiplied by :func:`dot_general`. Otherwise flax scans the layers.
+    """
+    layers = jnp.arange(model.num_layers, dtype=jnp.int32)
+    if carry[1] is None or model.is_initializing() or model.is_mutable_collection("intermediates"):
+        return model.layers(carry, plan, layers)[0]
+    block = Block(**_fields(model), parent=None)
+    stacks, tree = jax.tree.flatten(model.layers.variables.get("params", {}))
+
+    def step(carry, layer):
+        taken = [take_layer(stack, layer) for stack in stacks]
+
+        def dot(x, kernel, *arguments, **options):
+            stack = next((stack for stack, each in zip(stacks, taken, strict=True) if each is kernel), None)
+            return dot_general(x, kernel, *arguments, **options, stack=stack, layer=layer)
+
+        of_layer = nn.meta.remove_axis(jax.tree.unflatten(tree, taken), 0, _LAYERS)
+        return block.apply({"params": of_layer}, carry, plan, layer, dot)
+
+    return jax.lax.scan(step, carry, layers)[0]
+
+
+_LAYERS = {nn.PARTITION_NAME: "layers"}
+
+
+def _fields(model) -> dict:
+    """The fields of each :class:`Block`."""
     params = dict(param_dtype=model.param_dtype)
     norm = dict(epsilon=model.norm_epsilon, unit_offset=model.norm_unit_offset)
     attention = functools.partial(
@@ -104,17 +153,7 @@ def stack(model) -> nn.Module:
         ring_axis=model.ring_axis,
         **params,
     )
-    check_fields(attention(parent=None))
-    block = nn.remat(Block, prevent_cse=False) if model.remat else Block
-    scanned = nn.scan(
-        block,
-        variable_axes={"params": 0, "intermediates": 0},
-        split_rngs={"params": True},
-        in_axes=(nn.broadcast, 0),
-        length=model.num_layers,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )
-    return scanned(
+    return dict(
         attention=attention,
         norm=functools.partial(RMSNorm, axis="embed", **norm, **params),
         dense=functools.partial(nn.Dense, dtype=model.dtype, use_bias=model.mlp_bias, **params),

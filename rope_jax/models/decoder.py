@@ -20,8 +20,11 @@ from rope_jax.attention.paths import AttentionBackend
 from rope_jax.attention.plan import make_plan
 from rope_jax.attention.rotations import Ropes, check_ropes, distinct_ropes, first_rope
 from rope_jax.attention.slots import Eviction
+from rope_jax.core.named import named
+from rope_jax.core.primitive import unify_varying
+from rope_jax.core.projection import dot_general
 from rope_jax.core.rope import Rope
-from rope_jax.models.block import place, stack
+from rope_jax.models.block import place, run_layers, stack
 from rope_jax.models.embedding import PositionEmbedding, embed_tokens
 
 
@@ -147,7 +150,7 @@ class Decoder(nn.Module, kw_only=True):
             self.width,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            embedding_init=nn.with_logical_partitioning(self.embedding_init, ("vocab", "embed")),
+            embedding_init=named(self.embedding_init, ("vocab", "embed")),
         )
         self.layers = stack(self)
         self.final_norm = RMSNorm(
@@ -162,8 +165,8 @@ class Decoder(nn.Module, kw_only=True):
                 use_bias=False,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
-                kernel_init=nn.with_logical_partitioning(self.kernel_init, ("embed", "vocab")),
-                dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32),
+                kernel_init=named(self.kernel_init, ("embed", "vocab")),
+                dot_general=functools.partial(dot_general, preferred_element_type=jnp.float32),
             )
 
     def __call__(
@@ -239,9 +242,9 @@ class Decoder(nn.Module, kw_only=True):
         options: dict = dict(scale=self.embedding_scale, position_embedding=self.position_embedding)
         x = embed_tokens(self.embed, tokens, plan.positions, plan.mask, **options)
         x = place(x, self.activation_sharding)
-        cache = None if cache is None else plan.begin(cache)
+        x, cache = unify_varying((x, None if cache is None else plan.begin(cache)))
         plan = dataclasses.replace(plan, in_stack=True)
-        (x, cache), _ = self.layers((x, cache), plan, jnp.arange(self.num_layers, dtype=jnp.int32))
+        x, cache = run_layers(self, (x, cache), plan)
         x = self.final_norm(x)
         return x if cache is None else (x, plan.end(cache))
 
@@ -249,7 +252,8 @@ class Decoder(nn.Module, kw_only=True):
         """``[..., D] -> float32 [..., V]``."""
         if self.tie_embeddings:
             table = self.embed.embedding.astype(hidden.dtype)
-            logits = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+            numbers = ((hidden.ndim - 1,), (1,)), ((), ())
+            logits = dot_general(hidden, table, numbers, preferred_element_type=jnp.float32)
         else:
             logits = self.unembed_kernel(hidden)
         return logits if self.output_cap is None else self.output_cap * jnp.tanh(logits / self.output_cap)

@@ -13,6 +13,7 @@ import numpy as np
 from rope_jax._checks import check_axes, check_dtype, check_integer, device_array, is_concrete
 from rope_jax.core.angles import rotation
 from rope_jax.core.frequencies import Frequencies
+from rope_jax.core.named import named
 from rope_jax.core.nan_rows import nan_where
 from rope_jax.core.schedules import geometric
 
@@ -106,7 +107,7 @@ class LearnedPositions(nn.Module, kw_only=True):
             low, high = int(positions.min()), int(positions.max())
             if low < 0 or high >= num_positions:
                 raise ValueError(f"positions must be in [0, num_positions={num_positions}), got {low} to {high}")
-        init = nn.with_logical_partitioning(self.embedding_init, ("positions", "embed"))
+        init = named(self.embedding_init, ("positions", "embed"))
         table: Any = self.param("table", init, (num_positions, width), self.param_dtype)
         # Compared in the dtype of the positions, since the cast to int32 may wrap around.
         inside = (positions >= 0) & (positions < num_positions)

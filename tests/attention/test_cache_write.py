@@ -186,3 +186,13 @@ def test_a_decoder_steps_without_temporaries_of_cache_size(dtype, tokens):
     assert memory.temp_size_in_bytes < stored // 8
     stack = ",".join(map(str, cache.key.shape))
     assert not re.findall(rf"= \w+\[{stack}\]\S* (?:copy|transpose)\(", compiled.as_text())
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_cpu_writes_narrow_floats_without_widening_the_stack(dtype):
+    """XLA would read and write all of it, for each token."""
+    stack = jax.ShapeDtypeStruct((LAYERS, B, K, S, H), dtype)
+    new, slots = jax.ShapeDtypeStruct((B, 1, K, H), dtype), jax.ShapeDtypeStruct((B, 1), jnp.int32)
+    write = jax.jit(functools.partial(write_slots, layer=1), donate_argnums=0)
+    text = write.lower(stack, new, slots).compile().as_text()
+    assert "dynamic-update-slice" in text and f"f32[{LAYERS},{B},{K},{S},{H}]" not in text

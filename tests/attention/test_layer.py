@@ -660,3 +660,39 @@ def test_float16_is_attended_under_jit(promotion):
     # Weights rounded to float16 (2^-11) times values up to 4, their sum, and one rounding of the result.
     np.testing.assert_allclose(got, want, atol=4 * 3 * 2.0**-11)
     assert got.dtype == jnp.float16
+
+
+def test_an_initialiser_with_names_of_its_own_is_taken():
+    """As every Flax example passes it; the layer names each kernel by its own axes."""
+    init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("a", "b", "c"))
+    x = jnp.ones((1, 3, 16))
+    layer = rope_jax.RotaryAttention(num_heads=2, head_dim=8, rope=None)
+    want, got = layer.init(jax.random.key(0), x), layer.clone(kernel_init=init).init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, nn.unbox(got), nn.unbox(want))
+    assert nn.get_partition_spec(got) == nn.get_partition_spec(want)
+    sizes = dict(vocab_size=9, num_layers=1, width=16, num_heads=2, head_dim=8, mlp_dim=8, rope=None)
+    boxed = dict(
+        kernel_init=init, embedding_init=nn.with_logical_partitioning(nn.initializers.normal(), ("a", "b"))
+    )
+    tokens = jnp.array([[1, 2]])
+    got, want = (rope_jax.Decoder(**sizes, **fields).init(jax.random.key(0), tokens) for fields in (boxed, {}))
+    assert nn.get_partition_spec(got) == nn.get_partition_spec(want)
+
+
+def test_the_field_says_whether_dropout_is_on_and_the_call_overrides_it():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 16)), jnp.float32)
+    fields = dict(num_heads=2, head_dim=8, rope=None, dropout_rate=0.5)
+    plain = rope_jax.RotaryAttention(**fields)
+    params, rngs = plain.init(jax.random.key(0), x), dict(dropout=jax.random.key(1))
+    off = plain.apply(params, x)
+    on = plain.apply(params, x, rngs=rngs, deterministic=False)
+    assert not np.allclose(on, off, atol=1e-3)
+    dropping = plain.clone(deterministic=False)
+    np.testing.assert_array_equal(dropping.apply(params, x, deterministic=True), off)
+    # Within nn.remat and nn.jit, whose calls could not trace the flag.
+    again = nn.remat(rope_jax.RotaryAttention)(**fields, deterministic=False).apply(params, x, rngs=rngs)
+    np.testing.assert_allclose(again, on, atol=1e-6)
+    jitted = nn.jit(rope_jax.RotaryAttention)(**fields, deterministic=False)  # flax gives it keys of its own
+    assert not np.allclose(jitted.apply(params, x, rngs=rngs), off, atol=1e-3)
+    with pytest.raises(ValueError, match="rngs must have a key named 'dropout'"):
+        dropping.apply(params, x)

@@ -274,6 +274,16 @@ def test_narrow_weights_stay_narrow(stored, tmp_path):
     np.testing.assert_allclose(apply(wide.model, wide.params), exact, atol=1e-5)
 
 
+def test_parameters_of_another_dtype_than_the_file(tmp_path):
+    narrow = rope_jax.load_hf(save(tmp_path), param_dtype=jnp.bfloat16)
+    assert_same(narrow.params, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS))
+    assert narrow.model.dtype == narrow.model.param_dtype == jnp.bfloat16
+    both = rope_jax.load_hf(tmp_path, dtype=jnp.float32, param_dtype=jnp.bfloat16)
+    assert both.model.dtype == jnp.float32 and both.model.param_dtype == jnp.bfloat16
+    with pytest.raises(TypeError, match="param_dtype must be floating, got int8"):
+        rope_jax.load_hf(tmp_path, param_dtype="int8")
+
+
 def test_tensors_that_are_no_parameters(tmp_path):
     tensors = tensors_of(PARAMS)
     tensors |= {
