@@ -12,6 +12,7 @@ Install with pip install -e ".[generate]".
 
 import dataclasses
 import importlib.util
+import json
 import re
 import sys
 import time
@@ -85,11 +86,11 @@ def smollm2() -> Path:
 def encode(config: Config, checkpoint, text: str) -> list[int]:
     """The tokens of a prompt. A chat template writes its own beginning of text."""
     if config.chat:
-        text = render(checkpoint, [{"role": "user", "content": text}])
+        text = render(config, checkpoint, [{"role": "user", "content": text}])
     return checkpoint.tokenizer.encode(text, add_special_tokens=not config.chat).ids
 
 
-def render(checkpoint, messages: list[dict]) -> str:
+def render(config: Config, checkpoint, messages: list[dict]) -> str:
     """A conversation as text, up to where the model's answer begins, as transformers renders it."""
 
     def raise_exception(message):
@@ -103,18 +104,27 @@ def render(checkpoint, messages: list[dict]) -> str:
     # Templates mark the model's own words by a tag, which only training reads.
     tags = re.compile(r"(?<=\{%)([-+]?\s*)(end)?generation\b")
     template = tags.sub(lambda tag: tag[1] + ("endif" if tag[2] else "if true"), checkpoint.chat_template)
-    special = {f"{name}_token": special_token(checkpoint, f"{name}_token_id") for name in ("bos", "eos")}
+    special = {f"{name}_token": special_token(config, checkpoint, name) for name in ("bos", "eos")}
     try:
         return sandbox.from_string(template).render(messages=messages, add_generation_prompt=True, **special)
     except jinja2.TemplateError as error:
         raise ValueError(f"the chat template of MODEL must render a user's message, got {error}") from None
 
 
-def special_token(checkpoint, key: str) -> str:
-    """The text of a token that the config of a folder or of a GGUF file names; empty without one."""
+def special_token(config: Config, checkpoint, name: str) -> str:
+    """The text of the token that begins (bos) or ends (eos) a text, by tokenizer_config.json or the config."""
+    file = (config.model or Path()) / "tokenizer_config.json"
+    token = json.loads(file.read_text(encoding="utf-8")).get(f"{name}_token") if file.is_file() else None
+    text = token.get("content") if isinstance(token, dict) else token
+    if isinstance(text, str) and text:
+        return text
+    key = f"{name}_token_id"
     token = checkpoint.config.get(key, checkpoint.config.get(f"tokenizer.ggml.{key}"))
-    token = token[0] if isinstance(token, list) else token
-    return "" if token is None else checkpoint.tokenizer.id_to_token(token) or ""
+    token = next(iter(token), None) if isinstance(token, list) else token
+    text = "" if token is None else checkpoint.tokenizer.id_to_token(token) or ""
+    if not text and name == "bos" and "bos_token" in checkpoint.chat_template:
+        raise ValueError(f"MODEL must name the token that begins a text for --chat, got {config.model} without one")
+    return text
 
 
 class TextStream:

@@ -39,7 +39,8 @@ def check_axes(argument: str, array, axes: str, **sizes) -> None:
     """Raises ValueError unless ``array.shape`` matches ``axes``, for example ``"... T N H"`` with ``T=7``.
 
     A letter without a size matches any length, and a set of sizes each of these. A leading ``...`` matches any
-    number of axes. chex checks what only this library can break, since ``chex.disable_asserts`` turns it off.
+    number of axes. Arguments of users are checked without chex, because ``chex.disable_asserts`` would switch the
+    check off.
     """
     letters, shape = axes.split(), tuple(np.shape(array))
     open_ended = axes.startswith("...")

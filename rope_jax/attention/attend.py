@@ -52,8 +52,9 @@ def attend(
       window: query t reads keys with ``|t - s| < window``; an integer, which may be traced.
       scale: multiplies q.k; None is ``1/sqrt(H)``. A traced scale multiplies q, which is rounded to its dtype.
       logit_cap: soft bound of the scaled scores; see :func:`attention_weights`.
-      sink_logits: floating ``[N]``, a score of each head with its share of the softmax and without a value, so that
-        weights add up to less than 1 (OpenAI 2025, gpt-oss, section 2.2). Not scaled, and not capped.
+      sink_logits: floating ``[N]``, a logit per head that enters the denominator of the softmax only, so that
+        weights add up to less than 1 (OpenAI 2025, gpt-oss, section 2.2). It is neither scaled nor capped. The
+        output is rounded once more.
       dropout_rate: share of the attention weights set to 0, in [0, 1).
       dropout_rng: a key; required if ``dropout_rate`` is above 0. It drops the same weights on every path.
       implementation: None chooses; ``"blocks"`` or ``"splash"`` by name; ``"xla"`` forms all T S scores;

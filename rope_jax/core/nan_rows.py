@@ -1,4 +1,4 @@
-"""Marks what only run time knows to be wrong: NaN in place of numbers that would look right."""
+"""Replaces results by NaN under a condition that is known only at run time."""
 
 import jax
 import jax.numpy as jnp

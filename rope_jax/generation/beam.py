@@ -1,6 +1,7 @@
 """Beam search: finds the most probable continuations of each prompt."""
 
 import functools
+import math
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -23,9 +24,8 @@ class Beams(NamedTuple):
     Attributes:
       tokens: int32 ``[B, beams, max_new_tokens]``. After it stops, a continuation is filled with its stop token.
       num_tokens: int32 ``[B, beams]``, the tokens up to and including the stop token.
-      score: float32 ``[B, beams]``, the log probability of these tokens, in nats, over the power of their number
-        that ``length_penalty`` is. Beams in excess of the possible
-        continuations have score -inf.
+      score: float32 ``[B, beams]``, the sum of log probabilities divided by ``num_tokens ** length_penalty``, in
+        nats. If there are fewer continuations than beams, the rest score -inf.
     """
 
     tokens: jax.Array
@@ -95,6 +95,8 @@ def beam_search(
     check_num_positions("max_new_tokens", model, prompt, mask, max_new_tokens, cache)
     if length_penalty is None or isinstance(check_real("length_penalty", length_penalty), jax.core.Tracer):
         raise TypeError(f"length_penalty must be a concrete number, got {length_penalty}")
+    if abs(length_penalty) * math.log(max_new_tokens) > 80:  # float32 ends at exp(88)
+        raise ValueError(f"length_penalty must be moderate, got {length_penalty} for {max_new_tokens} tokens")
     stops = check_stop(model, stop_token)
     check_one_axis(model, "generate takes positions of several axes")
     forward = ForwardPass.of(model, params, context_length)

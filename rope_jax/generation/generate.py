@@ -92,7 +92,8 @@ def generate(
     Args, sampling:
       rng: a key, from which token i of row b is drawn with ``fold_in(fold_in(rng, b), i)``; or keys ``[B]`` in
         place of ``fold_in(rng, b)``, which make a row independent of its index. Required unless ``temperature`` is
-        0. Rows are those of the output.
+        0. Rows are those of the output. Inside ``shard_map`` pass keys ``[B]``: a single key numbers the rows of
+        each device from 0.
       temperature: see :func:`sample`; 0 is greedy.
       top_k: see :func:`sample`.
       top_p: see :func:`sample`.

@@ -1,12 +1,14 @@
 """Changes logits before a token is drawn: functions for ``generate(logits_fn=...)``."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rope_jax._checks import check_axes, check_callable, check_dtype, check_real
+from rope_jax._checks import check_axes, check_callable, check_dtype, check_real, device_array
 
 LogitsFunction = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """``(logits [B, V], tokens [B, T], step []) -> logits [B, V]``; see :func:`generate`."""
@@ -66,9 +68,7 @@ class MinP:
     share: float
 
     def __post_init__(self):
-        _check_positive("MinP: share", self.share)
-        if isinstance(self.share, float | int) and self.share > 1:
-            raise ValueError(f"MinP: share must be in (0, 1], got {self.share}")
+        _check_positive("MinP: share", self.share, most=1.0)
 
     def __call__(self, logits, tokens, step) -> jax.Array:
         lowest = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(self.share)
@@ -81,7 +81,10 @@ class LogitBias:
     """Adds a number to the logit of each token: -inf forbids a token.
 
     Attributes:
-      bias: floating ``[V]`` or ``[B, V]``.
+      bias: floating ``[V]``, or ``[B, V]`` for each row of the output.
+
+    Raises:
+      TypeError: if the bias does not hold floats.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -91,16 +94,26 @@ class LogitBias:
 
     bias: jax.Array
 
+    def __post_init__(self):
+        if isinstance(self.bias, list | tuple | np.ndarray | jax.Array):  # and not a leaf of JAX's own
+            object.__setattr__(self, "bias", device_array("LogitBias: bias", self.bias))
+            check_dtype("LogitBias: bias", self.bias, jnp.floating, "floating")
+
     def __call__(self, logits, tokens, step) -> jax.Array:
-        check_axes("LogitBias: bias", self.bias, "... V", V=logits.shape[-1])
+        rows = "B " if self.bias.ndim > 1 else ""
+        check_axes("LogitBias: bias", self.bias, f"{rows}V", B=logits.shape[0], V=logits.shape[1])
         return logits + jnp.broadcast_to(self.bias, logits.shape).astype(logits.dtype)
 
 
-def _check_positive(argument: str, value) -> None:
-    if isinstance(value, bool | int | float):  # JAX rebuilds these classes with tracers and other leaves
+def _check_positive(argument: str, value, most: float = math.inf) -> None:
+    # JAX rebuilds these classes with tracers, and with leaves of its own that are no numbers.
+    is_number = isinstance(value, bool | int | float | np.generic | np.ndarray | jax.Array)
+    if is_number and not isinstance(value, jax.core.Tracer):
         number = check_real(argument, value)
         if not number > 0:
             raise ValueError(f"{argument} must be positive, got {value}")
+        if number > most:
+            raise ValueError(f"{argument} must be at most {most:g}, got {value}")
 
 
 def as_pytrees(logits_fn: LogitsFunction | Sequence[LogitsFunction]) -> tuple[Callable, ...]:
@@ -122,10 +135,10 @@ def as_pytrees(logits_fn: LogitsFunction | Sequence[LogitsFunction]) -> tuple[Ca
 
 
 def checked_logits(changed, logits, number: int) -> jax.Array:
-    """The logits of function ``number``, which must be as those it was given."""
+    """Raises unless function ``number`` returned floating logits ``[B, V]`` in a jax array."""
     name = f"logits_fn {number} (logits, tokens, step)"
     if not isinstance(changed, jax.Array):
-        raise TypeError(f"{name} must return logits, got {type(changed).__name__}")
+        raise TypeError(f"{name} must return logits in a jax array, got {type(changed).__name__}")
     check_axes(name, changed, "B V", B=logits.shape[0], V=logits.shape[1])
     check_dtype(name, changed, jnp.floating, "floating")
     return changed.astype(logits.dtype)

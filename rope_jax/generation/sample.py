@@ -22,8 +22,8 @@ def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None
       top_p: probability kept, in (0, 1]; None keeps all; may be traced.
 
     Returns:
-      int32 ``[...]``. The result is -1, which is no token, if a row of logits holds NaN or a traced argument is out
-      of range.
+      int32 ``[...]``. The result is -1, which is no token, if a row of logits holds NaN, if its largest logit is
+      not finite, or if a traced argument is out of range.
 
     Raises:
       TypeError: if ``temperature`` or ``top_p`` is not a real number, or ``top_k`` not an integer.
@@ -37,7 +37,7 @@ def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None
     check_sampling(temperature, top_k, top_p)
     logits = jnp.asarray(logits)
     # Traced arguments can only be checked at run time.
-    invalid = jnp.isnan(logits).any(axis=-1) | ~(jnp.asarray(temperature) >= 0)
+    invalid = without_a_likeliest(logits) | ~(jnp.asarray(temperature) >= 0)
     likeliest = jnp.where(invalid, -1, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
     if is_concrete(temperature) and temperature == 0:
         return likeliest
@@ -45,6 +45,11 @@ def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None
     drawn = jax.random.categorical(rng, scaled, axis=-1)
     invalid |= out_of_range
     return jnp.where(invalid, -1, jnp.where(temperature == 0, likeliest, drawn.astype(jnp.int32)))
+
+
+def without_a_likeliest(logits) -> jax.Array:
+    """Which rows of logits ``[..., V]`` hold NaN, or no finite largest logit: bool ``[...]``."""
+    return jnp.isnan(logits).any(axis=-1) | ~jnp.isfinite(jnp.max(logits, axis=-1))
 
 
 def cut_logits(logits, temperature, top_k: int | None, top_p) -> tuple[jax.Array, jax.Array]:

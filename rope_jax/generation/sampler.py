@@ -10,7 +10,7 @@ import numpy as np
 
 from rope_jax._checks import check_axes, is_concrete
 from rope_jax.generation.logits import checked_logits
-from rope_jax.generation.sample import check_sampling, cut_logits, sample
+from rope_jax.generation.sample import check_sampling, cut_logits, sample, without_a_likeliest
 
 
 @jax.tree_util.register_dataclass
@@ -51,7 +51,7 @@ class Sampler:
     def probabilities(self, logits) -> jax.Array:
         """The distribution that :meth:`draw` draws from, float32 ``[..., V]``; NaN where a logit or option is."""
         scaled, invalid = cut_logits(logits, **self._options)
-        invalid |= jnp.isnan(logits).any(axis=-1) | ~(self.temperature >= 0)
+        invalid |= without_a_likeliest(logits) | ~(self.temperature >= 0)
         likeliest = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.float32)
         p = jnp.where(self.temperature == 0, likeliest, jax.nn.softmax(scaled, axis=-1))
         return jnp.where(invalid[..., None], jnp.nan, p)

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from rope_jax._checks import check_integer
+from rope_jax._checks import check_integer, is_concrete
 from rope_jax.attention.cache import KVCache
 from rope_jax.core.primitive import unify_varying
 from rope_jax.generation.forward import ForwardPass, check_one_axis
@@ -30,8 +31,8 @@ class SpeculativeOutput(NamedTuple):
       accepted: int32 ``[B]``, how many of these tokens the draft proposed.
       calls: int32 ``[]``, forward passes of the target, including the prefill. :func:`generate` needs a pass for
         each token of the longest row.
-      cache: of the target, and
-      draft_cache: of the draft: prompt and answer, but for the last token of each row, as in :class:`Generation`.
+      cache: of the target: prompt and answer, but for the last token of each row, as in :class:`Generation`.
+      draft_cache: of the draft, with the same tokens.
     """
 
     tokens: jax.Array
@@ -139,6 +140,12 @@ def speculative_decode(
                 raise ValueError("cache must not evict tokens: rejected proposals could not be taken back")
         most = max_new_tokens + draft_tokens
         check_num_positions("max_new_tokens + draft_tokens", decoder, prompt, mask, most, stored)
+    if cache is not None and draft_cache is not None and is_concrete((cache.num_tokens, draft_cache.num_tokens)):
+        counts, others = np.asarray(cache.num_tokens), np.asarray(draft_cache.num_tokens)
+        if np.any(counts != others):
+            raise ValueError(
+                f"cache and draft_cache must hold the same tokens, got {counts.tolist()} and {others.tolist()}"
+            )
     sampler = make_sampler(rng, temperature, top_k, top_p, prompt.shape[0])
     if context_length is None and model.needs_context_length:
         raise ValueError("context_length must be given with a target whose frequencies depend on it, got None")
@@ -213,7 +220,7 @@ def _speculative_decode(
         num_tokens = state.num_tokens + count
         return _State(
             cache=cache.truncate(before + count),
-            draft_cache=draft_cache.truncate(before + count),
+            draft_cache=draft_cache.truncate(state.draft_cache.num_tokens + count),
             token=jnp.where(count > 0, last, state.token),
             tokens=state.tokens.at[rows, index].set(verified, mode="drop"),
             num_tokens=num_tokens,
@@ -245,7 +252,7 @@ def _num_leading(agrees) -> jax.Array:
 
 
 def _verify(sampler, logits, proposed, draft_logits, number) -> tuple[jax.Array, jax.Array]:
-    """Rejection sampling of a round: tokens ``[B, g + 1]``, right up to the first that replaces a proposal, and n.
+    """Rejection sampling of a round: tokens ``[B, g + 1]``, the first ``num_agreed + 1`` valid; ``num_agreed [B]``.
 
     Args:
       sampler: a :class:`Sampler` with keys.

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from rope_jax.interop.config import read_json
 from rope_jax.interop.decoders import read_decoder
 from rope_jax.interop.text import read_text
-from rope_jax.interop.weights import IMAGE_TOWER, open_tensors, prefixes, read_params, stored_dtype
+from rope_jax.interop.weights import (
+    IMAGE_TOWER,
+    check_param_dtype,
+    open_tensors,
+    prefixes,
+    read_params,
+    stored_dtype,
+)
 from rope_jax.models.decoder import Decoder
 
 
@@ -72,8 +79,8 @@ def load_hf(folder, *, dtype=None, param_dtype=None) -> Checkpoint:
     Args:
       folder: the path.
       dtype: of the computation; if None, ``param_dtype``, or else the dtype of the stored embedding.
-      param_dtype: of the parameters; if None, each keeps its stored dtype. Give it where ``dtype`` is narrower than
-        the stored weights: else they are rounded at each step.
+      param_dtype: of the parameters: float32, bfloat16 or float16; if None, each keeps its stored dtype. Pass it if
+        ``dtype`` is narrower than the stored weights: otherwise the weights are cast at every call.
 
     Returns:
       :class:`Checkpoint`: model, params, config, tokenizer, stop_tokens, chat_template.
@@ -82,7 +89,7 @@ def load_hf(folder, *, dtype=None, param_dtype=None) -> Checkpoint:
       ValueError: if a file, a tensor or a key is missing or unknown, a tensor has another shape than the config
         says or is not float32, float16 or bfloat16, or a key asks for something that :class:`Decoder` does not
         have. The message names it.
-      TypeError: if ``dtype`` or ``param_dtype`` is not floating.
+      TypeError: if ``dtype`` is not floating, or ``param_dtype`` not one of these.
       ImportError: without the packages safetensors and tokenizers; install ``rope_jax[checkpoints]``.
     """
     folder = Path(folder)
@@ -91,9 +98,10 @@ def load_hf(folder, *, dtype=None, param_dtype=None) -> Checkpoint:
         hint = "" if folder.is_dir() else ", and nothing is downloaded"
         raise ValueError(f"folder must be a local folder that holds {file.name}, got {folder} without it{hint}")
     config = read_json(file)
-    for name, given in (("dtype", dtype), ("param_dtype", param_dtype)):
-        if given is not None and not jnp.issubdtype(given, jnp.floating):
-            raise TypeError(f"{name} must be floating, got {given}")
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype must be floating, got {dtype}")
+    if param_dtype is not None:
+        check_param_dtype(param_dtype)
     with contextlib.ExitStack() as stack:
         tensors = open_tensors(folder, stack)
         if config.get("model_type") == "gemma3":
@@ -103,5 +111,6 @@ def load_hf(folder, *, dtype=None, param_dtype=None) -> Checkpoint:
         stored = stored if param_dtype is None else jnp.dtype(param_dtype)
         model, names = read_decoder(config, stored, dtype)
         names = {module: name.format(trunk=trunk, head=head, layer="{layer}") for module, name in names.items()}
+        text = read_text(folder, config, model.vocab_size)  # first: the weights take longer
         params = read_params(model, names, tensors, param_dtype)
-    return Checkpoint(model, params, config, *read_text(folder, config, model.vocab_size))
+    return Checkpoint(model, params, config, *text)

@@ -15,7 +15,7 @@ from rope_jax.interop.gguf_file import GgufFile, open_gguf
 from rope_jax.interop.gguf_rope import head_sizes, metadata_of, read_ropes
 from rope_jax.interop.gguf_tokenizer import read_text, without_vocabulary
 from rope_jax.interop.layers import FULL, SLIDING
-from rope_jax.interop.weights import read_params
+from rope_jax.interop.weights import check_param_dtype, read_params
 from rope_jax.models.decoder import Decoder
 
 
@@ -70,8 +70,7 @@ def load_gguf(path, *, dtype=None, param_dtype=jnp.float32) -> Checkpoint:
       TypeError: if a dtype is not one of these, or ``path`` is neither a path nor a reader.
       ImportError: without the packages gguf and tokenizers; install ``rope_jax[gguf]``.
     """
-    if jnp.dtype(param_dtype).name not in ("float32", "bfloat16", "float16"):
-        raise TypeError(f"param_dtype must be float32, bfloat16 or float16, got {param_dtype}")
+    check_param_dtype(param_dtype)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be floating, got {dtype}")
     file = open_gguf(path)

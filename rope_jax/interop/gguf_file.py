@@ -67,12 +67,16 @@ class GgufTensor:
         type_ = gguf.GGMLQuantizationType(self.quantization)
         try:
             with np.errstate(all="ignore"):  # broken blocks may overflow
-                return gguf.dequantize(np.array(stored), type_).astype(self.dtype, copy=False)
+                wide = gguf.dequantize(np.array(stored), type_)
+                values = wide.astype(self.dtype, copy=False)
         except NotImplementedError:
             raise ValueError(
                 f"{self.name} must have a type that the package gguf dequantizes, got {type_.name}; quantize the "
                 "model to another type"
             ) from None
+        if self.dtype.itemsize < 4 and not np.isfinite(values).all() and np.isfinite(wide).all():
+            raise ValueError(f"{self.name} must fit in {self.dtype}, got numbers up to {np.abs(wide).max():.3g}")
+        return values
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

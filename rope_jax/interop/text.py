@@ -34,7 +34,10 @@ def _tokenizer(folder: Path):
     file = folder / "tokenizer.json"
     if not file.is_file():
         return None
-    import tokenizers  # an optional dependency
+    try:
+        import tokenizers  # an optional dependency
+    except ImportError:
+        raise ImportError("texts need the package tokenizers: pip install 'rope_jax[checkpoints]'") from None
 
     try:
         return tokenizers.Tokenizer.from_file(str(file))

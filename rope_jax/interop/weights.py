@@ -105,8 +105,26 @@ def read_params(model: Decoder, names: Mapping[str, str], tensors: Tensors, dtyp
         for layer, name in zip(param if "{layer}" in tensor else param[None], layer_names, strict=True):
             read = tensors[name][rows]
             layer[...] = (read.T if path.endswith("/kernel") else read).reshape(layer.shape)
-        params[path] = jnp.asarray(param, dtype)
+        params[path] = _narrowed(param, dtype, tensor)
     return {"params": flax.traverse_util.unflatten_dict(params, sep="/")}
+
+
+def check_param_dtype(dtype) -> None:
+    """Raises TypeError unless parameters can be kept in this dtype."""
+    if not any(jnp.dtype(dtype) == each for each in _DTYPES.values()):
+        raise TypeError(f"param_dtype must be float32, bfloat16 or float16, got {dtype}")
+
+
+def _narrowed(param: np.ndarray, dtype, name: str) -> jax.Array:
+    """The parameter in another dtype; ValueError if that makes a number infinite."""
+    if dtype is None or param.dtype == dtype:
+        return jnp.asarray(param)
+    with np.errstate(over="ignore"):
+        narrow = param.astype(dtype)
+    if not np.isfinite(narrow).all() and np.isfinite(param).all():
+        largest = np.abs(param.astype(np.float32)).max()
+        raise ValueError(f"tensors {name} must fit in {jnp.dtype(dtype)}, got numbers up to {largest:.3g}")
+    return jnp.asarray(narrow)
 
 
 class _Rows(NamedTuple):

@@ -80,7 +80,7 @@ class Block(nn.Module, kw_only=True):
         return dense("down", x.shape[-1], "mlp", "embed")(product)
 
 
-def stack(model) -> nn.Module:
+def stack(model, **options) -> nn.Module:
     """The blocks of a :class:`Decoder` as one scanned module: parameters get a leading axis ``layers``.
 
     One block is compiled. The module is called with ``(x, cache)``, the plan of all layers, and the layer numbers
@@ -96,22 +96,41 @@ def stack(model) -> nn.Module:
         length=model.num_layers,
         metadata_params=_LAYERS,
     )
-    return scanned(**fields)
+    return scanned(**fields, **options)
 
 
 def run_layers(model, carry: tuple[jax.Array, KVCache | None], plan: Plan) -> tuple[jax.Array, KVCache | None]:
     """The residual stream and the cache after all layers of a :class:`Decoder`.
 
-    With a cache, the program is not trained: each layer is taken out of the parameters by :func:`take_layer`, and
-    multiplied by :func:`dot_general`. Otherwise flax scans the layers.
+    With a cache, each layer is taken out of the parameters by :func:`take_layer` and multiplied by
+    :func:`dot_general`; the paths of its modules, as ``nn.intercept_methods`` sees them, then begin in the layer.
+    Without a cache, and for derivatives, flax scans the layers.
     """
     layers = jnp.arange(model.num_layers, dtype=jnp.int32)
     if carry[1] is None or model.is_initializing() or model.is_mutable_collection("intermediates"):
         return model.layers(carry, plan, layers)[0]
     block = Block(**_fields(model), parent=None)
     stacks, tree = jax.tree.flatten(model.layers.variables.get("params", {}))
+    for each in stacks:  # an index would be clamped
+        if each.shape[0] != model.num_layers:
+            raise ValueError(
+                f"params of layers must have shape [layers, ...] with layers={model.num_layers}, got {each.shape}"
+            )
 
-    def step(carry, layer):
+    @jax.custom_jvp
+    def run(stacks, carry, plan):
+        return jax.lax.scan(functools.partial(step, stacks, plan), carry, layers)[0]
+
+    @run.defjvp
+    def _(primals, tangents):
+        # A gradient would keep a copy of all layers: flax's scan does not.
+        def by_scan(stacks, carry, plan):
+            params = {"params": jax.tree.unflatten(tree, stacks)}
+            return stack(model, parent=None).apply(params, carry, plan, layers)[0]
+
+        return jax.jvp(by_scan, primals, tangents)
+
+    def step(stacks, plan, carry, layer):
         taken = [take_layer(stack, layer) for stack in stacks]
 
         def dot(x, kernel, *arguments, **options):
@@ -121,7 +140,7 @@ def run_layers(model, carry: tuple[jax.Array, KVCache | None], plan: Plan) -> tu
         of_layer = nn.meta.remove_axis(jax.tree.unflatten(tree, taken), 0, _LAYERS)
         return block.apply({"params": of_layer}, carry, plan, layer, dot)
 
-    return jax.lax.scan(step, carry, layers)[0]
+    return run(stacks, carry, plan)
 
 
 _LAYERS = {nn.PARTITION_NAME: "layers"}

@@ -132,6 +132,7 @@ def test_weights_of_nan_have_no_answer():
         (dict(beams=0), "beams must be at least 1, got 0"),
         (dict(max_new_tokens=0), "max_new_tokens must be at least 1, got 0"),
         (dict(length_penalty=float("inf")), "length_penalty must be finite, got inf"),
+        (dict(length_penalty=200), "length_penalty must be moderate, got 200 for 2 tokens"),
         (dict(stop_token=V), r"stop_token must be in \[0, V=3\), got 3"),
         (dict(prompt=jnp.zeros((2, 0), int)), "prompt must hold at least one row and one token"),
     ],

@@ -231,7 +231,7 @@ def test_positions_of_several_axes():
         (
             dict(logits_fn=lambda logits, tokens, step: None),
             TypeError,
-            "logits_fn 0 .* must return logits, got NoneType",
+            "logits_fn 0 .* must return logits in a jax array, got NoneType",
         ),
         (
             dict(logits_fn=lambda logits, tokens, step: logits[:, 1:]),
@@ -252,7 +252,46 @@ def test_refused_numbers():
         (lambda: RepetitionPenalty(0.0), "RepetitionPenalty: penalty must be positive, got 0.0"),
         (lambda: RepetitionPenalty(float("inf")), "RepetitionPenalty: penalty must be finite, got inf"),
         (lambda: MinP(0.0), "MinP: share must be positive, got 0.0"),
-        (lambda: MinP(1.5), r"MinP: share must be in \(0, 1\], got 1.5"),
+        (lambda: MinP(1.5), "MinP: share must be at most 1, got 1.5"),
     ):
         with pytest.raises(ValueError, match=says):
             make()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        dict(),
+        dict(temperature=1.0, rng=jax.random.key(0)),
+        dict(temperature=1.0, rng=jax.random.key(0), top_k=2),
+        dict(temperature=1.0, rng=jax.random.key(0), top_p=0.5),
+    ],
+    ids=str,
+)
+def test_no_token_is_written_if_none_is_allowed(how):
+    out = generate(logits_fn=LogitBias(jnp.full(V, -jnp.inf)), **how)
+    assert np.all(np.asarray(out.tokens) == -1)
+
+
+def test_numbers_of_numpy_and_jax_are_checked_too():
+    for make in (
+        lambda: MinP(np.float32(2.0)),
+        lambda: MinP(jnp.float32(2.0)),
+        lambda: RepetitionPenalty(np.float32(-1)),
+    ):
+        with pytest.raises(ValueError, match="must be"):
+            make()
+    assert LogitBias([0.0, 1.0])(jnp.zeros((1, 2)), None, 0).tolist() == [[0.0, 1.0]]
+    with pytest.raises(TypeError, match="LogitBias: bias must be floating"):
+        LogitBias([0, 1])
+    with pytest.raises(ValueError, match=r"LogitBias: bias must have shape \[B, V\] with B=3"):
+        generate(logits_fn=LogitBias(jnp.zeros((2, V))))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_parameters_of_another_number_of_layers_are_refused(count):
+    layers = jax.tree.map(lambda leaf: jnp.resize(leaf, (count, *leaf.shape[1:])), PARAMS["params"]["layers"])
+    with pytest.raises(
+        ValueError, match=rf"params of layers must have shape \[layers, ...\] with layers=2, got \({count},"
+    ):
+        generate(params={"params": PARAMS["params"] | {"layers": layers}})

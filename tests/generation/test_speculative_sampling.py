@@ -123,6 +123,13 @@ def test_a_second_round_goes_on_from_both_caches(temperature):
         (dict(cache=MODEL.init_cache(batch=1, capacity=8)), "cache and draft_cache must be given together"),
         (
             dict(
+                cache=MODEL.apply(PARAMS, jnp.array([[1, 2]]), cache=MODEL.init_cache(batch=1, capacity=8))[1],
+                draft_cache=DRAFT.init_cache(batch=1, capacity=8),
+            ),
+            r"cache and draft_cache must hold the same tokens, got \[2\] and \[0\]",
+        ),
+        (
+            dict(
                 cache=MODEL.init_cache(batch=1, capacity=8, eviction="sliding"),
                 draft_cache=DRAFT.init_cache(batch=1, capacity=8),
             ),

@@ -280,8 +280,12 @@ def test_parameters_of_another_dtype_than_the_file(tmp_path):
     assert narrow.model.dtype == narrow.model.param_dtype == jnp.bfloat16
     both = rope_jax.load_hf(tmp_path, dtype=jnp.float32, param_dtype=jnp.bfloat16)
     assert both.model.dtype == jnp.float32 and both.model.param_dtype == jnp.bfloat16
-    with pytest.raises(TypeError, match="param_dtype must be floating, got int8"):
-        rope_jax.load_hf(tmp_path, param_dtype="int8")
+    for wrong in ("int8", "float64", "float8_e4m3fn"):
+        with pytest.raises(TypeError, match=f"param_dtype must be float32, bfloat16 or float16, got {wrong}"):
+            rope_jax.load_hf(tmp_path, param_dtype=wrong)
+    large = jax.tree.map(lambda leaf: leaf * 1e6, PARAMS)
+    with pytest.raises(ValueError, match="must fit in float16, got numbers up to"):
+        rope_jax.load_hf(save(tmp_path, tensors=tensors_of(large)), param_dtype="float16")
 
 
 def test_tensors_that_are_no_parameters(tmp_path):
@@ -573,8 +577,18 @@ def test_the_script_renders_a_chat(talking, tmp_path, run):
 {{ eos_token }}{% if add_generation_prompt %} over{% endif %}"""
     (folder / "chat_template.jinja").write_text(template)
     checkpoint = rope_jax.load_hf(folder)
-    text = runpy.run_path(str(SCRIPT))["render"](checkpoint, [{"role": "user", "content": "the dog"}])
+    script = runpy.run_path(str(SCRIPT))
+    render = lambda folder, checkpoint=checkpoint: script["render"](
+        script["Config"](model=folder), checkpoint, [{"role": "user", "content": "the dog"}]
+    )
+    text = render(folder)
     assert text == "<s>brown the dog</s> over"  # without the newlines around tags
+    # tokenizer_config.json is asked first; a template that wants a beginning must get one.
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": {"content": "fox"}, "eos_token": "?"}))
+    assert render(folder) == "foxbrown the dog? over"
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match="MODEL must name the token that begins a text for --chat"):
+        render(folder, checkpoint._replace(config={}))
     prompt = [0, *map(WORDS.index, ["brown", "the", "dog", "</s>", "over"])]  # a single <s>
     rng = jax.random.split(jax.random.key(0), 1)
     tokens = rope_jax.generate(

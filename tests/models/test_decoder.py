@@ -307,3 +307,17 @@ def test_learned_frequencies_of_each_layer():
 def test_learned_frequencies_want_one_rope(rope):
     with pytest.raises(ValueError, match="rope must be one rope for all layers with learn_frequencies"):
         init(build(rope=rope, learn_frequencies=True))
+
+
+def test_a_gradient_through_a_cached_call_keeps_no_copy_of_the_layers():
+    model = build(num_layers=8)
+    params, prompt = init(model), tokens(1, 6)
+    cache = model.init_cache(batch=1, capacity=6)
+    cached = lambda params: jnp.sum(model.apply(params, prompt, cache=cache)[0] ** 2)
+    plain = lambda params: jnp.sum(model.apply(params, prompt) ** 2)
+    compiled = [jax.jit(jax.grad(loss)).lower(params).compile() for loss in (cached, plain)]
+    for got, want in zip(*(jax.tree.leaves(each(params)) for each in compiled), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4 * float(jnp.abs(want).max()))
+    bytes_of_layers = sum(leaf.nbytes for leaf in jax.tree.leaves(params["params"]["layers"]))
+    with_cache, without = (each.memory_analysis().temp_size_in_bytes for each in compiled)
+    assert with_cache < without + bytes_of_layers / 2

@@ -100,7 +100,7 @@ def test_chat_template(real, theirs):
         assert real.checkpoint.chat_template is theirs[1].chat_template is None
         return
     want = theirs[1].apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert generate.render(real.checkpoint, messages) == want
+    assert generate.render(generate.Config(), real.checkpoint, messages) == want
     assert want.endswith("<|im_start|>assistant\n")
 
 
