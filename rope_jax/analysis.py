@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 import numpy as np
 
+from rope_jax._checks import check_count, check_features
 from rope_jax.core.angles import fixed_point_turns, rotation
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule, call_schedule, check_schedule
 from rope_jax.core.rope import Rope
@@ -28,8 +29,7 @@ def wavelengths(frequencies: Frequencies | Schedule, *, rotary_dim: int | None =
     """The wavelength of each pair, in tokens per turn: ``2 pi / |theta_i|`` (Peng et al. 2023, YaRN, section 3.2).
 
     Args:
-      frequencies: on the host, radians per token; or a schedule with rotary_dim.
-      rotary_dim: R, of a schedule; left out beside frequencies.
+      frequencies: on the host, radians per token; or a schedule, with rotary_dim=R.
 
     Returns:
       float64 ``[R/2]``, in tokens; inf for a pair of frequency 0.
@@ -39,8 +39,6 @@ def wavelengths(frequencies: Frequencies | Schedule, *, rotary_dim: int | None =
 
     Example:
       >>> import rope_jax, rope_jax.analysis
-      >>> rope_jax.analysis.wavelengths(rope_jax.Standard()(4)).round(2).tolist()
-      [6.28, 628.32]
       >>> rope_jax.analysis.wavelengths(rope_jax.Standard(), rotary_dim=4).round(2).tolist()
       [6.28, 628.32]
     """
@@ -52,16 +50,14 @@ def turns(frequencies: Frequencies | Schedule, context_length: int, *, rotary_di
     """Turns of each pair over a context length: ``context_length |theta_i| / 2 pi``, YaRN's ratio r (section 3.2).
 
     Args:
-      frequencies: on the host, radians per token; or a schedule with rotary_dim.
+      frequencies: on the host, radians per token; or a schedule, with rotary_dim=R.
       context_length: in tokens, at least 1.
-      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 ``[R/2]``, in turns, with their fraction.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or context_length is
-        not an integer.
+      TypeError: if frequencies are not on the host, or context_length is not an integer.
       ValueError: if context_length is below 1.
 
     Example:
@@ -69,7 +65,7 @@ def turns(frequencies: Frequencies | Schedule, context_length: int, *, rotary_di
       >>> rope_jax.analysis.turns(rope_jax.Standard()(4), 1000).round(2).tolist()
       [159.15, 1.59]
     """
-    context_length = _count("context_length", context_length, "tokens")
+    context_length = check_count("context_length", context_length, "tokens")
     return context_length * np.abs(_host(frequencies, rotary_dim).inv_freq) / (2 * np.pi)
 
 
@@ -83,16 +79,14 @@ def incomplete_pairs(
     0 count too, although their angle never changes.
 
     Args:
-      frequencies: on the host, radians per token; or a schedule with rotary_dim.
+      frequencies: on the host, radians per token; or a schedule, with rotary_dim=R.
       context_length: in tokens, at least 1.
-      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       bool ``[R/2]``.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or context_length is
-        not an integer.
+      TypeError: if frequencies are not on the host, or context_length is not an integer.
       ValueError: if context_length is below 1.
 
     Example:
@@ -112,8 +106,7 @@ def effective_context(frequencies: Frequencies | Schedule, *, rotary_dim: int | 
     by as much. A pair of frequency 0 gives inf and carries no information on distance.
 
     Args:
-      frequencies: on the host, radians per token; or a schedule with rotary_dim.
-      rotary_dim: R, of a schedule; left out beside frequencies.
+      frequencies: on the host, radians per token; or a schedule, with rotary_dim=R.
 
     Returns:
       float64 ``[R/2]``, in tokens; inf for a pair of frequency 0.
@@ -142,16 +135,14 @@ def mean_score(frequencies: Frequencies | Schedule, distances, *, rotary_dim: in
     ``a^2 max_i |theta_i| 2^-53``.
 
     Args:
-      frequencies: on the host, radians per token; a is their attention_factor. Or a schedule with rotary_dim.
+      frequencies: on the host, radians per token; a is their attention_factor. Or a schedule, with rotary_dim=R.
       distances: integers or floats of any shape, below 2^63, in tokens; negative ones too.
-      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 of the shape of distances.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or distances not
-        integers or floats.
+      TypeError: if frequencies are not on the host, or distances not integers or floats.
       ValueError: if a distance is not finite, or is 2^63 or more.
 
     Example:
@@ -172,16 +163,14 @@ def decay_bound(frequencies: Frequencies | Schedule, distances, *, rotary_dim: i
     ``(R/2 + 1) / 2``.
 
     Args:
-      frequencies: on the host, radians per token; or a schedule with rotary_dim.
+      frequencies: on the host, radians per token; or a schedule, with rotary_dim=R.
       distances: integers or floats of any shape, below 2^63, in tokens; negative ones too.
-      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 of the shape of distances; as exact as :func:`mean_score`, times ``R/2``.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or distances not
-        integers or floats.
+      TypeError: if frequencies are not on the host, or distances not integers or floats.
       ValueError: if a distance is not finite, or is 2^63 or more.
 
     Example:
@@ -206,10 +195,9 @@ def aliases(
     have no higher score. Peaks at negative distances are the same.
 
     Args:
-      frequencies: on the host, radians per token; or a schedule with rotary_dim.
+      frequencies: on the host, radians per token; or a schedule, with rotary_dim=R.
       context_length: in tokens, at least 1.
       count: the largest number of peaks to return, at least 1.
-      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       distances, int64 ``[C]``, in tokens, and their similarity, float64 ``[C]``: ``mean_i cos(d theta_i)``, which
@@ -217,8 +205,7 @@ def aliases(
       of peaks: 0 if the score only falls.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or context_length or
-        count is not an integer.
+      TypeError: if frequencies are not on the host, or context_length or count is not an integer.
       ValueError: if context_length or count is below 1.
 
     Example:
@@ -227,7 +214,8 @@ def aliases(
       >>> distances.tolist(), similarity.round(3).tolist()
       ([12, 18], [0.662, 0.619])
     """
-    context_length, count = _count("context_length", context_length, "tokens"), _count("count", count, "peaks")
+    context_length = check_count("context_length", context_length, "tokens")
+    count = check_count("count", count, "peaks")
     score = _mean_cos(_host(frequencies, rotary_dim), np.arange(context_length))
     rises = np.diff(score) > 0
     stops_rising = np.append(~rises, True)  # [d]: not higher at d + 1, or d is the last distance
@@ -266,7 +254,7 @@ def score_kernel(q, k, rope: Rope, distances, *, context_length: int | None = No
     """
     if not isinstance(rope, Rope):
         raise TypeError(f"rope must be a Rope, got {type(rope).__name__}")
-    q, k = _features("q", q, rope.head_dim), _features("k", k, rope.head_dim)
+    q, k = check_features("q", q, rope.head_dim), check_features("k", k, rope.head_dim)
     distances = _distances(distances)
     frequencies = _host(rope.frequencies(context_length), one_axis=False)
     if rope.num_axes > 1 and (not distances.ndim or distances.shape[-1] != rope.num_axes):
@@ -301,16 +289,15 @@ def phase_error(
     The true angle comes from integer arithmetic, with an error up to ``|m| 2^-62 + 2^-50`` radians.
 
     Args:
-      frequencies: on the host, radians per position; or a schedule with rotary_dim.
+      frequencies: on the host, radians per position; or a schedule, with rotary_dim=R.
       positions: integers ``[P]``; for ``"exact"`` and ``"bfloat16_table"`` they must fit in int32 unless x64 is on.
       arithmetic: a name from the list above.
-      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 ``[P, R/2]``, in radians. Random angles have a mean error of ``pi/2``.
 
     Raises:
-      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or positions not integers.
+      TypeError: if frequencies are not on the host, or positions not integers.
       ValueError: if positions are not ``[P]`` or do not fit, or the arithmetic is unknown.
 
     Example:
@@ -385,7 +372,7 @@ def _host(frequencies, rotary_dim: int | None = None, *, one_axis: bool = True) 
             )
     elif rotary_dim is not None:
         check_schedule(frequencies)
-        frequencies = call_schedule(frequencies, _count("rotary_dim", rotary_dim, "features"))
+        frequencies = call_schedule(frequencies, check_count("rotary_dim", rotary_dim, "features"))
     if isinstance(frequencies, Frequencies) and frequencies.on_host:
         if frequencies.num_heads is not None or (one_axis and frequencies.inv_freq.ndim > 1):
             axes = "[R/2]" if one_axis else "[R/2] or [A, R/2]"
@@ -410,20 +397,3 @@ def _distances(distances, argument: str = "distances") -> np.ndarray:
     if distances.dtype.kind != "i" and not np.all(np.abs(distances) < 2**63):  # False for nan too
         raise ValueError(f"{argument} must be finite and below 2^63, got {distances.min()} to {distances.max()}")
     return distances if distances.dtype == np.float64 else distances.astype(np.int64)
-
-
-def _features(argument: str, x, head_dim: int) -> np.ndarray:
-    x = np.asarray(x)
-    if not (x.dtype.kind in "iu" or jnp.issubdtype(x.dtype, jnp.floating)):
-        raise TypeError(f"{argument} must be real numbers, got dtype {x.dtype}")
-    if x.shape != (head_dim,):
-        raise ValueError(f"{argument} must have shape [H] with H={head_dim}, got {x.shape}")
-    return x.astype(np.float64)
-
-
-def _count(argument: str, value, unit: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{argument} must be an integer number of {unit}, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{argument} must be at least 1, got {value}")
-    return int(value)
