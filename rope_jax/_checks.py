@@ -175,22 +175,3 @@ def check_callable(field: str, encoding, *arguments: str) -> None:
         raise TypeError(f"{expected}, got {type(encoding).__name__}, which takes ({parameters})") from None
     except ValueError:  # some callables written in C have no signature to check
         pass
-
-
-def check_count(argument: str, value, unit: str) -> int:
-    """A host integer of at least 1; the message names the unit."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{argument} must be an integer number of {unit}, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{argument} must be at least 1, got {value}")
-    return int(value)
-
-
-def check_features(argument: str, x, head_dim: int) -> np.ndarray:
-    """The real features ``[H]`` of one head, in float64 on the host."""
-    x = np.asarray(x)
-    if not (x.dtype.kind in "iu" or jnp.issubdtype(x.dtype, jnp.floating)):
-        raise TypeError(f"{argument} must be real numbers, got dtype {x.dtype}")
-    if x.shape != (head_dim,):
-        raise ValueError(f"{argument} must have shape [H] with H={head_dim}, got {x.shape}")
-    return x.astype(np.float64)

@@ -14,9 +14,9 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_count, check_features
+from rope_jax._analysis_arguments import checked_count, checked_distances, checked_features, host_of
 from rope_jax.core.angles import fixed_point_turns, rotation
-from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule, call_schedule, check_schedule
+from rope_jax.core.frequencies import Frequencies, Schedule
 from rope_jax.core.rope import Rope
 
 Arithmetic = Literal["exact", "float32", "bfloat16", "bfloat16_table"]
@@ -29,7 +29,8 @@ def wavelengths(frequencies: Frequencies | Schedule, *, rotary_dim: int | None =
     """The wavelength of each pair, in tokens per turn: ``2 pi / |theta_i|`` (Peng et al. 2023, YaRN, section 3.2).
 
     Args:
-      frequencies: on the host, radians per token; or a schedule, with rotary_dim=R.
+      frequencies: on the host, radians per token; or a schedule with rotary_dim.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 ``[R/2]``, in tokens; inf for a pair of frequency 0.
@@ -39,25 +40,29 @@ def wavelengths(frequencies: Frequencies | Schedule, *, rotary_dim: int | None =
 
     Example:
       >>> import rope_jax, rope_jax.analysis
+      >>> rope_jax.analysis.wavelengths(rope_jax.Standard()(4)).round(2).tolist()
+      [6.28, 628.32]
       >>> rope_jax.analysis.wavelengths(rope_jax.Standard(), rotary_dim=4).round(2).tolist()
       [6.28, 628.32]
     """
     with np.errstate(divide="ignore", over="ignore"):  # inf is the documented result
-        return 2 * np.pi / np.abs(_host(frequencies, rotary_dim).inv_freq)
+        return 2 * np.pi / np.abs(host_of(frequencies, rotary_dim).inv_freq)
 
 
 def turns(frequencies: Frequencies | Schedule, context_length: int, *, rotary_dim: int | None = None) -> np.ndarray:
     """Turns of each pair over a context length: ``context_length |theta_i| / 2 pi``, YaRN's ratio r (section 3.2).
 
     Args:
-      frequencies: on the host, radians per token; or a schedule, with rotary_dim=R.
+      frequencies: on the host, radians per token; or a schedule with rotary_dim.
       context_length: in tokens, at least 1.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 ``[R/2]``, in turns, with their fraction.
 
     Raises:
-      TypeError: if frequencies are not on the host, or context_length is not an integer.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or context_length is
+        not an integer.
       ValueError: if context_length is below 1.
 
     Example:
@@ -65,8 +70,8 @@ def turns(frequencies: Frequencies | Schedule, context_length: int, *, rotary_di
       >>> rope_jax.analysis.turns(rope_jax.Standard()(4), 1000).round(2).tolist()
       [159.15, 1.59]
     """
-    context_length = check_count("context_length", context_length, "tokens")
-    return context_length * np.abs(_host(frequencies, rotary_dim).inv_freq) / (2 * np.pi)
+    context_length = checked_count("context_length", context_length, "tokens")
+    return context_length * np.abs(host_of(frequencies, rotary_dim).inv_freq) / (2 * np.pi)
 
 
 def incomplete_pairs(
@@ -79,14 +84,16 @@ def incomplete_pairs(
     0 count too, although their angle never changes.
 
     Args:
-      frequencies: on the host, radians per token; or a schedule, with rotary_dim=R.
+      frequencies: on the host, radians per token; or a schedule with rotary_dim.
       context_length: in tokens, at least 1.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       bool ``[R/2]``.
 
     Raises:
-      TypeError: if frequencies are not on the host, or context_length is not an integer.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or context_length is
+        not an integer.
       ValueError: if context_length is below 1.
 
     Example:
@@ -106,7 +113,8 @@ def effective_context(frequencies: Frequencies | Schedule, *, rotary_dim: int | 
     by as much. A pair of frequency 0 gives inf and carries no information on distance.
 
     Args:
-      frequencies: on the host, radians per token; or a schedule, with rotary_dim=R.
+      frequencies: on the host, radians per token; or a schedule with rotary_dim.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 ``[R/2]``, in tokens; inf for a pair of frequency 0.
@@ -135,14 +143,16 @@ def mean_score(frequencies: Frequencies | Schedule, distances, *, rotary_dim: in
     ``a^2 max_i |theta_i| 2^-53``.
 
     Args:
-      frequencies: on the host, radians per token; a is their attention_factor. Or a schedule, with rotary_dim=R.
+      frequencies: on the host, radians per token; a is their attention_factor. Or a schedule with rotary_dim.
       distances: integers or floats of any shape, below 2^63, in tokens; negative ones too.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 of the shape of distances.
 
     Raises:
-      TypeError: if frequencies are not on the host, or distances not integers or floats.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or distances not
+        integers or floats.
       ValueError: if a distance is not finite, or is 2^63 or more.
 
     Example:
@@ -150,8 +160,8 @@ def mean_score(frequencies: Frequencies | Schedule, distances, *, rotary_dim: in
       >>> rope_jax.analysis.mean_score(rope_jax.Standard()(128), [0, 1, 100, 10_000]).round(3).tolist()
       [1.0, 0.97, 0.477, -0.028]
     """
-    frequencies = _host(frequencies, rotary_dim)
-    return frequencies.attention_factor**2 * _mean_cos(frequencies, _distances(distances))
+    frequencies = host_of(frequencies, rotary_dim)
+    return frequencies.attention_factor**2 * _mean_cos(frequencies, checked_distances(distances))
 
 
 def decay_bound(frequencies: Frequencies | Schedule, distances, *, rotary_dim: int | None = None) -> np.ndarray:
@@ -163,14 +173,16 @@ def decay_bound(frequencies: Frequencies | Schedule, distances, *, rotary_dim: i
     ``(R/2 + 1) / 2``.
 
     Args:
-      frequencies: on the host, radians per token; or a schedule, with rotary_dim=R.
+      frequencies: on the host, radians per token; or a schedule with rotary_dim.
       distances: integers or floats of any shape, below 2^63, in tokens; negative ones too.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 of the shape of distances; as exact as :func:`mean_score`, times ``R/2``.
 
     Raises:
-      TypeError: if frequencies are not on the host, or distances not integers or floats.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or distances not
+        integers or floats.
       ValueError: if a distance is not finite, or is 2^63 or more.
 
     Example:
@@ -178,7 +190,7 @@ def decay_bound(frequencies: Frequencies | Schedule, distances, *, rotary_dim: i
       >>> rope_jax.analysis.decay_bound(rope_jax.Standard()(128), [0, 50, 250]).round(1).tolist()
       [32.5, 12.6, 6.5]
     """
-    frequencies, distances = _host(frequencies, rotary_dim), _distances(distances)
+    frequencies, distances = host_of(frequencies, rotary_dim), checked_distances(distances)
     partial, total = np.zeros(distances.shape, complex), np.zeros(distances.shape)
     for angle in _angles(frequencies, distances):
         partial += np.exp(1j * angle)
@@ -195,9 +207,10 @@ def aliases(
     have no higher score. Peaks at negative distances are the same.
 
     Args:
-      frequencies: on the host, radians per token; or a schedule, with rotary_dim=R.
+      frequencies: on the host, radians per token; or a schedule with rotary_dim.
       context_length: in tokens, at least 1.
       count: the largest number of peaks to return, at least 1.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       distances, int64 ``[C]``, in tokens, and their similarity, float64 ``[C]``: ``mean_i cos(d theta_i)``, which
@@ -205,7 +218,8 @@ def aliases(
       of peaks: 0 if the score only falls.
 
     Raises:
-      TypeError: if frequencies are not on the host, or context_length or count is not an integer.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or context_length or
+        count is not an integer.
       ValueError: if context_length or count is below 1.
 
     Example:
@@ -214,9 +228,11 @@ def aliases(
       >>> distances.tolist(), similarity.round(3).tolist()
       ([12, 18], [0.662, 0.619])
     """
-    context_length = check_count("context_length", context_length, "tokens")
-    count = check_count("count", count, "peaks")
-    score = _mean_cos(_host(frequencies, rotary_dim), np.arange(context_length))
+    context_length, count = (
+        checked_count("context_length", context_length, "tokens"),
+        checked_count("count", count, "peaks"),
+    )
+    score = _mean_cos(host_of(frequencies, rotary_dim), np.arange(context_length))
     rises = np.diff(score) > 0
     stops_rising = np.append(~rises, True)  # [d]: not higher at d + 1, or d is the last distance
     peaks = 1 + np.flatnonzero(rises & stops_rising[1:])
@@ -254,9 +270,9 @@ def score_kernel(q, k, rope: Rope, distances, *, context_length: int | None = No
     """
     if not isinstance(rope, Rope):
         raise TypeError(f"rope must be a Rope, got {type(rope).__name__}")
-    q, k = check_features("q", q, rope.head_dim), check_features("k", k, rope.head_dim)
-    distances = _distances(distances)
-    frequencies = _host(rope.frequencies(context_length), one_axis=False)
+    q, k = checked_features("q", q, rope.head_dim), checked_features("k", k, rope.head_dim)
+    distances = checked_distances(distances)
+    frequencies = host_of(rope.frequencies(context_length), one_axis=False)
     if rope.num_axes > 1 and (not distances.ndim or distances.shape[-1] != rope.num_axes):
         raise ValueError(
             f"distances must be [..., A={rope.num_axes}] for a rope of {rope.num_axes} axes, "
@@ -289,15 +305,16 @@ def phase_error(
     The true angle comes from integer arithmetic, with an error up to ``|m| 2^-62 + 2^-50`` radians.
 
     Args:
-      frequencies: on the host, radians per position; or a schedule, with rotary_dim=R.
+      frequencies: on the host, radians per position; or a schedule with rotary_dim.
       positions: integers ``[P]``; for ``"exact"`` and ``"bfloat16_table"`` they must fit in int32 unless x64 is on.
       arithmetic: a name from the list above.
+      rotary_dim: R, of a schedule; left out beside frequencies.
 
     Returns:
       float64 ``[P, R/2]``, in radians. Random angles have a mean error of ``pi/2``.
 
     Raises:
-      TypeError: if frequencies are not on the host, or positions not integers.
+      TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or positions not integers.
       ValueError: if positions are not ``[P]`` or do not fit, or the arithmetic is unknown.
 
     Example:
@@ -316,9 +333,9 @@ def phase_error(
         raise TypeError(f"positions must be integers, got dtype {positions.dtype}")
     if positions.ndim != 1:
         raise ValueError(f"positions must have shape [P], got {positions.shape}")
-    frequencies = _host(frequencies, rotary_dim)
+    frequencies = host_of(frequencies, rotary_dim)
     phase = np.zeros(frequencies.num_pairs) if frequencies.phase is None else np.asarray(frequencies.phase)
-    true = np.stack(list(_angles(frequencies, _distances(positions, "positions"))), axis=-1)
+    true = np.stack(list(_angles(frequencies, checked_distances(positions, "positions"))), axis=-1)
     if arithmetic in ("exact", "bfloat16_table"):
         cos, sin = (np.asarray(part) for part in rotation(positions, frequencies))
         if arithmetic == "bfloat16_table":
@@ -360,40 +377,3 @@ def _angles(frequencies: Frequencies, distances: np.ndarray) -> Iterator:
         # In 2^-64 turns, modulo a turn, from -1/2 turn to 1/2.
         phase = np.multiply(whole, (high << 32) | low).sum(axis=-1, dtype=np.uint64).astype(np.int64)
         yield phase * (2 * np.pi * 2.0**-64) + (fraction * wave_vector).sum(axis=-1)
-
-
-def _host(frequencies, rotary_dim: int | None = None, *, one_axis: bool = True) -> Frequencies:
-    """Host frequencies of one position axis; of several only if ``one_axis`` is False; the same in all heads."""
-    if isinstance(frequencies, Frequencies | FrequencyChoice):
-        if rotary_dim is not None:
-            raise ValueError(
-                f"rotary_dim must be left out beside Frequencies, which have R/2 = {frequencies.num_pairs} pairs, "
-                f"got {rotary_dim}"
-            )
-    elif rotary_dim is not None:
-        check_schedule(frequencies)
-        frequencies = call_schedule(frequencies, check_count("rotary_dim", rotary_dim, "features"))
-    if isinstance(frequencies, Frequencies) and frequencies.on_host:
-        if frequencies.num_heads is not None or (one_axis and frequencies.inv_freq.ndim > 1):
-            axes = "[R/2]" if one_axis else "[R/2] or [A, R/2]"
-            raise ValueError(f"inv_freq must be {axes}, got shape {frequencies.inv_freq.shape}")
-        return frequencies
-    if isinstance(frequencies, Frequencies):
-        got = "Frequencies of a jax array; build Frequencies from numpy.asarray(array)"
-    elif isinstance(frequencies, FrequencyChoice):
-        got = "FrequencyChoice; pass one of its options"
-    else:
-        got = f"{type(frequencies).__name__}; pass rotary_dim= beside a schedule, or wrap numbers as Frequencies"
-    raise TypeError(f"frequencies must be host Frequencies, got {got}")
-
-
-def _distances(distances, argument: str = "distances") -> np.ndarray:
-    """``distances`` as int64 or float64."""
-    distances = np.asarray(distances)
-    if distances.dtype.kind not in "iuf":
-        raise TypeError(f"{argument} must be integers or floats, got dtype {distances.dtype}")
-    if distances.dtype.kind == "f":
-        distances = distances.astype(np.float64)
-    if distances.dtype.kind != "i" and not np.all(np.abs(distances) < 2**63):  # False for nan too
-        raise ValueError(f"{argument} must be finite and below 2^63, got {distances.min()} to {distances.max()}")
-    return distances if distances.dtype == np.float64 else distances.astype(np.int64)

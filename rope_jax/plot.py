@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax import analysis
-from rope_jax._checks import check_count, check_features
+from rope_jax._analysis_arguments import checked_count, checked_features
 from rope_jax.core.frequencies import Frequencies, Schedule
 from rope_jax.core.rope import Rope
 
@@ -72,7 +72,7 @@ def wavelengths(
             label=f"{name} ({still} of {tokens.size} pairs stand still)" if still else name,
         )
     if context_length is not None:
-        context_length = check_count("context_length", context_length, "tokens")
+        context_length = checked_count("context_length", context_length, "tokens")
         axes.axhline(context_length, color="0.4", linewidth=1, label=f"training length, {context_length:,} tokens")
     axes.set(title="Wavelength of each pair", xlabel="pair i", ylabel="wavelength (tokens)")
     axes.set_yscale("log")
@@ -281,8 +281,8 @@ def score_map(axes: Axes, q, k, rope: Rope, span: int) -> Axes:
     _check_kind("rope", rope, Rope)
     if rope.num_axes > 1:
         raise ValueError(f"rope must have one axis of positions for a map of m and n, got {rope.num_axes}")
-    span = check_count("span", span, "positions")
-    q, k = check_features("q", q, rope.head_dim), check_features("k", k, rope.head_dim)
+    span = checked_count("span", span, "positions")
+    q, k = checked_features("q", q, rope.head_dim), checked_features("k", k, rope.head_dim)
     repeated = [jnp.tile(jnp.asarray(x, jnp.float32), (span, 1, 1)) for x in (q, k)]
     rotated = rope(repeated[0], repeated[1], jnp.arange(span))
     queries, keys = (np.asarray(x, np.float64)[:, 0] for x in rotated)

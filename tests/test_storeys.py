@@ -25,6 +25,7 @@ STOREYS = {  # from the ground up; in a storey, the files in import order
         "layout model_rope config sections rope_types family hooks families layers part_types class_defaults parts read "
         "write decoders weights text checkpoint gguf_architectures gguf_file gguf_rope gguf_tokenizer gguf_checkpoint"
     ).split(),
+    "_analysis_arguments": [],
     "analysis": [],
     "plot": [],
 }

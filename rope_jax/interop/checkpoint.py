@@ -18,7 +18,7 @@ class Checkpoint(NamedTuple):
 
     Attributes:
       model: the decoder that the config describes.
-      params: its variables, each in its stored dtype.
+      params: its variables.
       config: the contents of config.json, or the metadata of a GGUF file.
       tokenizer: a ``tokenizers.Tokenizer``; None without one.
       stop_tokens: the tokens that end a text, for ``generate(stop_token=...)``; empty without any.
@@ -33,7 +33,7 @@ class Checkpoint(NamedTuple):
     chat_template: str | None
 
 
-def load_hf(folder, *, dtype=None) -> Checkpoint:
+def load_hf(folder, *, dtype=None, param_dtype=None) -> Checkpoint:
     """A Hugging Face language model from a local folder, as a :class:`Decoder`.
 
     Example:
@@ -71,7 +71,9 @@ def load_hf(folder, *, dtype=None) -> Checkpoint:
 
     Args:
       folder: the path.
-      dtype: of the computation; if None, the dtype of the stored embedding. Parameters keep their stored dtype.
+      dtype: of the computation; if None, ``param_dtype``, or else the dtype of the stored embedding.
+      param_dtype: of the parameters; if None, each keeps its stored dtype. Give it where ``dtype`` is narrower than
+        the stored weights: else they are rounded at each step.
 
     Returns:
       :class:`Checkpoint`: model, params, config, tokenizer, stop_tokens, chat_template.
@@ -80,7 +82,7 @@ def load_hf(folder, *, dtype=None) -> Checkpoint:
       ValueError: if a file, a tensor or a key is missing or unknown, a tensor has another shape than the config
         says or is not float32, float16 or bfloat16, or a key asks for something that :class:`Decoder` does not
         have. The message names it.
-      TypeError: if ``dtype`` is not floating.
+      TypeError: if ``dtype`` or ``param_dtype`` is not floating.
       ImportError: without the packages safetensors and tokenizers; install ``rope_jax[checkpoints]``.
     """
     folder = Path(folder)
@@ -89,15 +91,17 @@ def load_hf(folder, *, dtype=None) -> Checkpoint:
         hint = "" if folder.is_dir() else ", and nothing is downloaded"
         raise ValueError(f"folder must be a local folder that holds {file.name}, got {folder} without it{hint}")
     config = read_json(file)
-    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"dtype must be floating, got {dtype}")
+    for name, given in (("dtype", dtype), ("param_dtype", param_dtype)):
+        if given is not None and not jnp.issubdtype(given, jnp.floating):
+            raise TypeError(f"{name} must be floating, got {given}")
     with contextlib.ExitStack() as stack:
         tensors = open_tensors(folder, stack)
         if config.get("model_type") == "gemma3":
             tensors = {name: tensor for name, tensor in tensors.items() if not IMAGE_TOWER.match(name)}
         trunk, head = prefixes(tensors)
         stored = stored_dtype(tensors, f"{trunk}embed_tokens.weight")
+        stored = stored if param_dtype is None else jnp.dtype(param_dtype)
         model, names = read_decoder(config, stored, dtype)
         names = {module: name.format(trunk=trunk, head=head, layer="{layer}") for module, name in names.items()}
-        params = read_params(model, names, tensors)
+        params = read_params(model, names, tensors, param_dtype)
     return Checkpoint(model, params, config, *read_text(folder, config, model.vocab_size))

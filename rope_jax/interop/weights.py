@@ -74,13 +74,14 @@ def stored_dtype(tensors: Tensors, name: str) -> np.dtype:
     return _DTYPES[stored]
 
 
-def read_params(model: Decoder, names: Mapping[str, str], tensors: Tensors) -> dict:
+def read_params(model: Decoder, names: Mapping[str, str], tensors: Tensors, dtype=None) -> dict:
     """The variables of a model. One parameter at a time is held on the host, with all its layers.
 
     Args:
       model: the decoder.
       names: the tensor name of each module, without ``.weight``; ``{layer}`` stands for the layer's number.
       tensors: from :func:`open_tensors`.
+      dtype: of the parameters; the stored dtype if None.
 
     Raises:
       ValueError: if a tensor is missing, unexpected, or has another shape or dtype than the model.
@@ -104,7 +105,7 @@ def read_params(model: Decoder, names: Mapping[str, str], tensors: Tensors) -> d
         for layer, name in zip(param if "{layer}" in tensor else param[None], layer_names, strict=True):
             read = tensors[name][rows]
             layer[...] = (read.T if path.endswith("/kernel") else read).reshape(layer.shape)
-        params[path] = jnp.asarray(param)
+        params[path] = jnp.asarray(param, dtype)
     return {"params": flax.traverse_util.unflatten_dict(params, sep="/")}
 
 

