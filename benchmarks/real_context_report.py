@@ -148,7 +148,7 @@ def tables(kept: dict) -> str:
         schedule_table(kept),
         "",
         f"Of the tokens in these spans, {repeated_shares(kept)} begin a passage of 16 tokens that stands earlier "
-        "in the text. To see the earlier passage is a gain.",
+        "in the text. To see the earlier passage is a gain. A dash was not read.",
         "",
     ]
     if found:
