@@ -15,6 +15,7 @@ MODES = {
     "dtype promotion": dict(jax_numpy_dtype_promotion="strict"),
     "x64": dict(jax_enable_x64=True),
     "debug NaNs": dict(jax_debug_nans=True),
+    "tracer leaks": dict(jax_check_tracer_leaks=True),
 }
 CODE = """
 import sys

@@ -106,41 +106,47 @@ def run_layers(model, carry: tuple[jax.Array, KVCache | None], plan: Plan) -> tu
     :func:`dot_general`; the paths of its modules, as ``nn.intercept_methods`` sees them, then begin in the layer.
     Without a cache, and for derivatives, flax scans the layers.
     """
-    layers = jnp.arange(model.num_layers, dtype=jnp.int32)
     if carry[1] is None or model.is_initializing() or model.is_mutable_collection("intermediates"):
-        return model.layers(carry, plan, layers)[0]
-    block = Block(**_fields(model), parent=None)
+        return model.layers(carry, plan, _numbers(model))[0]
     stacks, tree = jax.tree.flatten(model.layers.variables.get("params", {}))
     for each in stacks:  # an index would be clamped
         if each.shape[0] != model.num_layers:
             raise ValueError(
                 f"params of layers must have shape [layers, ...] with layers={model.num_layers}, got {each.shape}"
             )
+    # JAX keeps the functions below: they hold no array, and no module that holds any.
+    unbound = model.clone(parent=None)
+    block = Block(**_fields(unbound), parent=None)
 
     @jax.custom_jvp
     def run(stacks, carry, plan):
-        return jax.lax.scan(functools.partial(step, stacks, plan), carry, layers)[0]
+        return jax.lax.scan(functools.partial(step, stacks, plan), carry, _numbers(unbound))[0]
 
     @run.defjvp
     def _(primals, tangents):
         # A gradient would keep a copy of all layers: flax's scan does not.
         def by_scan(stacks, carry, plan):
             params = {"params": jax.tree.unflatten(tree, stacks)}
-            return stack(model, parent=None).apply(params, carry, plan, layers)[0]
+            return stack(unbound, parent=None).apply(params, carry, plan, _numbers(unbound))[0]
 
         return jax.jvp(by_scan, primals, tangents)
 
     def step(stacks, plan, carry, layer):
-        taken = [take_layer(stack, layer) for stack in stacks]
+        taken = [take_layer(each, layer) for each in stacks]
 
         def dot(x, kernel, *arguments, **options):
-            stack = next((stack for stack, each in zip(stacks, taken, strict=True) if each is kernel), None)
-            return dot_general(x, kernel, *arguments, **options, stack=stack, layer=layer)
+            of_all = next((each for each, one in zip(stacks, taken, strict=True) if one is kernel), None)
+            return dot_general(x, kernel, *arguments, **options, stack=of_all, layer=layer)
 
         of_layer = nn.meta.remove_axis(jax.tree.unflatten(tree, taken), 0, _LAYERS)
         return block.apply({"params": of_layer}, carry, plan, layer, dot)
 
     return run(stacks, carry, plan)
+
+
+def _numbers(model) -> jax.Array:
+    """The numbers of all layers, int32 ``[layers]``."""
+    return jnp.arange(model.num_layers, dtype=jnp.int32)
 
 
 _LAYERS = {nn.PARTITION_NAME: "layers"}
