@@ -1,6 +1,7 @@
 """Times several calls in turns, so that a busy machine slows all of them alike."""
 
 import collections
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,15 +14,24 @@ def in_turns(calls: Mapping[str, Callable], rounds: int) -> dict[str, list[float
 
     The first call of a round finds the processor's caches cold, so the calls take turns to be first.
     """
+
+    def timed(call: Callable) -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        return 1e3 * (time.perf_counter() - start)
+
     for call in calls.values():
         jax.block_until_ready(call())
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    order = collections.deque(calls)
+    return in_rounds({name: functools.partial(timed, call) for name, call in calls.items()}, rounds)
+
+
+def in_rounds(timed: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each call measures of itself in each round; the calls take turns to be first."""
+    times: dict[str, list[float]] = {name: [] for name in timed}
+    order = collections.deque(timed)
     for _ in range(rounds):
         for name in order:
-            start = time.perf_counter()
-            jax.block_until_ready(calls[name]())
-            times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(timed[name]())
         order.rotate(-1)
     return times
 

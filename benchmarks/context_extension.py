@@ -30,6 +30,7 @@ import tqdm
 import tyro
 
 import rope_jax
+from benchmarks import extension_methods
 from benchmarks.clock import in_turns
 from benchmarks.context_extension_report import report
 from benchmarks.record import machine
@@ -206,29 +207,14 @@ def ask(build: Callable, params, held_out, config: Config) -> dict[str, float]:
 
 def extended(method: str, config: Config, factors: list[float], length: int) -> rope_jax.core.Schedule:
     """The schedule of a method for windows of ``length``, to reach ``factor * L`` after a training at L."""
-    base, factor, original = toy_lm.Config.base, float(config.factor), config.length
-    known = dict(factor=factor, original_length=original, base=base)
-    match method:
-        case "unmodified":
-            return rope_jax.Standard(base=base)
-        case "linear":
-            return rope_jax.Linear(factor=factor, base=base)
-        case "ntk":
-            return rope_jax.NTKAware(factor=factor, base=base)
-        case "dynamic":  # factor 1: stretched by what the length asks for, s = max(1, length / L)
-            return rope_jax.DynamicNTK(**known | {"factor": 1.0}, context_length=length)
-        case "yarn":
-            return rope_jax.Yarn(**known)
-        case "longrope":  # up to L nothing changes
-            lists = dict(short_factor=[1.0] * len(factors), long_factor=factors)
-            wide = dict(attention_factor=1.0, long_attention_factor=longrope_attention_factor(config))
-            return rope_jax.LongRope(**known, **lists, **wide, context_length=length)
-        case _:
-            return rope_jax.Llama3(**known)
-
-
-def longrope_attention_factor(config: Config) -> float:
-    return math.sqrt(1 + math.log(config.factor) / math.log(config.length))
+    return extension_methods.extended(
+        method,
+        base=toy_lm.Config.base,
+        factor=float(config.factor),
+        original=config.length,
+        divisors=factors,
+        context_length=length,
+    )
 
 
 def search_factors(model, params, text, config: Config, seed: int) -> list[float]:
@@ -242,7 +228,9 @@ def search_factors(model, params, text, config: Config, seed: int) -> list[float
 
     @jax.jit
     def cost(divisors):
-        frequencies = rope_jax.Frequencies(1 / divisors * standard, longrope_attention_factor(config))
+        frequencies = rope_jax.Frequencies(
+            1 / divisors * standard, extension_methods.longrope_attention_factor(config.factor, config.length)
+        )
         there = model.clone(rope=rope_jax.Rope(head_dim, lambda rotary_dim: frequencies))
         return bits.__wrapped__(there, params, tokens).mean()
 

@@ -9,9 +9,9 @@ step also wrote the cache of every layer anew and read it again, so it moved tha
 longer the cache and the more rows share the weights, the nearer the ratio comes to a third.
 """
 
-import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -95,17 +95,13 @@ def milliseconds(process: subprocess.Popen) -> float:
 
 def compare(before: Path, now: Path, *arguments, rounds: int = ROUNDS) -> dict[str, list[float]]:
     """Milliseconds of a step in each round; the two take turns to be first."""
+    from benchmarks.clock import in_rounds
+
     with process_of(before, *arguments) as old, process_of(now, *arguments) as new:
-        processes = {"before": old, "now": new}
-        for process in processes.values():
-            milliseconds(process)
-        times: dict[str, list[float]] = {name: [] for name in processes}
-        order = collections.deque(processes)
-        for _ in range(rounds):
-            for name in order:
-                times[name].append(milliseconds(processes[name]))
-            order.rotate(1)
-    return times
+        steps = {"before": functools.partial(milliseconds, old), "now": functools.partial(milliseconds, new)}
+        for step in steps.values():  # the first is not counted
+            step()
+        return in_rounds(steps, rounds)
 
 
 def measure(before: Path) -> list[dict]:

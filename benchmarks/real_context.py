@@ -29,6 +29,7 @@ import optax
 import tyro
 
 import rope_jax
+from benchmarks.extension_methods import extended, longrope_attention_factor
 from benchmarks.real_context_report import report
 from benchmarks.record import machine
 from rope_jax.analysis import incomplete_pairs
@@ -254,26 +255,7 @@ def schedule_of(name: str, base: float, divisors: Sequence[float]) -> rope_jax.c
 
     Dynamic NTK and LongRoPE read the context length from the cache, chunk by chunk.
     """
-    known = dict(factor=float(FACTOR), original_length=ORIGINAL, base=base)
-    match name:
-        case "unmodified":
-            return rope_jax.Standard(base=base)
-        case "linear":
-            return rope_jax.Linear(factor=FACTOR, base=base)
-        case "ntk":
-            return rope_jax.NTKAware(factor=FACTOR, base=base)
-        case "dynamic":  # factor 1: stretched by context_length / ORIGINAL
-            return rope_jax.DynamicNTK(**known | {"factor": 1.0})
-        case "yarn":
-            return rope_jax.Yarn(**known)
-        case "llama3":
-            return rope_jax.Llama3(**known)
-    lists = dict(short_factor=[1.0] * len(divisors), long_factor=divisors)
-    return rope_jax.LongRope(**known, **lists, attention_factor=1.0, long_attention_factor=longrope_factor())
-
-
-def longrope_factor() -> float:
-    return math.sqrt(1 + math.log(FACTOR) / math.log(ORIGINAL))
+    return extended(name, base=base, factor=float(FACTOR), original=ORIGINAL, divisors=divisors)
 
 
 def spread_positions(tokens: int, parts: int = 4) -> np.ndarray:
@@ -426,7 +408,7 @@ class Study:
         return rope_jax.Standard(base=self.base)(self.weights.model.head_dim).inv_freq
 
     def divisors(self):
-        scaled = functools.partial(self.spread, attention_factor=longrope_factor())
+        scaled = functools.partial(self.spread, attention_factor=longrope_attention_factor(FACTOR, ORIGINAL))
         return search_divisors(scaled, self.weights.model.head_dim, self.base, GENERATIONS)
 
     def cures(self):

@@ -13,19 +13,13 @@ import numpy as np
 from matplotlib import ticker
 
 import rope_jax
+from benchmarks.context_extension_report import NAMES
 from benchmarks.record import markdown
 from rope_jax.analysis import wavelengths
 from rope_jax.plot import COLOURS, DASHES
 
-LABELS = {
-    "unmodified": "unmodified",
-    "linear": "position interpolation",
-    "ntk": "NTK-aware",
-    "dynamic": "dynamic NTK",
-    "yarn": "YaRN",
-    "longrope": "LongRoPE",
-    "llama3": "Llama 3's rule",
-}
+METHODS = ("unmodified", "linear", "ntk", "dynamic", "yarn", "longrope", "llama3")
+LABELS = {name: NAMES[name] for name in METHODS}
 STYLES = {
     name: dict(color=colour, linestyle=dashes)
     for name, colour, dashes in zip(LABELS, (COLOURS[-1], *COLOURS[:-1]), DASHES, strict=True)

@@ -176,11 +176,10 @@ def attend_by_facts(
     """Attention ``[B, N, T, H]`` of arrays with heads first, without checks: see :func:`attention`."""
     if 0 in q.shape or 0 in k.shape:  # no queries, or no keys to read
         return jnp.zeros_like(q)
-    sinks = facts.sink_logits
-    if implementation != "cudnn" and sinks is None:
-        return attention(q, k, v, facts, layer=layer, implementation=implementation)
-    if implementation != "cudnn" and sinks is not None:
-        sinks = sinks.astype(wide_dtype(q))[None, :, None]
+    if implementation != "cudnn":
+        if facts.sink_logits is None:
+            return attention(q, k, v, facts, layer=layer, implementation=implementation)
+        sinks = facts.sink_logits.astype(wide_dtype(q))[None, :, None]
         facts = dataclasses.replace(facts, sink_logits=None)
         y, log_total = attention_with_log(q, k, v, facts, layer=layer, implementation=implementation)
         # exp(log_total) / (exp(log_total) + exp(sinks)), the share of the keys

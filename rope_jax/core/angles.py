@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental.xla_metadata import set_xla_metadata
 
 from rope_jax._checks import align_ranks, check_axes, check_integer, device_array
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice
@@ -21,6 +20,7 @@ from rope_jax.core.phases import (
     subtract_turns,
     sum_of_phases,
 )
+from rope_jax.core.whole import keep_whole
 
 
 @jax.tree_util.register_dataclass
@@ -296,22 +296,14 @@ def _cos_sin(coordinates, words, phase, coefficients) -> Rotation:
     return Rotation(*cos_and_sin(phases, coefficients))
 
 
-@jax.jit
-def _cos_sin_call(coordinates, words, phase, coefficients) -> Rotation:
-    with set_xla_metadata(inlineable=None):  # only this call stays whole; calls inside it are inlined
-        return _cos_sin(coordinates, words, phase, coefficients)
-
-
-def _cos_sin_not_inlined(coordinates, words, phase, coefficients) -> Rotation:
-    """A call that XLA does not inline: inlined, XLA for CPUs evaluates the angles again for each head."""
-    with set_xla_metadata(inlineable="false"):
-        return _cos_sin_call(coordinates, words, phase, coefficients)
+# Inlined, XLA for CPUs evaluates the angles again for each head.
+_whole_cos_sin = keep_whole(_cos_sin)
 
 
 @jax.jit
 def _exact_rotation(coordinates, words, phase, coefficients) -> Rotation:
     arguments = coordinates, words, phase, coefficients
-    return lax.platform_dependent(*arguments, cpu=_cos_sin_not_inlined, default=_cos_sin)
+    return lax.platform_dependent(*arguments, cpu=_whole_cos_sin, default=_cos_sin)
 
 
 def _add_phase(rotation: Rotation, phase) -> Rotation:

@@ -11,9 +11,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+from rope_jax.core.whole import keep_whole
 
 RotateBackend = Literal["xla", "pallas"]
 Layout = Literal["half", "interleaved"]
@@ -118,32 +119,30 @@ def rotate_in_one_loop(x, cos, sin, layout: Layout, start: int = 0) -> jax.Array
     whole = head_dim % rotary_dim == start % rotary_dim == 0
     blocks, rotated_block, begin = (head_dim // rotary_dim, start // rotary_dim, 0) if whole else (1, 0, start)
 
-    @jax.jit
+    @keep_whole
     def rotate_pairs(x, cos, sin):
-        with set_xla_metadata(inlineable=None):  # only this call stays whole
-            # Of x: [..., T, N, blocks, 2, R/2] for half, [..., T, N, blocks, R/2, 2] for interleaved.
-            sizes = (2, num_pairs) if layout == "half" else (num_pairs, 2)
-            axis = x.ndim if layout == "half" else x.ndim + 1
-            pairs = lax.slice_in_dim(x, begin, begin + blocks * rotary_dim, axis=x.ndim - 1)
-            pairs = pairs.reshape(*x.shape[:-1], blocks, *sizes)
-            first, second = (part.astype(dtype) for part in lax.split(pairs, (1, 1), axis))
-            cos, sin = (lax.expand_dims(part.astype(dtype), (x.ndim - 2, x.ndim - 1)) for part in (cos, sin))
-            cos, sin = jnp.expand_dims(cos, axis), jnp.expand_dims(sin, axis)
-            # The same sums in both layouts, so that XLA contracts them alike: their results are equal bit for bit.
-            both = [first * cos - second * sin, second * cos + first * sin]
-            sharding, axes = jax.typeof(both[0]).sharding, range(pairs.ndim)
-            both = [lax.broadcast_in_dim(part, pairs.shape, axes, out_sharding=sharding) for part in both]
-            in_pair = lax.broadcasted_iota(jnp.int32, pairs.shape, axis, out_sharding=sharding)
-            rotated = lax.select(in_pair == 0, *both).astype(x.dtype)
-            if blocks == 1:
-                return rotated
-            block = lax.broadcasted_iota(jnp.int32, pairs.shape, x.ndim - 1, out_sharding=sharding)
-            unrotated = _shard_like(_narrow_bits(x).reshape(pairs.shape), rotated)
-            selected = lax.select(block == rotated_block, _narrow_bits(rotated), unrotated)
-            return lax.bitcast_convert_type(selected, x.dtype)
+        # Of x: [..., T, N, blocks, 2, R/2] for half, [..., T, N, blocks, R/2, 2] for interleaved.
+        sizes = (2, num_pairs) if layout == "half" else (num_pairs, 2)
+        axis = x.ndim if layout == "half" else x.ndim + 1
+        pairs = lax.slice_in_dim(x, begin, begin + blocks * rotary_dim, axis=x.ndim - 1)
+        pairs = pairs.reshape(*x.shape[:-1], blocks, *sizes)
+        first, second = (part.astype(dtype) for part in lax.split(pairs, (1, 1), axis))
+        cos, sin = (lax.expand_dims(part.astype(dtype), (x.ndim - 2, x.ndim - 1)) for part in (cos, sin))
+        cos, sin = jnp.expand_dims(cos, axis), jnp.expand_dims(sin, axis)
+        # The same sums in both layouts, so that XLA contracts them alike: their results are equal bit for bit.
+        both = [first * cos - second * sin, second * cos + first * sin]
+        sharding, axes = jax.typeof(both[0]).sharding, range(pairs.ndim)
+        both = [lax.broadcast_in_dim(part, pairs.shape, axes, out_sharding=sharding) for part in both]
+        in_pair = lax.broadcasted_iota(jnp.int32, pairs.shape, axis, out_sharding=sharding)
+        rotated = lax.select(in_pair == 0, *both).astype(x.dtype)
+        if blocks == 1:
+            return rotated
+        block = lax.broadcasted_iota(jnp.int32, pairs.shape, x.ndim - 1, out_sharding=sharding)
+        unrotated = _shard_like(_narrow_bits(x).reshape(pairs.shape), rotated)
+        selected = lax.select(block == rotated_block, _narrow_bits(rotated), unrotated)
+        return lax.bitcast_convert_type(selected, x.dtype)
 
-    with set_xla_metadata(inlineable="false"):
-        pairs = rotate_pairs(x, _match_rank(x, cos), _match_rank(x, sin))
+    pairs = rotate_pairs(x, _match_rank(x, cos), _match_rank(x, sin))
     if whole:
         return pairs.reshape(x.shape)
     rotated = _narrow_bits(pairs.reshape(*x.shape[:-1], rotary_dim))

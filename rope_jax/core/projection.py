@@ -11,17 +11,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from rope_jax.core.primitive import is_partitioned_by_xla
+from rope_jax.core.whole import keep_whole
 
 # Terms of a partial sum. XLA for CPUs computes a widened kernel before the sum if more terms read it.
 MAX_TERMS = 12
 MIN_TERMS = 4
 MIN_WEIGHTS = 2**15  # of a kernel that is multiplied by parts; smaller ones stay in the processor's caches
-LAYER_AXIS = 0
 
 
 def dot_general(
@@ -123,7 +122,7 @@ def _sum_of_rows(row, kernel, *layer, terms: int) -> jax.Array:
 
         return _add([term(i) for i in range(terms)])
 
-    return _whole(partial_sums, row, kernel, *layer).sum(0)
+    return keep_whole(partial_sums)(row, kernel, *layer).sum(0)
 
 
 def _sums_of_columns(row, kernel, *, terms: int) -> jax.Array:
@@ -134,7 +133,7 @@ def _sums_of_columns(row, kernel, *, terms: int) -> jax.Array:
         rows, kernels = row.reshape(terms, size), _bits(kernel).reshape(-1, terms, size)
         return _add([rows[i] * _widen(kernels[:, i], kernel.dtype) for i in range(terms)])
 
-    return _whole(partial_sums, row, kernel).sum(-1)
+    return keep_whole(partial_sums)(row, kernel).sum(-1)
 
 
 def _add(parts: list[jax.Array]) -> jax.Array:
@@ -151,18 +150,6 @@ def _widen(bits, dtype) -> jax.Array:
     if dtype != jnp.bfloat16:
         return bits.astype(jnp.float32)
     return lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
-
-
-def _whole(program, *operands) -> jax.Array:
-    """Calls a program which XLA does not fuse with its callers."""
-
-    @jax.jit
-    def call(*operands):
-        with set_xla_metadata(inlineable=None):  # only this call stays whole
-            return program(*operands)
-
-    with set_xla_metadata(inlineable="false"):
-        return call(*operands)
 
 
 # ----------------------------------------------------------------------------------------------- transformations

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rope_jax.interop.gguf_file import GgufFile
-from rope_jax.interop.text import Text
+from rope_jax.interop.text import Text, import_tokenizers
 
 # The types of tokens, as llama.cpp numbers them.
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
@@ -143,11 +143,7 @@ class _Vocabulary:
 
     def tokenizer(self):
         """The vocabulary as a ``tokenizers.Tokenizer``."""
-        try:
-            import tokenizers  # an optional dependency
-        except ImportError:
-            raise ImportError("texts need the package tokenizers: pip install 'rope_jax[gguf]'") from None
-
+        tokenizers = import_tokenizers("gguf")
         try:
             tokenizer = self._byte_level(tokenizers) if self.model == "gpt2" else self._sentencepiece(tokenizers)
         except ValueError:

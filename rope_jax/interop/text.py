@@ -30,15 +30,24 @@ def read_text(folder: Path, config: Mapping[str, Any], vocab_size: int) -> Text:
     return Text(_tokenizer(folder), _stop_tokens(folder, config, vocab_size), _chat_template(folder))
 
 
+def import_tokenizers(extra: str):
+    """The package tokenizers.
+
+    Raises:
+      ImportError: without the package; the message names the extra.
+    """
+    try:
+        import tokenizers  # an optional dependency
+    except ImportError:
+        raise ImportError(f"texts need the package tokenizers: pip install 'rope_jax[{extra}]'") from None
+    return tokenizers
+
+
 def _tokenizer(folder: Path):
     file = folder / "tokenizer.json"
     if not file.is_file():
         return None
-    try:
-        import tokenizers  # an optional dependency
-    except ImportError:
-        raise ImportError("texts need the package tokenizers: pip install 'rope_jax[checkpoints]'") from None
-
+    tokenizers = import_tokenizers("checkpoints")
     try:
         return tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises plain Exception
