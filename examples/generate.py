@@ -13,6 +13,7 @@ Install with pip install -e ".[generate]".
 import dataclasses
 import importlib.util
 import json
+import os
 import re
 import sys
 import time
@@ -64,9 +65,9 @@ def load(config: Config) -> rope_jax.interop.Checkpoint:
     path = smollm2() if config.model is None else config.model
     if path.suffix.lower() == ".gguf":
         checkpoint = rope_jax.interop.load_gguf(path, dtype=config.dtype, param_dtype=config.dtype or jnp.float32)
-    elif path.is_dir() and not (path / "config.json").is_file() and (files := sorted(path.glob("*.gguf"))):
+    elif os.path.isdir(path) and not (path / "config.json").is_file() and (files := sorted(path.glob("*.gguf"))):
         raise ValueError(f"MODEL must be a .gguf file or a folder with config.json, got {path}: name {files[0]}")
-    elif path.is_dir() and not (path / "tokenizer.json").is_file():
+    elif os.path.isdir(path) and not (path / "tokenizer.json").is_file():
         raise ValueError(f"MODEL must hold tokenizer.json, got {path} without one")
     else:
         checkpoint = rope_jax.load_hf(path, param_dtype=config.dtype)
@@ -165,8 +166,8 @@ class TextStream:
 
     The text of a token depends on its neighbours: several tokens may make one character, and a first token may lose
     its leading space. So each call decodes the token behind earlier ones, from the last safe point on, and returns
-    the new text. A safe point is the end of a whole character. Bytes that make no character become U+FFFD; after
-    the last token, ``flush`` returns the U+FFFD of an unfinished character.
+    the new text. A safe point is the end of a whole character. After the last token, ``flush`` returns the rest:
+    U+FFFD for bytes that make no character.
     """
 
     def __init__(self, tokenizer, tokens: list[int]):
@@ -176,12 +177,8 @@ class TextStream:
     def push(self, token: int) -> str:
         self.tokens.append(token)
         text = self.decode(self.tokens)
-        # Up to three bytes of an unfinished character, each or all decoded as U+FFFD, wait for the next token.
-        broken = len(text) - len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
-        if broken:
-            whole = max(len(text) - min(broken, 3), len(self.text))
-            new, self.text = text[len(self.text) : whole], text[:whole]
-            return new
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):  # the last character lacks bytes
+            return ""
         new, self.text = text[len(self.text) :], text
         latest = self.tokens[self.num_written :]
         if self.decode(latest):  # special tokens have no text: a space after them would be lost
@@ -190,8 +187,8 @@ class TextStream:
         return new
 
     def flush(self) -> str:
-        """The text after the last token: U+FFFD for an unfinished character, else nothing."""
-        return self.decode(self.tokens)[len(self.text) :]
+        """The text of the tokens that still wait for the end of a character."""
+        return self.decode(self.tokens[self.num_written :])
 
 
 def answer(config: Config, checkpoint, rows: list[int], prompts: list[list[int]]) -> list[float]:
