@@ -45,6 +45,8 @@ def load_config(config) -> Mapping[str, Any]:
             raise FileNotFoundError(
                 one_line(f"config must be a local file or folder (nothing is downloaded), got {path}")
             )
+        if path.suffix.lower() == ".gguf":
+            raise ValueError(one_line(f"config must be a JSON file, got {path}: from_gguf reads GGUF files"))
         return read_json(path)
     if not isinstance(config, Mapping):
         if not hasattr(config, "to_dict"):

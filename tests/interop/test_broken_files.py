@@ -112,6 +112,7 @@ def test_a_model_type_that_is_no_name():
 def test_places_of_the_other_kind(tmp_path):
     folder, path = save(tmp_path / "folder"), small(tmp_path)
     assert "name its folder; load_gguf reads GGUF files" in refused(rope_jax.load_hf, path)
+    assert refused(rope_jax.from_hf_config, path).endswith(f"got {path}: from_gguf reads GGUF files")
     assert refused(load_gguf, folder).endswith(f"got the folder {folder}: load_hf reads it")
     assert refused(load_gguf, tmp_path).endswith(f"got the folder {tmp_path}: name the file in it")
     text = json.dumps(LLAMA | {"_": LONG})  # of a config, where its path belongs
