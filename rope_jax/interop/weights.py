@@ -29,8 +29,14 @@ def open_tensors(folder: Path, stack: contextlib.ExitStack) -> Tensors:
 
     Raises:
       ValueError: if a file is missing or broken, or the index does not match the files.
+      ImportError: without the package safetensors; the message names the extra.
     """
-    import safetensors  # an optional dependency
+    try:
+        import safetensors  # an optional dependency
+    except ImportError:
+        raise ImportError(
+            "model folders need the package safetensors: pip install 'rope_jax[checkpoints]'"
+        ) from None
 
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():

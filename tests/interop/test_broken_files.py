@@ -1,6 +1,7 @@
 """Broken files of other kinds than a cut: one clear line at once, however long or odd the value in the file."""
 
 import json
+import sys
 import time
 
 import numpy as np
@@ -161,3 +162,10 @@ def test_dtypes_that_no_parameter_has(tmp_path, dtype):
         folder = save(tmp_path / name, tensors=tensors | {name: tensors[name].astype(dtype)})
         message = refused(rope_jax.load_hf, folder)
         assert message.startswith(f"tensor {name} must be stored as F32, F16, BF16, got ")
+
+
+def test_without_safetensors(tmp_path, monkeypatch):
+    folder = save(tmp_path / "a")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    message = refused(rope_jax.load_hf, folder, kind=ImportError)
+    assert message == "model folders need the package safetensors: pip install 'rope_jax[checkpoints]'"
