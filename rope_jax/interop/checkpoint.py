@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from rope_jax.interop.config import one_line, read_json
@@ -39,6 +40,11 @@ class Checkpoint(NamedTuple):
     tokenizer: Any
     stop_tokens: tuple[int, ...]
     chat_template: str | None
+
+    def __repr__(self) -> str:
+        """The model and its size; the parameters alone would print for minutes."""
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return f"Checkpoint({self.model.num_layers} layers, {count:,} parameters, stop_tokens={self.stop_tokens})"
 
 
 def load_hf(folder, *, dtype=None, param_dtype=None) -> Checkpoint:
