@@ -17,7 +17,7 @@ STOREYS = {  # from the ground up; in a storey, the files in import order
     ).split(),
     "attention": (
         "norm mask bias quantized slots memory_order cache_write cache rotations facts plan_arguments plan sharding kernels tiling blocks paths primitive attend "
-        "zigzag ring layer_checks layer adapter"
+        "zigzag ring layer_checks self_attention layer adapter"
     ).split(),
     "models": "embedding block decoder".split(),
     "generation": "prompts forward sample logits sampler loop generate speculative beam".split(),
