@@ -16,7 +16,7 @@ def named(init: Callable, axes: tuple[str, ...], *, by_rules: bool = True) -> Ca
 
     def boxed(*args, **kwargs):
         value = nn.unbox(init(*args, **kwargs))
-        return NamedParameter(value, axes, rules=None if by_rules else ())  # type: ignore[arg-type, call-arg]
+        return NamedParameter(value, axes, rules=None if by_rules else ())
 
     return boxed
 
@@ -30,7 +30,7 @@ class NamedParameter(nn.LogicallyPartitioned, eq=False):  # the __eq__ of the ba
         return super().to_nnx_metadata() | placement(names)
 
 
-def placement(names: tuple[str | None, ...]) -> dict[str, bool]:
+def placement(names: tuple[str | None, ...]) -> dict[str, Any]:
     """Metadata of an ``nnx.Variable`` with logical axis names: whether NNX places its value as it is made.
 
     NNX would raise an error without a mesh in use, or for a name that has no rule and is no axis of the mesh. linen
