@@ -182,7 +182,8 @@ class RotaryAttention(nnx.Module):
           decode: whether to read and extend the cache inside the module; None takes the field. A ``plan`` is then
             made with ``cache=layer.cache.get_value()``, and the layer calls ``plan.begin`` and ``plan.end``.
           rngs: of dropout, in place of those given to the constructor.
-          sow_weights: stores the attention weights ``[B, N, T, S]`` as ``nnx.Intermediate``, named ``weights``.
+          sow_weights: gives the attention weights ``[B, N, T, S]`` to ``nnx.capture(..., nnx.Intermediate)``, named
+            ``weights``.
 
         Returns:
           ``y [B, T, D]``, or ``(y, cache)`` if a cache was given. A row whose cache overflowed is NaN.
