@@ -2,8 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rope_jax._checks import check_axes, device_array
+from rope_jax._checks import check_axes, check_dtype, check_mask, device_array
 from rope_jax.attention.cache import KVCache, check_cache
 from rope_jax.attention.mask import window_size
 from rope_jax.attention.rotations import Ropes, check_ropes, first_rope
@@ -60,6 +61,40 @@ def check_with_cache(cache, ropes: Ropes, batch, causal: bool, segment_ids) -> N
             )
     if cache.rope is not None and cache.rope != ropes:
         raise ValueError(f"cache must hold keys rotated by {ropes}, got keys of {cache.rope}")
+
+
+def checked_mask(mask, batch: int, length) -> jax.Array | None:
+    """The mask of real tokens, bool ``[B, T]``."""
+    if mask is None:
+        return None
+    if np.ndim(mask) == 4:
+        raise ValueError(
+            f"mask must have shape [B, T], got {np.shape(mask)}: pass an attention mask [B, N, T, S] as "
+            "attention_mask"
+        )
+    return check_mask("mask", mask, "B T", B=batch, T=length)
+
+
+def checked_attention_mask(attention_mask, batch: int, num_heads: int | None, length, cache) -> jax.Array | None:
+    """The attention mask of the caller, bool ``[B or 1, N or 1, T or 1, S]``; with a cache S is its capacity.
+
+    Raises:
+      TypeError: if the mask is not bool.
+      ValueError: if its shape is wrong, or the cache evicts tokens.
+    """
+    if attention_mask is None:
+        return None
+    if cache is not None and cache.eviction is not None:
+        raise ValueError(
+            f"attention_mask must be left out with a cache of eviction={cache.eviction!r}: its slots change tokens"
+        )
+    attention_mask = device_array("attention_mask", attention_mask)
+    sizes: dict = dict(B={1, batch}, T={1, length}, S=length if cache is None else cache.capacity)
+    if num_heads is not None:
+        sizes["N"] = {1, num_heads}
+    check_axes("attention_mask", attention_mask, "B N T S", **sizes)
+    check_dtype("attention_mask", attention_mask, jnp.bool, "bool, True if a query may read a key")
+    return attention_mask
 
 
 def checked_positions(positions, shape, rope: Rope | None, cache: KVCache | None) -> jax.Array:
