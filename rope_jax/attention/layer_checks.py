@@ -71,8 +71,8 @@ def check_plan(layer, plan: Plan, x, cache, arguments: dict) -> None:
         raise ValueError("plan must have a rotation for a layer that does not learn its frequencies, got none")
 
 
-def check_ring(layer, plan: Plan, deterministic: bool) -> None:
-    """Raises if the call asks for what ring attention does not do."""
+def check_ring(layer, plan: Plan, deterministic: bool, sows: dict[str, bool]) -> None:
+    """Raises if the call asks for what ring attention does not do. ``sows`` names the request for weights."""
     barred = {
         "cache": plan.slots is not None,
         "segment_ids": plan.segments is not None,
@@ -80,8 +80,7 @@ def check_ring(layer, plan: Plan, deterministic: bool) -> None:
         "mask": plan.mask is not None,
         "learn_sinks": layer.learn_sinks,
         "dropout_rate": layer.dropout_rate > 0 and not deterministic,
-        # No device has a whole row of weights.
-        "mutable intermediates": layer.is_mutable_collection("intermediates"),
+        **sows,  # no device has a whole row of weights
     }
     for name, given in barred.items():
         if given:
