@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_callable, device_array, is_concrete
+from rope_jax._checks import check_axes, check_callable, check_mask, device_array, is_concrete
 from rope_jax.attention.bias import BiasFunction, PositionBias, bias_function
 from rope_jax.attention.cache import CachePolicy, KVCache
 from rope_jax.attention.facts import Facts
@@ -23,7 +23,6 @@ from rope_jax.attention.plan_arguments import (
     check_layers,
     check_with_cache,
     checked_attention_mask,
-    checked_mask,
     checked_positions,
     count,
     windows,
@@ -57,9 +56,11 @@ class Plan:
       sequence_index: int32 ``[B or 1, T]``: the rank of each token in its row, which causality and windows go by.
       query_index: int32 ``[B or 1, T]``, the sequence index up to which each query reads; None if its own.
       key_sequence_index: int32 ``[B or 1, S]``, of the cache's slots; None without a cache.
-      key_positions: int32 ``[B or 1, S]``, of the cache's slots; None unless the cache holds unrotated keys.
+      key_positions: ``[S]``, ``[B or 1, S]`` or ``[..., S, A]``, of the keys in cross-attention; int32 ``[B or 1,
+        S]``, of the slots of a cache of unrotated keys; else None.
       mask: bool ``[B, T]``, True at real tokens; None if all tokens are real.
       attention_mask: bool ``[B or 1, N or 1, T or 1, S]``, of the caller; None without one.
+      key_mask: bool ``[B, S]``, True at real tokens of the keys in cross-attention; None if all are real.
       segments: int32 ``[B, T]``, the number of each token's segment; None if a row is one sequence.
       rotation: cos and sin at ``positions``. For layers with unlike ropes ``[C, B or 1, T, R/2]``, one for each of
         the C distinct ropes.
@@ -79,6 +80,7 @@ class Plan:
       cache_policy: eviction, sink tokens and storage of the cache that the plan was made for.
       rerotates: whether :meth:`begin` may have to rotate stored keys again.
       reordered: whether the caller gave the sequence index.
+      kv_length: S in cross-attention; None in self-attention.
       in_stack: whether a stack of layers made the plan, and has checked its layers, x and the cache.
     """
 
@@ -89,6 +91,7 @@ class Plan:
     key_positions: jax.Array | None = None
     mask: jax.Array | None = None
     attention_mask: jax.Array | None = None
+    key_mask: jax.Array | None = None
     segments: jax.Array | None = None
     rotation: Rotation | None = None
     key_rotation: Rotation | None = None
@@ -106,6 +109,7 @@ class Plan:
     cache_policy: CachePolicy | None = dataclasses.field(default=None, metadata=_STATIC)
     rerotates: bool = dataclasses.field(default=False, metadata=_STATIC)
     reordered: bool = dataclasses.field(default=False, metadata=_STATIC)
+    kv_length: int | None = dataclasses.field(default=None, metadata=_STATIC)
     in_stack: bool = dataclasses.field(default=False, metadata=_STATIC)
 
     @property
@@ -143,6 +147,8 @@ class Plan:
 
     def facts(self, *, fresh: bool = False) -> Facts:
         """What attention must know. If ``fresh``, the new tokens read only themselves: the cache has none."""
+        if self.kv_length is not None:
+            return Facts(mask=self.attention_mask)
         cached = self.slots is not None and not fresh
         segments = self.segments
         if self.mask is not None and not cached:  # a cache stores no padding
@@ -275,8 +281,17 @@ def make_plan(
         raise ValueError(f"context_length must be left out with learned frequencies, got {context_length}")
     rotating = [rope for rope in distinct_ropes(ropes) if rope is not None]
     first = rotating[0] if rotating else None
-    mask = checked_mask(mask, batch, length)
-    attention_mask = checked_attention_mask(attention_mask, batch, num_heads, length, cache)
+    if np.ndim(mask) == 4:
+        raise ValueError(
+            f"mask must have shape [B, T], got {np.shape(mask)}: pass a mask [B, N, T, S] as attention_mask"
+        )
+    if mask is not None:
+        mask = check_mask("mask", mask, "B T", B=batch, T=length)
+    if cache is not None:
+        check_with_cache(cache, ropes, batch, causal, segment_ids)
+    kv_length = length if cache is None else cache.capacity
+    if attention_mask is not None:
+        attention_mask = checked_attention_mask(attention_mask, batch, num_heads, length, kv_length, cache)
     if prefix_length is not None:
         check_beside_prefix(
             causal,
@@ -291,8 +306,6 @@ def make_plan(
         segment_ids = device_array("segment_ids", segment_ids)
         check_axes("segment_ids", segment_ids, "B T", B=batch, T=length)
         starts = segment_starts(segment_ids)
-    if cache is not None:
-        check_with_cache(cache, ropes, batch, causal, segment_ids)
 
     # The counter is read before it advances: the new tokens come after those in the cache.
     seen = None if cache is None else cache.num_tokens

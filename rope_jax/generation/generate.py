@@ -156,8 +156,8 @@ def generate(
     forward = ForwardPass.of(model, params, context_length)
     if prefix_length is not None:
         prefix_length = check_prefix_length(prefix_length, prompt, mask, cache)
-    positions = _checked_positions(model, positions, next_position, prompt)
-    inputs = Inputs(prompt, mask, cache, stops, *positions, prefix_length)
+    positions, next_position = _checked_positions(model, positions, next_position, prompt)
+    inputs = Inputs(prompt, mask, cache, stops, positions, next_position, prefix_length)
     sizes = dict(max_new_tokens=max_new_tokens, num_samples=num_samples, cache_dtype=cache_dtype)
     if on_token is None:
         return run_on_device(forward, sampler, inputs, **sizes)
