@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax.attention.bias import PositionBias
-from rope_jax.attention.cache import KVCache
+from rope_jax.attention.cache import KVCache, init_cache
 from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.paths import AttentionBackend
 from rope_jax.attention.plan import Plan
@@ -86,6 +86,11 @@ class RotaryAttention(nn.Module, kw_only=True):
         :class:`rope_jax.attention.Facts` of the call. With a cache, k and v are all of its slots.
       dot_general: of the projections, in place of :func:`jax.lax.dot_general`.
 
+    Attributes, decoding:
+      decode: whether the cache lives in Flax's collection ``cache``, as in ``nn.MultiHeadDotProductAttention``:
+        ``init`` with ``x [B, S, D]`` makes an empty cache of capacity S, and each ``apply(..., mutable="cache")``
+        reads and extends it. All other calls take the cache as a value.
+
     Attributes, sharding:
       ring_axis: the mesh axis along which T is divided, if no device is to hold all keys: attention is then
         :func:`rope_jax.attention.ring_attention`, by the ``sequence_index`` of the call. Parameters do not change.
@@ -119,6 +124,7 @@ class RotaryAttention(nn.Module, kw_only=True):
     bias_init: Initializer = nn.initializers.zeros_init()
     implementation: AttentionBackend | None = None
     attention_fn: Callable[..., jax.Array] | None = None
+    decode: bool = False
     ring_axis: str | None = None
     dot_general: Callable[..., jax.Array] | None = None
 
@@ -186,6 +192,7 @@ class RotaryAttention(nn.Module, kw_only=True):
           ``y [B, T, D]``, or ``(y, cache)`` if a cache was given. A row whose cache overflowed is NaN.
         """
         deterministic = self.deterministic if deterministic is None else deterministic
+        held = _held_cache(self, x, cache, plan) if self.decode else None
         arguments: dict = dict(
             positions=positions,
             sequence_index=sequence_index,
@@ -198,12 +205,12 @@ class RotaryAttention(nn.Module, kw_only=True):
             context_length=context_length,
         )
         sows = self.is_mutable_collection("intermediates")
-        return self_attention(
+        out = self_attention(
             self,
             x,
             arguments,
             kv=kv,
-            cache=cache,
+            cache=cache if held is None else held.value,
             plan=plan,
             deterministic=deterministic,
             parts=Parts(
@@ -216,6 +223,36 @@ class RotaryAttention(nn.Module, kw_only=True):
                 sow_name="mutable intermediates",
             ),
         )
+        if held is None:
+            return out
+        y, cache = out
+        if not self.is_initializing():
+            held.value = cache
+        return y
+
+
+def _held_cache(layer: RotaryAttention, x, cache, plan) -> nn.Variable:
+    """The variable ``kv`` of the collection ``cache``; ``init`` makes it, with room for as many tokens as x has."""
+    for name, value in dict(cache=cache, plan=plan).items():
+        if value is not None:
+            raise ValueError(f"{name} must be left out with decode=True, got {type(value).__name__}")
+    if not (layer.is_initializing() or layer.has_variable("cache", "kv")):
+        raise ValueError(
+            "variables must have the collection 'cache' with decode=True: init with x of [B, capacity, D] makes it"
+        )
+
+    def empty() -> KVCache:
+        return init_cache(
+            batch=x.shape[0],
+            capacity=x.shape[1],
+            num_kv_heads=layer.num_kv_heads or layer.num_heads,
+            head_dim=layer.head_dim,
+            dtype=layer.dtype or jnp.promote_types(x.dtype, layer.param_dtype),
+            rotated=layer.rope is None or not layer.rope.needs_context_length,
+            rope=layer.rope,
+        )
+
+    return layer.variable("cache", "kv", empty)
 
 
 def _project(layer: RotaryAttention, x, kv=None) -> tuple[jax.Array, jax.Array, jax.Array]:

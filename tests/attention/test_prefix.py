@@ -93,7 +93,9 @@ def test_prefill_and_decode_are_the_full_pass(first, fields):
     y, cache = step(X[:, :first], new_cache(**fields), PREFIX)
     parts = [y]
     for t in range(first, T):  # the prefix may be given again: all of it is in the cache
-        y, cache = step(X[:, t : t + 1], cache, PREFIX) if t % 2 else LAYER.apply(PARAMS, X[:, t : t + 1], cache=cache)
+        y, cache = (
+            step(X[:, t : t + 1], cache, PREFIX) if t % 2 else LAYER.apply(PARAMS, X[:, t : t + 1], cache=cache)
+        )
         parts.append(y)
     assert cache.num_tokens.tolist() == [T] * B
     np.testing.assert_allclose(jnp.concatenate(parts, 1), wanted(), atol=TOLERANCE)
