@@ -31,7 +31,7 @@ def rotary_attention_fn(
     Raises:
       ValueError: in the returned function, if the numbers of keys and queries differ, as in decoding or
         cross-attention. Do not use cross-attention with equally many keys and queries: the error cannot be
-        detected, but queries and keys share no positions.
+        detected, but queries and keys share no positions. :class:`RotaryAttention` serves both.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, rope_jax
@@ -49,7 +49,8 @@ def rotary_attention_fn(
             raise ValueError(
                 f"key must have as many positions as query, T={query.shape[-3]}, got S={key.shape[-3]}. Flax's "
                 "decode=True caches keys before attention_fn gets them, so their positions are unknown: to "
-                "decode, use rope_jax.RotaryAttention with cache=. Cross-attention has no relative positions."
+                "decode, use rope_jax.RotaryAttention with cache= or decode=True; for cross-attention, kv= and "
+                "kv_positions="
             )
         token_positions = jnp.arange(query.shape[-3], dtype=jnp.int32) if positions is None else positions
         query, key = rope(query, key, token_positions)
