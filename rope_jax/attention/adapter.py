@@ -41,7 +41,7 @@ def rotary_attention_fn(
       ValueError: if positions are given with ``decode``, since tokens stand at the slots of Flax's cache. The
         returned function raises it if the numbers of keys and queries differ, unless ``decode`` serves a single
         query with a mask. Do not use cross-attention with equally many keys and queries: the error cannot be
-        detected, but queries and keys share no positions.
+        detected, but queries and keys share no positions. :class:`RotaryAttention` serves cross-attention.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, rope_jax
@@ -73,7 +73,7 @@ def rotary_attention_fn(
             raise ValueError(
                 f"key must have as many positions as query, T={length}, got S={keys}. Flax's decode=True caches "
                 "keys before attention_fn gets them: to decode, pass decode=True to rotary_attention_fn, or use "
-                "rope_jax.RotaryAttention with cache=. Cross-attention has no relative positions."
+                "rope_jax.RotaryAttention with cache= or decode=True; for cross-attention, kv= and kv_positions="
             )
         # NNX passes is_causal, which linen's function does not take.
         if not takes_causal and kwargs.pop("is_causal", False):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax.attention.bias import PositionBias
-from rope_jax.attention.cache import KVCache
+from rope_jax.attention.cache import KVCache, init_cache
 from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.paths import AttentionBackend
 from rope_jax.attention.plan import Plan
@@ -25,7 +25,7 @@ _named = functools.partial(named, by_rules=False)
 
 
 class RotaryAttention(nn.Module, kw_only=True):
-    """Self-attention whose queries and keys are rotated to their positions (RoFormer, section 3.2).
+    """Attention whose queries and keys are rotated to their positions (RoFormer, section 3.2).
 
     ``x -> q, k, v -> QK-norm -> rotate q and k -> cache -> attend -> y``.
 
@@ -86,6 +86,11 @@ class RotaryAttention(nn.Module, kw_only=True):
         :class:`rope_jax.attention.Facts` of the call. With a cache, k and v are all of its slots.
       dot_general: of the projections, in place of :func:`jax.lax.dot_general`.
 
+    Attributes, decoding:
+      decode: whether the cache lives in Flax's collection ``cache``, as in ``nn.MultiHeadDotProductAttention``:
+        ``init`` with ``x [B, S, D]`` makes an empty cache of capacity S, and each ``apply(..., mutable="cache")``
+        reads and extends it. All other calls take the cache as a value.
+
     Attributes, sharding:
       ring_axis: the mesh axis along which T is divided, if no device is to hold all keys: attention is then
         :func:`rope_jax.attention.ring_attention`, by the ``sequence_index`` of the call. Parameters do not change.
@@ -119,6 +124,7 @@ class RotaryAttention(nn.Module, kw_only=True):
     bias_init: Initializer = nn.initializers.zeros_init()
     implementation: AttentionBackend | None = None
     attention_fn: Callable[..., jax.Array] | None = None
+    decode: bool = False
     ring_axis: str | None = None
     dot_general: Callable[..., jax.Array] | None = None
 
@@ -131,6 +137,11 @@ class RotaryAttention(nn.Module, kw_only=True):
         sequence_index=None,
         mask=None,
         segment_ids=None,
+        prefix_length=None,
+        attention_mask=None,
+        kv=None,
+        kv_positions=None,
+        kv_mask=None,
         cache: KVCache | None = None,
         context_length=None,
         plan: Plan | None = None,
@@ -151,6 +162,18 @@ class RotaryAttention(nn.Module, kw_only=True):
           mask: bool or integer ``[B, T]``, nonzero at real tokens, with padding anywhere. Padding is never read and
             never cached. Outputs at padding are undefined.
           segment_ids: integers ``[B, T]`` of packed sequences: runs of equal ids read only themselves.
+          prefix_length: integers, ``[]`` or ``[B]``: the first real tokens of each row read each other in both
+            directions (prefix-LM: Raffel et al. 2020, section 3.2.1). With a cache, the call that reads the prefix
+            must have all of it, and begin with an empty cache.
+          attention_mask: bool ``[B or 1, N or 1, T or 1, S]``, True if a query may read a key, in addition to
+            causality and all else. With a cache, S is its capacity, and slot n holds token n of a row. A query
+            without any key gives 0. Values of masked keys must be finite.
+
+        Args, cross-attention:
+          kv: floating ``[B, S, D']``, in place of x for keys and values. The layer must have ``causal=False``. Keys
+            and values are projected again with every call.
+          kv_positions: of kv, as ``positions`` of x. Both are required with a rope, and in the same unit.
+          kv_mask: bool or integer ``[B, S]``, nonzero at real tokens of kv.
 
         Args, cache:
           cache: keys and values of the tokens before x.
@@ -159,8 +182,8 @@ class RotaryAttention(nn.Module, kw_only=True):
             so far, these included, if there is a cache.
 
         Args, mode:
-          plan: of :func:`rope_jax.attention.make_plan`, in place of ``positions``, ``sequence_index``, ``mask``,
-            ``segment_ids`` and ``context_length``: make it once for many layers. The caller then prepares the cache
+          plan: of :func:`rope_jax.attention.make_plan` or :func:`rope_jax.attention.make_cross_plan`, in place of
+            positions, masks, indices and lengths: make it once for many layers. The caller then prepares the cache
             by ``plan.begin(cache)``, and advances its counters by ``plan.end(cache)`` after the last layer. The
             plan must have the window and position bias of the layer; a traced window comes by the plan alone.
           deterministic: whether dropout is off; None takes the field.
@@ -169,19 +192,25 @@ class RotaryAttention(nn.Module, kw_only=True):
           ``y [B, T, D]``, or ``(y, cache)`` if a cache was given. A row whose cache overflowed is NaN.
         """
         deterministic = self.deterministic if deterministic is None else deterministic
+        held = _held_cache(self, x, cache, plan) if self.decode else None
         arguments: dict = dict(
             positions=positions,
             sequence_index=sequence_index,
             mask=mask,
             segment_ids=segment_ids,
+            prefix_length=prefix_length,
+            attention_mask=attention_mask,
+            kv_positions=kv_positions,
+            kv_mask=kv_mask,
             context_length=context_length,
         )
         sows = self.is_mutable_collection("intermediates")
-        return self_attention(
+        out = self_attention(
             self,
             x,
             arguments,
-            cache=cache,
+            kv=kv,
+            cache=cache if held is None else held.value,
             plan=plan,
             deterministic=deterministic,
             parts=Parts(
@@ -194,12 +223,42 @@ class RotaryAttention(nn.Module, kw_only=True):
                 sow_name="mutable intermediates",
             ),
         )
+        if held is None:
+            return out
+        y, cache = out
+        if not self.is_initializing():
+            held.value = cache
+        return y
 
 
-def _project(layer: RotaryAttention, x) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries ``[B, T, N, H]``, keys and values ``[B, T, K, H]``, before the rotation."""
+def _held_cache(layer: RotaryAttention, x, cache, plan) -> nn.Variable:
+    """The variable ``kv`` of the collection ``cache``; ``init`` makes it, with room for as many tokens as x has."""
+    for name, value in dict(cache=cache, plan=plan).items():
+        if value is not None:
+            raise ValueError(f"{name} must be left out with decode=True, got {type(value).__name__}")
+    if not (layer.is_initializing() or layer.has_variable("cache", "kv")):
+        raise ValueError(
+            "variables must have the collection 'cache' with decode=True: init with x of [B, capacity, D] makes it"
+        )
 
-    def project(name, heads_axis, num_heads):
+    def empty() -> KVCache:
+        return init_cache(
+            batch=x.shape[0],
+            capacity=x.shape[1],
+            num_kv_heads=layer.num_kv_heads or layer.num_heads,
+            head_dim=layer.head_dim,
+            dtype=layer.dtype or jnp.promote_types(x.dtype, layer.param_dtype),
+            rotated=layer.rope is None or not layer.rope.needs_context_length,
+            rope=layer.rope,
+        )
+
+    return layer.variable("cache", "kv", empty)
+
+
+def _project(layer: RotaryAttention, x, kv=None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries ``[B, T, N, H]``, keys and values ``[B, T or S, K, H]``, before the rotation."""
+
+    def project(x, name, heads_axis, num_heads):
         return nn.DenseGeneral(
             (num_heads, layer.head_dim),
             use_bias=layer.use_bias,
@@ -211,10 +270,10 @@ def _project(layer: RotaryAttention, x) -> tuple[jax.Array, jax.Array, jax.Array
             name=name,
         )(x)
 
-    kv_heads = layer.num_kv_heads or layer.num_heads
-    q = project("query", "heads", layer.num_heads)
-    k = project("key", "kv_heads", kv_heads)
-    v = project("value", "kv_heads", kv_heads)
+    kv, kv_heads = x if kv is None else kv, layer.num_kv_heads or layer.num_heads
+    q = project(x, "query", "heads", layer.num_heads)
+    k = project(kv, "key", "kv_heads", kv_heads)
+    v = project(kv, "value", "kv_heads", kv_heads)
     if layer.qk_norm:
         norm = functools.partial(
             RMSNorm,

@@ -1,4 +1,4 @@
-"""Rotary self-attention as pure functions: rotate, store, attend, by a layer's fields and a plan.
+"""Rotary attention as pure functions: rotate, store, attend, by a layer's fields and a plan.
 
 The linen and the NNX layer differ in how they hold parameters. All else is here.
 """
@@ -14,7 +14,14 @@ from rope_jax._checks import check_axes
 from rope_jax.attention.attend import attend_by_facts, dropout_facts, fold_traced_scale
 from rope_jax.attention.blocks import weights
 from rope_jax.attention.cache import KVCache
-from rope_jax.attention.layer_checks import check_call, check_plan, check_ring
+from rope_jax.attention.cross_plan import make_cross_plan
+from rope_jax.attention.layer_checks import (
+    check_call,
+    check_plan,
+    check_ring,
+    cross_arguments,
+    self_arguments,
+)
 from rope_jax.attention.paths import is_long_prompt
 from rope_jax.attention.plan import Plan, make_plan
 from rope_jax.attention.quantized import read_layer
@@ -32,6 +39,7 @@ class Parts:
 
     Attributes:
       project: ``x [B, T, D]`` to queries ``[B, T, N, H]``, keys and values ``[B, T, K, H]``, before the rotation.
+        In cross-attention ``x`` and ``kv [B, S, D']``, which gives keys and values ``[B, S, K, H]``.
       out: attention ``[B, T, N, H]`` and D, to ``[B, T, D]``.
       inv_freq: the learned frequencies.
       sink_logits: the learned sinks ``[N]``.
@@ -40,7 +48,7 @@ class Parts:
       sow_name: how a user asks for ``sow``.
     """
 
-    project: Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
+    project: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
     out: Callable[[jax.Array, int], jax.Array]
     inv_freq: Callable[[], jax.Array]
     sink_logits: Callable[[], jax.Array]
@@ -50,9 +58,17 @@ class Parts:
 
 
 def self_attention(
-    layer, x, arguments: dict, *, cache: KVCache | None, plan: Plan | None, deterministic: bool, parts: Parts
+    layer,
+    x,
+    arguments: dict,
+    *,
+    cache: KVCache | None,
+    plan: Plan | None,
+    deterministic: bool,
+    parts: Parts,
+    kv=None,
 ):
-    """Attention over x, and over the tokens in the cache: the call of :class:`RotaryAttention`.
+    """Attention over x and the tokens in the cache, or over kv: the call of :class:`RotaryAttention`.
 
     Args:
       layer: has the fields of :class:`RotaryAttention`.
@@ -62,31 +78,36 @@ def self_attention(
       plan: see :class:`RotaryAttention`.
       deterministic: whether dropout is off.
       parts: parameters and random keys.
+      kv: ``[B, S, D']``, of cross-attention.
 
     Returns:
       ``y [B, T, D]``, or ``(y, cache)`` if a cache was given.
     """
-    x = jnp.asarray(x)
+    x, kv = jnp.asarray(x), None if kv is None else jnp.asarray(kv)
     own_plan = plan is None
     if plan is None:
-        check_call(layer, x, cache)
-        plan = _make_plan(layer, x.shape[:2], cache, arguments)
+        check_call(layer, x, cache, kv)
+        plan = _make_plan(layer, x.shape[:2], cache, arguments, kv)
         cache = None if cache is None else plan.begin(cache)
     else:
-        check_plan(layer, plan, x, cache, arguments)
+        check_plan(layer, plan, x, cache, arguments, kv)
     if layer.ring_axis is not None:
         check_ring(layer, plan, deterministic, {parts.sow_name: parts.sow is not None})
 
     # Not even NaN at padding may reach real tokens or their gradients.
     if plan.mask is not None:
         x = jnp.where(plan.mask[:, :, None], x, jnp.zeros_like(x))
-    q, k, v = parts.project(x)
+    if kv is not None and plan.key_mask is not None:
+        kv = jnp.where(plan.key_mask[:, :, None], kv, jnp.zeros_like(kv))
+    q, k, v = parts.project(x) if kv is None else parts.project(x, kv)
     rotation, key_rotation = _rotations(layer, plan, parts)
     if rotation is not None and layer.rope is not None:
         if key_rotation is None:
             q, k = _rotate(layer, [q, k], rotation)
-        else:  # the cache stores keys unrotated
+        else:  # keys have positions of their own, or the cache stores them unrotated
             (q,) = _rotate(layer, [q], rotation)
+            if kv is not None:
+                (k,) = _rotate(layer, [k], key_rotation)
     stored = None
     if cache is not None:
         cache = cache.store(k, v, plan.slots, consecutive=cache.slots.consecutive(plan.mask))
@@ -105,7 +126,7 @@ def self_attention(
 
 def learnable_frequencies(layer) -> Frequencies:
     """The frequencies that a layer with ``learn_frequencies`` starts from."""
-    start = layer.rope.frequencies()
+    start = None if layer.rope.needs_context_length else layer.rope.frequencies()
     if not isinstance(start, Frequencies):
         raise ValueError(f"learn_frequencies needs a schedule of one Frequencies, got {layer.rope.schedule}")
     return start
@@ -164,7 +185,8 @@ def _attend(layer, q, k, v, plan: Plan, deterministic: bool, stored: KVCache | N
         k, v, number = keys
         return attend_by_facts(q, k, v, facts, layer=number, implementation=layer.implementation)
 
-    if stored is None or not is_long_prompt(q, stored.key) or layer.implementation is not None:
+    by_kernel = layer.implementation is None and plan.query_index is None and plan.attention_mask is None
+    if stored is None or not by_kernel or not is_long_prompt(q, stored.key):
         return attend(q, keys, facts).swapaxes(1, 2)
     # On a TPU, the kernel serves a prompt before which the cache is empty.
     fresh = dataclasses.replace(plan.facts(fresh=True), **options)
@@ -200,8 +222,11 @@ def _checked_output(y, q) -> jax.Array:
     return y
 
 
-def _make_plan(layer, shape: tuple[int, int], cache: KVCache | None, arguments: dict) -> Plan:
+def _make_plan(layer, shape: tuple[int, int], cache: KVCache | None, arguments: dict, kv) -> Plan:
     """The plan of a layer that is called alone."""
+    options: dict = dict(num_heads=layer.num_heads, learn_frequencies=layer.learn_frequencies)
+    if kv is not None:
+        return make_cross_plan(layer.rope, shape, kv.shape[1], **cross_arguments(arguments), **options)
     if layer.rope is None and arguments["positions"] is not None:
         raise ValueError("positions must be left out without rope: nothing reads them")
     return make_plan(
@@ -210,8 +235,7 @@ def _make_plan(layer, shape: tuple[int, int], cache: KVCache | None, arguments: 
         causal=layer.causal,
         window=layer.window,
         position_bias=layer.position_bias,
-        num_heads=layer.num_heads,
         cache=cache,
-        learn_frequencies=layer.learn_frequencies,
-        **arguments,
+        **options,
+        **self_arguments(arguments),
     )

@@ -59,6 +59,7 @@ class RotaryAttention(nnx.Module):
 
     Attributes:
       in_features: D.
+      kv_features: D' of cross-attention; None is D.
       deterministic: whether dropout is off, unless a call says otherwise; ``train()`` and ``eval()`` set it.
       decode: whether calls read and extend the cache inside the module, unless a call says otherwise.
       rngs: of the parameters, and of dropout: its stream ``dropout`` (or the default stream) is forked.
@@ -70,6 +71,7 @@ class RotaryAttention(nnx.Module):
     """
 
     in_features: int
+    kv_features: int | None = None
     num_heads: int
     head_dim: int
     rope: Rope | None
@@ -102,7 +104,7 @@ class RotaryAttention(nnx.Module):
     dropout_stream: nnx.RngStream | None = dataclasses.field(init=False)
 
     def __post_init__(self, kernel_init: Initializer, bias_init: Initializer, rngs: nnx.Rngs):
-        check_sizes(self, "in_features")
+        check_sizes(self, "in_features", optional="kv_features")
         check_fields(self)
         if not isinstance(rngs, nnx.Rngs):
             raise TypeError(f"rngs must be nnx.Rngs, got {type(rngs).__name__}: pass nnx.Rngs(seed)")
@@ -114,18 +116,18 @@ class RotaryAttention(nnx.Module):
             rngs=rngs,
         )
 
-        def project_to(num_heads: int, axis: str) -> nnx.LinearGeneral:
+        def project(num_features: int, num_heads: int, axis: str) -> nnx.LinearGeneral:
             return linear(
-                self.in_features,
+                num_features,
                 (num_heads, self.head_dim),
                 use_bias=self.use_bias,
                 kernel_init=named(kernel_init, ("embed", axis, "head_dim")),
                 bias_init=named(bias_init, (axis, "head_dim")),
             )
 
-        kv_heads = self.num_kv_heads or self.num_heads
-        self.query = project_to(self.num_heads, "heads")
-        self.key, self.value = project_to(kv_heads, "kv_heads"), project_to(kv_heads, "kv_heads")
+        kv = self.kv_features or self.in_features, self.num_kv_heads or self.num_heads, "kv_heads"
+        self.query = project(self.in_features, self.num_heads, "heads")
+        self.key, self.value = project(*kv), project(*kv)
         self.out = linear(
             (self.num_heads, self.head_dim),
             self.in_features,
@@ -165,6 +167,11 @@ class RotaryAttention(nnx.Module):
         sequence_index=None,
         mask=None,
         segment_ids=None,
+        prefix_length=None,
+        attention_mask=None,
+        kv=None,
+        kv_positions=None,
+        kv_mask=None,
         cache: KVCache | None = None,
         context_length=None,
         plan: Plan | None = None,
@@ -189,6 +196,10 @@ class RotaryAttention(nnx.Module):
           ``y [B, T, D]``, or ``(y, cache)`` if a cache was given. A row whose cache overflowed is NaN.
         """
         check_axes("x", x, "B T D", D=self.in_features)
+        if kv is not None:
+            check_axes("kv", kv, "B S D", D=self.kv_features or self.in_features)
+        elif self.kv_features not in (None, self.in_features):
+            raise ValueError(f"kv must be given with kv_features={self.kv_features}, got None")
         decode, held = self.decode if decode is None else decode, self.cache
         if decode:
             if cache is not None:
@@ -205,8 +216,13 @@ class RotaryAttention(nnx.Module):
                 sequence_index=sequence_index,
                 mask=mask,
                 segment_ids=segment_ids,
+                prefix_length=prefix_length,
+                attention_mask=attention_mask,
+                kv_positions=kv_positions,
+                kv_mask=kv_mask,
                 context_length=context_length,
             ),
+            kv=kv,
             cache=cache,
             plan=plan,
             deterministic=self.deterministic if deterministic is None else deterministic,
@@ -241,7 +257,7 @@ class RotaryAttention(nnx.Module):
         Args:
           batch: B.
           capacity: S.
-          dtype: of stored keys and values; None is ``dtype`` of the layer, or float32.
+          dtype: of stored keys and values; None is ``dtype`` of the layer, or ``param_dtype`` without one.
           eviction: what a full row does.
           num_sink_tokens: tokens at the start of a row which are never evicted.
           rotated: whether keys are stored rotated; None as in :meth:`rope_jax.Decoder.init_cache`.
@@ -253,7 +269,7 @@ class RotaryAttention(nnx.Module):
             capacity=capacity,
             num_kv_heads=self.num_kv_heads or self.num_heads,
             head_dim=self.head_dim,
-            dtype=dtype or self.dtype or jnp.float32,
+            dtype=dtype or self.dtype or self.param_dtype,
             eviction=eviction,
             num_sink_tokens=num_sink_tokens,
             rotated=rotated,
@@ -271,8 +287,9 @@ class RotaryAttention(nnx.Module):
         self.deterministic = self.deterministic if deterministic is None else deterministic
         self.decode = self.decode if decode is None else decode
 
-    def _project(self, x) -> tuple[jax.Array, jax.Array, jax.Array]:
-        q, k, v = self.query(x), self.key(x), self.value(x)
+    def _project(self, x, kv=None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        kv = x if kv is None else kv
+        q, k, v = self.query(x), self.key(kv), self.value(kv)
         return (self.query_norm(q), self.key_norm(k), v) if self.qk_norm else (q, k, v)
 
 

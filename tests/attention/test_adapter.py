@@ -59,7 +59,7 @@ def test_decode_is_refused_with_the_reason():
 
 def test_cross_attention_is_refused():
     module = nn.MultiHeadDotProductAttention(num_heads=4, attention_fn=rope_jax.attention.rotary_attention_fn(ROPE))
-    with pytest.raises(ValueError, match="Cross-attention has no relative positions"):
+    with pytest.raises(ValueError, match="for cross-attention, kv= and kv_positions="):
         module.init(jax.random.key(0), inputs(), inputs()[:, :3])
 
 

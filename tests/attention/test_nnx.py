@@ -106,7 +106,8 @@ def test_the_fields_are_those_of_the_linen_layer():
     for name in ("kernel_init", "bias_init"):  # functions without equality by value
         key, shape = jax.random.key(0), (3, 5)
         assert_same(ours.pop(name)(key, shape, jnp.float32), linen.pop(name)(key, shape, jnp.float32))
-    assert {name: ours.pop(name) for name in ("in_features", "decode", "rngs")}["decode"] is False
+    for name in ("in_features", "kv_features", "rngs"):
+        del ours[name]
     assert ours == {name: default for name, default in linen.items() if name not in ("parent", "name")}
 
 
@@ -117,6 +118,11 @@ def test_equals_the_linen_layer(name):
     dtype = layer.dtype or jnp.float32
     x, mask = inputs(dtype=dtype), jnp.array([[1] * T, [0, 1, 1, 1, 1, 0]])
     calls = [{}, dict(mask=mask), dict(segment_ids=jnp.array([[0, 0, 1, 1, 1, 1], [3, 3, 3, 4, 5, 5]]))]
+    if name not in ("attention_fn", "xla"):
+        allowed = jnp.asarray(np.random.default_rng(2).integers(0, 2, (B, 1, T, T)), bool)
+        calls += [dict(attention_mask=allowed)]
+        if layer.causal and layer.window is None and layer.position_bias is None:
+            calls += [dict(prefix_length=jnp.array([2, 4]))]
     if layer.rope is not None:
         calls += [dict(positions=jnp.arange(7, 7 + T)), dict(positions=jnp.arange(T, dtype=jnp.float32) / 2)]
     for options in calls:
@@ -148,6 +154,24 @@ def test_gradients_equal_those_of_the_linen_layer(name):
     for each in (got, remat):
         as_float32 = (jax.tree.map(np.float32, tree) for tree in (nnx.to_pure_dict(each), wanted["params"]))
         jax.tree.map(assert_close, *as_float32)
+
+
+def test_cross_attention_equals_that_of_the_linen_layer():
+    fields = SIZES | dict(rope=ROPE, causal=False)
+    linen, layer = rope_jax.RotaryAttention(**fields), native(**fields, kv_features=24)
+    kv = jnp.asarray(np.random.default_rng(1).normal(size=(B, 9, 24)), jnp.float32)
+    where = dict(
+        positions=jnp.arange(T), kv_positions=jnp.arange(9) / 2, kv_mask=jnp.arange(9)[None] < jnp.array([[9], [4]])
+    )
+    assert layer.key.kernel.shape == (24, K, H)
+    assert_same(layer(inputs(), kv=kv, **where), linen.apply(to_linen(layer), inputs(), kv=kv, **where))
+    with pytest.raises(ValueError, match="kv must be given with kv_features=24, got None"):
+        layer(inputs())
+    with pytest.raises(ValueError, match=r"kv must have shape \[B, S, D\] with D=24, got \(2, 6, 16\)"):
+        layer(inputs(), kv=inputs(), **where)
+    layer.init_cache(batch=B, capacity=T)
+    with pytest.raises(ValueError, match="cache must be left out with kv"):
+        layer(inputs(), kv=kv, decode=True, **where)
 
 
 def test_a_plan_made_once_serves_layers_with_caches_of_their_own():
@@ -418,6 +442,7 @@ def test_refusals():
             "rope.head_dim must be head_dim=8",
         ),
         (lambda: native(num_kv_heads=3), ValueError, "num_kv_heads must divide num_heads=4, got 3"),
+        (lambda: native(kv_features=0), ValueError, "kv_features must be at least 1, got 0"),
         (lambda: native(in_features=16.0), TypeError, "in_features must be an integer, got 16.0"),
         (
             lambda: native(rngs=jax.random.key(0)),
