@@ -41,6 +41,9 @@ class RotaryAttention(nn.Module, kw_only=True):
       >>> y, cache = attention.apply(params, x, cache=cache)
       >>> cache.num_tokens.tolist()
       [5, 5]
+      >>> decoder = attention.clone(decode=True)  # with the cache in Flax's collection, of 8 tokens
+      >>> state = decoder.init(jax.random.key(0), jnp.ones((2, 8, 64)))["cache"]
+      >>> y, state = decoder.apply(params | {"cache": state}, x, mutable="cache")
 
     Kernels carry the logical axis names ``embed``, ``heads``, ``kv_heads`` and ``head_dim``
     (:func:`flax.linen.with_logical_partitioning`); :func:`flax.linen.unbox` strips them. A call with the collection
