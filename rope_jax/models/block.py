@@ -14,6 +14,7 @@ from rope_jax.attention.layer_checks import check_fields
 from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.plan import Plan
 from rope_jax.attention.rotations import first_rope
+from rope_jax.core.explicit import explicit_axes, product
 from rope_jax.core.named import named
 from rope_jax.core.projection import dot_general, take_layer
 
@@ -71,7 +72,7 @@ class Block(nn.Module, kw_only=True):
         def dense(name, features, *axes):
             init = named(self.kernel_init, axes)
             bias_init = named(nn.initializers.zeros_init(), axes[1:])
-            return self.dense(features, kernel_init=init, bias_init=bias_init, dot_general=dot, name=name)
+            return self.dense(features, kernel_init=init, bias_init=bias_init, dot_general=product(dot), name=name)
 
         gate = dense("gate", self.mlp_dim, "embed", "mlp")(x)
         up = dense("up", self.mlp_dim, "embed", "mlp")(x)
@@ -192,4 +193,11 @@ def _fields(model) -> dict:
 
 def place(x, sharding: jax.sharding.Sharding | None) -> jax.Array:
     """The residual stream, constrained to its sharding."""
-    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
+    if sharding is None:
+        return x
+    spec = getattr(sharding, "spec", sharding)
+    if explicit_axes():
+        return jax.sharding.reshard(x, spec)
+    # A mesh in use has automatic axes inside :func:`by_xla`, whatever axes the mesh of the sharding has.
+    in_use = not jax.sharding.get_abstract_mesh().empty
+    return jax.lax.with_sharding_constraint(x, spec if in_use else sharding)

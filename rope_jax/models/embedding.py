@@ -9,9 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from rope_jax._checks import check_axes, check_dtype, check_integer, device_array, is_concrete
 from rope_jax.core.angles import rotation
+from rope_jax.core.explicit import by_xla, explicit_axes, spec_of
 from rope_jax.core.frequencies import Frequencies
 from rope_jax.core.named import named
 from rope_jax.core.nan_rows import nan_where
@@ -115,6 +117,14 @@ class LearnedPositions(nn.Module, kw_only=True):
         return nan_where(~inside[..., None], table[index])
 
 
+def _take(embed: nn.Embed, tokens) -> jax.Array:
+    """``embed(tokens)``, divided as the tokens; features are whole."""
+    if not explicit_axes():
+        return embed(tokens)
+    take = by_xla(embed.clone(parent=None).apply, PartitionSpec(*spec_of(tokens), None))
+    return take({"params": {"embedding": embed.embedding}}, tokens)
+
+
 def embed_tokens(embed: nn.Embed, tokens, positions, mask, *, scale, position_embedding) -> jax.Array:
     """Token embeddings times ``scale``, plus the position embedding: ``[B, T, D]``.
 
@@ -129,7 +139,7 @@ def embed_tokens(embed: nn.Embed, tokens, positions, mask, *, scale, position_em
       position_embedding: see :class:`PositionEmbedding`; None for no position embedding.
     """
     known = (tokens >= 0) & (tokens < embed.num_embeddings)  # nn.Embed would read a negative token from the end
-    x = embed(jnp.where(known, tokens, jnp.zeros_like(tokens)))
+    x = _take(embed, jnp.where(known, tokens, jnp.zeros_like(tokens)))
     if scale is not None:
         x *= jnp.asarray(scale, x.dtype)
     if position_embedding is not None:
