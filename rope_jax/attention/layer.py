@@ -21,7 +21,7 @@ from rope_jax.attention.plan import Plan, make_plan
 from rope_jax.attention.quantized import read_layer
 from rope_jax.attention.ring import ring_attention
 from rope_jax.core.angles import Rotation, rotation
-from rope_jax.core.explicit import product
+from rope_jax.core.explicit import dense_options
 from rope_jax.core.frequencies import Frequencies
 from rope_jax.core.named import named
 from rope_jax.core.nan_rows import nan_where
@@ -226,7 +226,7 @@ class RotaryAttention(nn.Module, kw_only=True):
             param_dtype=self.param_dtype,
             kernel_init=_named(self.kernel_init, ("heads", "head_dim", "embed")),
             bias_init=_named(self.bias_init, ("embed",)),
-            dot_general=product(self.dot_general),
+            **dense_options(self.dot_general),
             name="out",
         )(y)
         if cache is None:
@@ -269,7 +269,7 @@ def _project(layer: RotaryAttention, x) -> tuple[jax.Array, jax.Array, jax.Array
             param_dtype=layer.param_dtype,
             kernel_init=_named(layer.kernel_init, ("embed", heads_axis, "head_dim")),
             bias_init=_named(layer.bias_init, (heads_axis, "head_dim")),
-            dot_general=product(layer.dot_general),
+            **dense_options(layer.dot_general),
             name=name,
         )(x)
 

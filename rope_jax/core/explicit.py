@@ -8,6 +8,7 @@ a divided axis, a gather or a scatter.
 from collections.abc import Callable
 
 import jax
+from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
@@ -43,7 +44,25 @@ def by_xla(program: Callable, specs) -> Callable:
     return divided
 
 
-def product(dot_general: Callable | None = None) -> Callable:
+def dense_options(dot_general: Callable | None = None) -> dict[str, Callable]:
+    """Fields ``dot_general`` and ``promote_dtype`` of a dense layer of flax, for any mesh."""
+    return dict(dot_general=placed_product(dot_general), promote_dtype=_promote_dtype)
+
+
+def _promote_dtype(x, kernel, bias, **options):
+    return promote_dtype(x, kernel, None if bias is None else beside(x, bias), **options)
+
+
+def beside(x, parameter) -> jax.Array:
+    """The parameter, gathered along the mesh axes that divide x: for a sum or product with x."""
+    if not explicit_axes():
+        return parameter
+    num_axes = x.ndim
+    spec = without_repeats(*spec_of(x), *spec_of(parameter))[num_axes:]
+    return jax.sharding.reshard(parameter, PartitionSpec(*spec))
+
+
+def placed_product(dot_general: Callable | None = None) -> Callable:
     """``dot_general`` (:func:`jax.lax.dot_general` by default) of activations and a kernel.
 
     The result is divided as the activations, and along the features of the kernel that the activations leave free:

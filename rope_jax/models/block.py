@@ -14,7 +14,7 @@ from rope_jax.attention.layer_checks import check_fields
 from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.plan import Plan
 from rope_jax.attention.rotations import first_rope
-from rope_jax.core.explicit import explicit_axes, product
+from rope_jax.core.explicit import dense_options, explicit_axes
 from rope_jax.core.named import named
 from rope_jax.core.projection import dot_general, take_layer
 
@@ -72,7 +72,7 @@ class Block(nn.Module, kw_only=True):
         def dense(name, features, *axes):
             init = named(self.kernel_init, axes)
             bias_init = named(nn.initializers.zeros_init(), axes[1:])
-            return self.dense(features, kernel_init=init, bias_init=bias_init, dot_general=product(dot), name=name)
+            return self.dense(features, kernel_init=init, bias_init=bias_init, name=name, **dense_options(dot))
 
         gate = dense("gate", self.mlp_dim, "embed", "mlp")(x)
         up = dense("up", self.mlp_dim, "embed", "mlp")(x)
