@@ -10,12 +10,16 @@ from collections.abc import Callable
 import jax
 from flax.linen.dtypes import promote_dtype
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 
-def explicit_axes() -> tuple[str, ...]:
-    """The explicit axes of the mesh in use; empty without a mesh."""
-    return jax.sharding.get_abstract_mesh().explicit_axes
+def explicit_mesh(*operands) -> AbstractMesh | None:
+    """The mesh in use, or the mesh of the operands' types, if it has explicit axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        meshes = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(operands))
+        mesh = next((each for each in meshes if not each.empty), mesh)
+    return mesh if mesh.explicit_axes else None
 
 
 def spec_of(x) -> PartitionSpec:
@@ -34,12 +38,13 @@ def by_xla(program: Callable, specs) -> Callable:
     """
 
     def divided(*operands):
-        if not (axes := explicit_axes()):
+        if not (mesh := explicit_mesh(*operands)):
             return program(*operands)
-        mesh = jax.sharding.get_abstract_mesh().update_axis_types(dict.fromkeys(axes, AxisType.Auto))
-        with jax.sharding.use_abstract_mesh(mesh):
+        automatic = mesh.update_axis_types(dict.fromkeys(mesh.explicit_axes, AxisType.Auto))
+        with jax.sharding.use_abstract_mesh(automatic):
             results = program(*jax.sharding.reshard(operands, PartitionSpec()))
-        return jax.sharding.reshard(results, specs(results) if callable(specs) else specs)
+        of_results = specs(results) if callable(specs) else specs
+        return jax.sharding.reshard(results, jax.tree.map(lambda spec: NamedSharding(mesh, spec), of_results))
 
     return divided
 
@@ -55,11 +60,10 @@ def _promote_dtype(x, kernel, bias, **options):
 
 def beside(x, parameter) -> jax.Array:
     """The parameter, gathered along the mesh axes that divide x: for a sum or product with x."""
-    if not explicit_axes():
+    if not (mesh := explicit_mesh(x, parameter)):
         return parameter
-    num_axes = x.ndim
-    spec = without_repeats(*spec_of(x), *spec_of(parameter))[num_axes:]
-    return jax.sharding.reshard(parameter, PartitionSpec(*spec))
+    spec = without_repeats(*spec_of(x), *spec_of(parameter))[x.ndim :]
+    return jax.sharding.reshard(parameter, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
 def placed_product(dot_general: Callable | None = None) -> Callable:
@@ -71,7 +75,7 @@ def placed_product(dot_general: Callable | None = None) -> Callable:
     dot_general = dot_general or lax.dot_general
 
     def placed(x, kernel, dimension_numbers, *arguments, **options):
-        if not explicit_axes():
+        if not explicit_mesh(x, kernel):
             return dot_general(x, kernel, dimension_numbers, *arguments, **options)
 
         def multiply(x, kernel):

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from rope_jax.attention.cache import KVCache
-from rope_jax.core.explicit import by_xla, explicit_axes, spec_of, without_repeats
+from rope_jax.core.explicit import by_xla, explicit_mesh, spec_of, without_repeats
 from rope_jax.generation.forward import ForwardPass
 
 
@@ -22,7 +22,7 @@ def placed_like(rows: Callable) -> Callable:
     def decorate(program):
         @functools.wraps(program)
         def placed(*operands, **options):
-            if not explicit_axes():
+            if not explicit_mesh(*operands):
                 return program(*operands, **options)
             axis_of_rows = spec_of(rows(*operands))[0]
             forwards, given = _all_of(ForwardPass, operands), _all_of(KVCache, operands)

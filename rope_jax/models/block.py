@@ -7,6 +7,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.layer import Initializer, RotaryAttention
@@ -14,7 +15,7 @@ from rope_jax.attention.layer_checks import check_fields
 from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.plan import Plan
 from rope_jax.attention.rotations import first_rope
-from rope_jax.core.explicit import dense_options, explicit_axes
+from rope_jax.core.explicit import dense_options, explicit_mesh
 from rope_jax.core.named import named
 from rope_jax.core.projection import dot_general, take_layer
 
@@ -195,9 +196,10 @@ def place(x, sharding: jax.sharding.Sharding | None) -> jax.Array:
     """The residual stream, constrained to its sharding."""
     if sharding is None:
         return x
-    spec = getattr(sharding, "spec", sharding)
-    if explicit_axes():
-        return jax.sharding.reshard(x, spec)
-    # A mesh in use has automatic axes inside :func:`by_xla`, whatever axes the mesh of the sharding has.
+    if mesh := explicit_mesh(x):
+        return jax.sharding.reshard(x, NamedSharding(mesh, sharding.spec))
+    if not sharding.mesh.explicit_axes:
+        return jax.lax.with_sharding_constraint(x, sharding)
+    # Without a mesh in use, x is whole, as in model.init. A mesh in use has automatic axes inside by_xla.
     in_use = not jax.sharding.get_abstract_mesh().empty
-    return jax.lax.with_sharding_constraint(x, spec if in_use else sharding)
+    return jax.lax.with_sharding_constraint(x, sharding.spec) if in_use else x

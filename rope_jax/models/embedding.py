@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from rope_jax._checks import check_axes, check_dtype, check_integer, device_array, is_concrete
 from rope_jax.core.angles import rotation
-from rope_jax.core.explicit import by_xla, explicit_axes, spec_of
+from rope_jax.core.explicit import by_xla, explicit_mesh, spec_of
 from rope_jax.core.frequencies import Frequencies
 from rope_jax.core.named import named
 from rope_jax.core.nan_rows import nan_where
@@ -119,7 +119,7 @@ class LearnedPositions(nn.Module, kw_only=True):
 
 def _take(embed: nn.Embed, tokens) -> jax.Array:
     """``embed(tokens)``, divided as the tokens; features are whole."""
-    if not explicit_axes():
+    if not explicit_mesh(tokens, embed.embedding):
         return embed(tokens)
     take = by_xla(embed.clone(parent=None).apply, PartitionSpec(*spec_of(tokens), None))
     return take({"params": {"embedding": embed.embedding}}, tokens)
