@@ -1,5 +1,6 @@
 """Meshes of explicit axes, the default of ``jax.make_mesh``: the numbers of one device, and types that say where."""
 
+import collections
 import dataclasses
 import functools
 import re
@@ -23,7 +24,9 @@ B, T, S, N, K, H, D, V = 8, 8, 16, 8, 4, 8, 16, 24
 ROPE = rope_jax.Rope(H, rope_jax.Llama3(factor=4.0, original_length=16, base=100.0))
 SIZES = dict(vocab_size=V, num_layers=2, width=D, num_heads=N, num_kv_heads=K, head_dim=H, mlp_dim=32)
 MODEL = rope_jax.Decoder(**SIZES, rope=ROPE)
-EVERY_OPTION = dict(qk_norm=True, qkv_bias=True, out_bias=True, mlp_bias=True, post_norms=True, tie_embeddings=False)
+EVERY_OPTION = dict(
+    qk_norm=True, qkv_bias=True, out_bias=True, mlp_bias=True, post_norms=True, tie_embeddings=False
+)
 TERMS = eight_devices.terms_of(MODEL, B, T)
 COLLECTIVES = r" (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
 
@@ -91,7 +94,9 @@ def spec_of(x):
 
 
 def cross_entropy(model, params, tokens, labels):
-    logits = jax.sharding.reshard(model.apply(params, tokens), P("data")) if explicit() else model.apply(params, tokens)
+    logits = (
+        jax.sharding.reshard(model.apply(params, tokens), P("data")) if explicit() else model.apply(params, tokens)
+    )
     return optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, V)).mean()
 
 
@@ -105,7 +110,7 @@ MODELS = {
     "kv heads copied": dict(num_kv_heads=2),
     "T5 bias, learned positions": dict(
         rope=None,
-        position_bias=rope_jax.attention.T5Bias(causal=True),
+        position_bias=rope_jax.attention.T5Bias(),
         position_embedding=rope_jax.models.LearnedPositions(num_positions=32),
     ),
     "unlike layers": dict(rope=(ROPE, None), window=(4, None)),
@@ -117,6 +122,22 @@ CACHES = {
     "int8": dict(dtype=jnp.int8),
     "sliding": dict(eviction="sliding", capacity=6),
     "unrotated sinks": dict(eviction="sliding", num_sink_tokens=2, rotated=False, capacity=6),
+}
+
+
+GENERATIONS = {
+    "greedy": lambda params, prompt, mask, keys: rope_jax.generate(
+        MODEL, params, prompt, mask=mask, max_new_tokens=4, temperature=0, stop_token=3
+    ),
+    "speculative": lambda params, prompt, mask, keys: rope_jax.generation.speculative_decode(
+        MODEL, params, MODEL, params, prompt, mask=mask, max_new_tokens=4, rng=keys[:B], temperature=1.0
+    ),
+    "beams": lambda params, prompt, mask, keys: rope_jax.generation.beam_search(
+        MODEL, params, prompt, mask=mask, beams=2, max_new_tokens=4
+    ),
+    "drawn": lambda params, prompt, mask, keys: rope_jax.generate(
+        MODEL, params, prompt, max_new_tokens=4, num_samples=2, rng=keys, top_k=5, top_p=0.9
+    ),
 }
 
 
@@ -135,7 +156,9 @@ class EightDevices:
 
         @functools.partial(jax.jit, static_argnames="model")
         def step(params, state, tokens, model):
-            loss, grads = jax.value_and_grad(lambda p: cross_entropy(model, p, tokens[:, :-1], tokens[:, 1:]))(params)
+            loss, grads = jax.value_and_grad(lambda p: cross_entropy(model, p, tokens[:, :-1], tokens[:, 1:]))(
+                params
+            )
             updates, state = optimizer.update(grads, state, params)
             return loss, grads, optax.apply_updates(params, updates), state
 
@@ -236,7 +259,7 @@ class EightDevices:
         index = jnp.asarray(zigzag_sequence_index(T, 2))[None]
 
         def whole(q, k, v):
-            mask = (index[:, None, :, None] >= index[:, None, None, :])
+            mask = index[:, None, :, None] >= index[:, None, None, :]
             return rope_jax.attend(q, k, v, mask=mask)
 
         def ring(q, k, v, index):
@@ -266,20 +289,102 @@ class EightDevices:
             got = step(model, placed, *jax.device_put((inputs, labels), along))
         eight_devices.assert_reordered(got, want, TERMS)
 
-    @pytest.mark.parametrize("kv_heads", [K, 2], ids=["", "kv heads copied"])
-    @pytest.mark.parametrize("name", first(3, GENERATIONS := {
-        "greedy": lambda model, params, prompt, mask, keys: rope_jax.generate(
-            model, params, prompt, mask=mask, max_new_tokens=4, temperature=0, stop_token=3
-        ),
-        "speculative": lambda model, params, prompt, mask, keys: rope_jax.generation.speculative_decode(
-            model, params, MODEL, params, prompt, mask=mask, max_new_tokens=4, rng=keys[::2]
-        ),
-        "beams": lambda model, params, prompt, mask, keys: rope_jax.generation.beam_search(
-            model, params, prompt, mask=mask, beams=2, max_new_tokens=4
-        ),
-        "drawn": lambda model, params, prompt, mask, keys: rope_jax.generate(
-            model, params, prompt, max_new_tokens=4, num_samples=2, rng=keys, top_k=5, top_p=0.9
-        ),
-    }))
-    def test_generation(self, name, kv_heads):
-        pass
+    @pytest.mark.parametrize("name", first(3, GENERATIONS))
+    def test_generation(self, name):
+        mesh = make_mesh()
+        prompt, keys = text(B, 5), jax.random.split(jax.random.key(2), 2 * B)
+        mask = jnp.ones((B, 5), bool).at[::2, :2].set(False)
+        params, placed = decoder_on(mesh, MODEL)
+        want = GENERATIONS[name](params, prompt, mask, keys)
+        with jax.set_mesh(mesh):
+            got = GENERATIONS[name](placed, *put(mesh, (prompt, mask, keys), "data"))
+        assert_close(got, want)
+        assert all(spec_of(x)[:1] in ((), ("data",)) for x in jax.tree.leaves(got) if x.ndim < 4)
+        if name != "beams":
+            assert spec_of(got.cache.key) == (None, "data", "model", None, None)
+
+    def test_kv_heads_are_copied_and_the_cache_is_divided_by_rows(self):
+        mesh, model = make_mesh(), MODEL.clone(num_kv_heads=2)
+        params, placed = decoder_on(mesh, model)
+        options = dict(max_new_tokens=4, temperature=0)
+        want = rope_jax.generate(model, params, text(B, 5), **options)
+        with jax.set_mesh(mesh):
+            got = rope_jax.generate(model, placed, put(mesh, text(B, 5), "data"), **options)
+        assert_close(got, want)
+        assert spec_of(got.cache.key) == (None, "data", None, None, None)
+
+    def test_a_conversation_streamed_to_the_host(self):
+        """The cache of one answer, or of a prompt that all rows share, begins the next: placed as it was given."""
+        mesh = make_mesh()
+        params, placed = decoder_on(mesh, MODEL)
+
+        def chat(params, place, shared):
+            seen = []
+            options = dict(max_new_tokens=3, temperature=0, on_token=lambda row, token: seen.append((row, token)))
+            first = rope_jax.generate(MODEL, params, place(text(B, 5)), cache=shared, **options)
+            second = rope_jax.generate(MODEL, params, place(text(B, 4, seed=1)), cache=first.cache, **options)
+            return second, np.array(seen)
+
+        shared = rope_jax.generate(MODEL, params, text(1, 4), max_new_tokens=1, temperature=0).cache
+        want = chat(params, lambda x: x, shared)
+        with jax.set_mesh(mesh):
+            got = chat(placed, lambda x: put(mesh, x, "data"), put(mesh, shared))
+        assert_close(got, want)
+        assert spec_of(got[0].cache.key) == (None, "data", None, None, None)
+
+    def test_inside_shard_map(self):
+        """Rows over a manual axis; heads stay divided over the explicit axis."""
+        mesh = make_mesh()
+        params, placed = decoder_on(mesh, MODEL)
+        write = lambda params, prompt: (
+            rope_jax.generate(MODEL, params, prompt, max_new_tokens=4, temperature=0).tokens
+        )
+        want = write(params, text(B, 5))
+        with jax.set_mesh(mesh):
+            mapped = jax.shard_map(write, in_specs=(P(), P("data")), out_specs=P("data"), axis_names={"data"})
+            got = jax.jit(mapped)(placed, put(mesh, text(B, 5), "data"))
+        assert_close(got, want)
+
+    def test_without_a_mesh_in_use(self):
+        """The types of arrays that lie on an explicit mesh suffice."""
+        mesh = make_mesh()
+        params, placed = decoder_on(mesh, MODEL)
+        got, want = (
+            rope_jax.generate(MODEL, p, t, max_new_tokens=2, temperature=0)
+            for p, t in ((placed, put(mesh, text(B, 5), "data")), (params, text(B, 5)))
+        )
+        assert_close(got, want)
+
+    def test_no_collective_for_the_rotation(self):
+        mesh = make_mesh()
+
+        def there_and_back(q, k, positions):
+            rotated, pull = jax.vjp(lambda q, k: ROPE(q, k, positions), q, k)
+            return rotated, pull(rotated)
+
+        with jax.set_mesh(mesh):
+            q, k = put(mesh, normal(B, T, N, H), "data", None, "model"), put(mesh, normal(B, T, 2, H), "data")
+            positions = put(mesh, jnp.zeros((B, T), jnp.int32), "data")
+            program = jax.jit(there_and_back).lower(q, k, positions).compile()
+        assert not re.findall(COLLECTIVES, program.as_text())
+
+    @pytest.mark.parametrize("what", ["training", "decoding"])
+    def test_as_many_collectives_as_on_a_mesh_of_automatic_axes(self, what):
+        counts = {}
+        for kind in (AxisType.Auto, AxisType.Explicit):
+            mesh = make_mesh(kind)
+            _, placed = decoder_on(mesh, MODEL)
+            cache = cache_on(mesh, MODEL.init_cache(batch=B, capacity=S))
+            tokens = put(mesh, text(B, T), "data")
+
+            def train(params, tokens, cache):
+                return jax.value_and_grad(lambda p: cross_entropy(MODEL, p, tokens, tokens))(params)
+
+            def decode(params, tokens, cache):
+                return MODEL.apply(params, tokens[:, :1], cache=cache)
+
+            with jax.set_mesh(mesh):
+                program = jax.jit(train if what == "training" else decode).lower(placed, tokens, cache).compile()
+            counts[kind] = collections.Counter(re.findall(COLLECTIVES, program.as_text()))
+        print(f"\n{what}: {counts}", end="")
+        assert counts[AxisType.Explicit].total() <= counts[AxisType.Auto].total()
