@@ -13,7 +13,7 @@ from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, c
 from rope_jax.attention.cache_write import write_slots
 from rope_jax.attention.quantized import Quantized, is_narrow, quantize, read_layer
 from rope_jax.attention.slots import Eviction, Slots, checked_slots
-from rope_jax.core.explicit import by_xla, spec_of
+from rope_jax.core.explicit import by_xla, is_divisible, spec_of, without_repeats
 
 
 class CachePolicy(NamedTuple):
@@ -276,10 +276,12 @@ class KVCache:
 
 
 def _spec_of_rows(leaf, rows, axis: int) -> PartitionSpec:
-    """Of the rows taken from a leaf: as the leaf, and along B as ``rows``; as the leaf if these are not divided."""
+    """Of the rows taken from a leaf: as the leaf, and along B as ``rows``. Rows that are not divided lie as the
+    leaf's own rows, if the devices divide their number."""
     spec = list(spec_of(leaf))
-    spec[axis] = spec_of(rows)[0] or spec[axis]
-    return PartitionSpec(*spec)
+    own = spec[axis] if is_divisible(rows, spec[axis]) else None
+    spec[axis] = spec_of(rows)[0] or own
+    return PartitionSpec(*without_repeats(*spec))
 
 
 def check_cache(cache) -> None:

@@ -5,7 +5,9 @@ how it is divided. JAX raises an error if the type of a result does not follow f
 a divided axis, a gather or a scatter.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax.linen.dtypes import promote_dtype
@@ -49,7 +51,7 @@ def by_xla(program: Callable, specs) -> Callable:
     return divided
 
 
-def dense_options(dot_general: Callable | None = None) -> dict[str, Callable]:
+def dense_options(dot_general: Callable | None = None) -> dict[str, Any]:
     """Fields ``dot_general`` and ``promote_dtype`` of a dense layer of flax, for any mesh."""
     return dict(dot_general=placed_product(dot_general), promote_dtype=_promote_dtype)
 
@@ -93,6 +95,13 @@ def _product_spec(x, kernel, dimension_numbers) -> PartitionSpec:
     rows += [entry for axis, entry in enumerate(x_spec) if axis not in (*x_axes, *x_batch)]
     features = [entry for axis, entry in enumerate(kernel_spec) if axis not in (*kernel_axes, *kernel_batch)]
     return PartitionSpec(*without_repeats(*rows, *features))
+
+
+def is_divisible(rows, axes) -> bool:
+    """Whether an entry of a spec, mesh axes or None, divides the first axis of ``rows``."""
+    mesh = explicit_mesh(rows)
+    names = axes if isinstance(axes, tuple) else (axes,)
+    return mesh is None or rows.shape[0] % math.prod(mesh.shape[name] for name in names if name) == 0
 
 
 def without_repeats(*entries) -> list:

@@ -15,8 +15,8 @@ from rope_jax.generation.forward import ForwardPass
 def placed_like(rows: Callable) -> Callable:
     """A decorator for a program of forward passes and arrays, whose results have rows first.
 
-    On a mesh of explicit axes, rows are divided as the array ``rows(*operands)``. A cache is divided as the cache that
-    was given, or along K as the kernel of the keys.
+    On a mesh of explicit axes, rows are divided as the array ``rows(*operands)``. A cache is divided as the cache
+    that was given, or along K as the kernel of the keys.
     """
 
     def decorate(program):

@@ -196,10 +196,12 @@ def place(x, sharding: jax.sharding.Sharding | None) -> jax.Array:
     """The residual stream, constrained to its sharding."""
     if sharding is None:
         return x
+    if not isinstance(sharding, NamedSharding):
+        return jax.lax.with_sharding_constraint(x, sharding)
     if mesh := explicit_mesh(x):
         return jax.sharding.reshard(x, NamedSharding(mesh, sharding.spec))
     if not sharding.mesh.explicit_axes:
         return jax.lax.with_sharding_constraint(x, sharding)
-    # Without a mesh in use, x is whole, as in model.init. A mesh in use has automatic axes inside by_xla.
+    # Without a mesh in use, x is whole, as in model.init. Inside by_xla, the mesh in use has automatic axes.
     in_use = not jax.sharding.get_abstract_mesh().empty
     return jax.lax.with_sharding_constraint(x, sharding.spec) if in_use else x
