@@ -10,6 +10,7 @@ import rope_jax
 
 ROOT = Path(__file__).parents[1]
 STOREYS = {  # from the ground up; in a storey, the files in import order
+    "_jax_internals": [],
     "_checks": [],
     "core": (
         "named nan_rows whole positions grids centers media frequencies schedules length_schedules composed_schedules phases angles kernels "

@@ -7,9 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import mlir
 
+from rope_jax._jax_internals import Primitive, ShapedArray, is_for_export, mlir
 from rope_jax.attention.memory_order import in_order
 from rope_jax.core.primitive import is_partitioned_by_xla, unify_varying_axes
 
@@ -144,12 +143,12 @@ def _(primals, tangents):
 
 _divided_p = Primitive("is_divided")  # -> bool [], known when the program is lowered
 _divided_p.def_impl(lambda or_exported: jnp.bool_(False))
-_divided_p.def_abstract_eval(lambda or_exported: jax.core.ShapedArray((), jnp.bool_))
+_divided_p.def_abstract_eval(lambda or_exported: ShapedArray((), jnp.bool_))
 
 
 def _lower(context, or_exported: bool):
     module = context.module_context
-    answer = is_partitioned_by_xla(module) or (or_exported and module.lowering_parameters.for_export)
+    answer = is_partitioned_by_xla(module) or (or_exported and is_for_export(module))
     return mlir.lower_fun(lambda: jnp.bool_(answer), multiple_results=False)(context)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax._checks import check_axes
+from rope_jax._jax_internals import min_dim
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.kernels import splash
 from rope_jax.attention.quantized import Quantized
@@ -50,7 +51,7 @@ def block_sizes(q, k, implementation: AttentionBackend | None, platform: str) ->
 def _block(length, most: int):
     """The size of blocks of at most ``most`` tokens that divide the length nearly evenly."""
     if not isinstance(length, int):
-        return jax.core.min_dim(length, SYMBOLIC_BLOCK)
+        return min_dim(length, SYMBOLIC_BLOCK)
     count = -(-length // most)
     return -(-length // count)
 

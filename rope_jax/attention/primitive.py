@@ -11,9 +11,8 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
+from rope_jax._jax_internals import Primitive, ad, batching, is_jit_disabled, mlir
 from rope_jax.attention import blocks
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.kernels import splash
@@ -242,7 +241,7 @@ def _jitted(*operands, primitive, **options):
 
 
 def _impl(primitive, program, *operands, **options):
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+    if is_jit_disabled():
         platform = jax.default_backend()
         path = _path(primitive, operands, options["tree"], options["implementation"], platform, divided=False)
         return program(*operands, **options, path=path, platform=platform)

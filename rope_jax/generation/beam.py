@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rope_jax._checks import check_integer, check_real
+from rope_jax._jax_internals import Tracer
 from rope_jax.attention.cache import KVCache
 from rope_jax.core.primitive import unify_varying
 from rope_jax.generation.forward import ForwardPass, check_one_axis
@@ -93,7 +94,7 @@ def beam_search(
     if cache is not None:
         check_prefix(model, cache, prompt, mask, cache_dtype)
     check_num_positions("max_new_tokens", model, prompt, mask, max_new_tokens, cache)
-    if length_penalty is None or isinstance(check_real("length_penalty", length_penalty), jax.core.Tracer):
+    if length_penalty is None or isinstance(check_real("length_penalty", length_penalty), Tracer):
         raise TypeError(f"length_penalty must be a concrete number, got {length_penalty}")
     if abs(length_penalty) * math.log(max_new_tokens) > 80:  # float32 ends at exp(88)
         raise ValueError(f"length_penalty must be moderate, got {length_penalty} for {max_new_tokens} tokens")
