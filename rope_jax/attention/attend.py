@@ -58,8 +58,9 @@ def attend(
         output is rounded once more.
       dropout_rate: share of the attention weights set to 0, in [0, 1).
       dropout_rng: a key; required if ``dropout_rate`` is above 0. It drops the same weights on every path.
-      implementation: None chooses; ``"blocks"`` or ``"splash"`` by name; ``"xla"`` forms all T S scores;
-        ``"cudnn"`` calls :func:`jax.nn.dot_product_attention` on a GPU.
+      implementation: None chooses; ``"blocks"`` or ``"splash"`` by name; ``"xla"`` forms all T S scores, and
+        ``"plain"`` likewise, in operations of JAX alone; ``"cudnn"`` calls :func:`jax.nn.dot_product_attention` on
+        a GPU.
 
     Returns:
       ``[B, T, N, H]`` in q's dtype.

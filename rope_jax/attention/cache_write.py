@@ -13,7 +13,7 @@ from rope_jax.attention.memory_order import in_order
 from rope_jax.core.primitive import is_partitioned_by_xla, unify_varying_axes
 
 
-def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False) -> jax.Array:
+def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False, plain: bool = False) -> jax.Array:
     """Writes ``new [B, T, K, ...]`` to slots ``[B, T]`` of ``stored [B, K, S, ...]``. Slot S drops a token.
 
     A scatter whose batch axes are rows and heads. It needs no transposed cache, and each device of a mesh writes
@@ -27,6 +27,7 @@ def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False) ->
       layer: int32 ``[]``, the layer of a stack; may be traced.
       consecutive: whether the slots of each row are consecutive. Tokens are then written all at once, if they fit
         in the row; else the row stays as it is.
+      plain: whether to write each token by a scatter, on every platform, without a primitive of rope_jax.
     """
     new = jnp.swapaxes(new, 1, 2).astype(stored.dtype)
     if 0 in new.shape:
@@ -37,7 +38,9 @@ def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False) ->
     stack = stored[None] if single else stored
     tokens, capacity = new.shape[2], stack.shape[3]
     write = functools.partial(_write_each, layer=layer, slots=slots)
-    if consecutive and isinstance(tokens, int) and isinstance(capacity, int) and tokens > 1:
+    if plain:
+        stack = _scatter_numbers(stack, new, _index(layer, slots[:, None], new.shape[:3]))
+    elif consecutive and isinstance(tokens, int) and isinstance(capacity, int) and tokens > 1:
         # XLA gathers the whole stack to write many tokens at once, if S is divided among devices.
         write_at_once = functools.partial(_write_at_once, layer=layer, slots=slots)
         stack = lax.cond(_divided_p.bind(or_exported=False), write, write_at_once, stack, new)

@@ -91,7 +91,8 @@ class RotaryAttention(nn.Module, kw_only=True):
       param_dtype: of the parameters.
       kernel_init: of the four kernels.
       bias_init: of the biases.
-      implementation: of attention, see :func:`rope_jax.attend`; ``"xla"`` is for the rotation too.
+      implementation: of attention, see :func:`rope_jax.attend`; ``"xla"`` and ``"plain"`` are for the
+        rotation too.
       attention_fn: ``attention_fn(q, k, v, facts)``, called in place of :func:`rope_jax.attend`, for a kernel of
         your own: q and the result ``[B, T, N, H]``, k and v ``[B, S, K, H]``, rotated, with the
         :class:`rope_jax.attention.Facts` of the call. With a cache, k and v are all of its slots.
@@ -210,7 +211,8 @@ class RotaryAttention(nn.Module, kw_only=True):
                 (q,) = self._rotate([q], rotation)
         stored = None
         if cache is not None:
-            cache = cache.store(k, v, plan.slots, consecutive=cache.slots.consecutive(plan.mask))
+            plain, consecutive = self.implementation == "plain", cache.slots.consecutive(plan.mask)
+            cache = cache.store(k, v, plan.slots, consecutive=consecutive, plain=plain)
             if key_rotation is not None and self.rope is not None:
                 k, v = cache.read(q.dtype)
                 (k,) = self._rotate([k], key_rotation)
@@ -250,7 +252,7 @@ class RotaryAttention(nn.Module, kw_only=True):
     def _rotate(self, xs: list[jax.Array], rotation: Rotation) -> list[jax.Array]:
         """Arrays ``[B, T, N, H]``, rotated. Shapes follow from the plan and the fields, which are checked."""
         assert self.rope is not None
-        backend: RotateBackend | None = "xla" if self.implementation == "xla" else None
+        backend: RotateBackend | None = self.implementation if self.implementation in ("xla", "plain") else None
         rope = self.rope
         return rotate_unchecked(
             xs, rotation, layout=rope.layout, start=rope.start, blocks=rope.blocks, implementation=backend

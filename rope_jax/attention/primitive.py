@@ -47,7 +47,10 @@ def attention_with_log(
 def _bind(arguments, **options) -> list[jax.Array]:
     assert arguments[-1].sink_logits is None, "sinks multiply the output: see attend_by_facts"
     leaves, tree = jax.tree.flatten(arguments)
-    return attention_p.bind(*unify_varying_axes(*leaves), tree=tree, **options)
+    leaves = unify_varying_axes(*leaves)
+    if options["implementation"] == "plain":
+        return _forward(*leaves, tree=tree, path="plain", platform="cpu", **options)
+    return attention_p.bind(*leaves, tree=tree, **options)
 
 
 # ---------------------------------------------------------------------------------------------- programs in blocks

@@ -15,7 +15,7 @@ from jax import lax
 from rope_jax._jax_internals import Primitive, ad, batching, is_jit_disabled, mlir, varying_axes
 from rope_jax.core.whole import keep_whole
 
-RotateBackend = Literal["xla", "pallas"]
+RotateBackend = Literal["xla", "pallas", "plain"]
 Layout = Literal["half", "interleaved"]
 """The two features of a pair: i and i + R/2 (GPT-NeoX, Llama in transformers), or 2i and 2i + 1 (GPT-J)."""
 
@@ -28,6 +28,8 @@ def rotate_arrays(
     varying = varying_axes(cos) | varying_axes(sin)
     missing = [tuple(varying - varying_axes(x)) for x in xs]
     xs = [lax.pcast(x, axes, to="varying") if axes else x for x, axes in zip(xs, missing, strict=True)]
+    if implementation == "plain":
+        return [rotate_by_parts(x, cos, sin, layout, start) for x in xs]
     return rotate_p.bind(cos, sin, *xs, layout=layout, start=start, implementation=implementation)
 
 
