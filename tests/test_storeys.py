@@ -14,7 +14,7 @@ STOREYS = {  # from the ground up; in a storey, the files in import order
     "_checks": [],
     "core": (
         "named nan_rows whole positions grids centers media frequencies schedules length_schedules composed_schedules phases angles kernels "
-        "primitive projection rotate rope"
+        "primitive projection rotate rope serialization"
     ).split(),
     "attention": (
         "norm mask bias quantized slots memory_order cache_write cache rotations facts plan_arguments plan sharding kernels tiling blocks paths primitive attend "

@@ -12,6 +12,7 @@ from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, c
 from rope_jax.attention.cache_write import write_slots
 from rope_jax.attention.quantized import Quantized, is_narrow, quantize, read_layer
 from rope_jax.attention.slots import Eviction, Slots, checked_slots
+from rope_jax.core.serialization import serializable
 
 
 class CachePolicy(NamedTuple):
@@ -23,6 +24,7 @@ class CachePolicy(NamedTuple):
     rotated: bool
 
 
+@serializable
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:

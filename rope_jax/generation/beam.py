@@ -13,12 +13,14 @@ from rope_jax._checks import check_integer, check_real
 from rope_jax._jax_internals import Tracer
 from rope_jax.attention.cache import KVCache
 from rope_jax.core.primitive import unify_varying
+from rope_jax.core.serialization import serializable
 from rope_jax.generation.forward import ForwardPass, check_one_axis
 from rope_jax.generation.loop import is_stop, repeat_last
 from rope_jax.generation.prompts import check_num_positions, check_prefix, check_prompt, check_stop
 from rope_jax.models.decoder import Decoder
 
 
+@serializable
 class Beams(NamedTuple):
     """The output of :func:`beam_search`, the most probable continuation of each row first.
 

@@ -12,6 +12,7 @@ from jax import lax
 from rope_jax._checks import check_integer, is_concrete
 from rope_jax.attention.cache import KVCache
 from rope_jax.core.primitive import unify_varying
+from rope_jax.core.serialization import serializable
 from rope_jax.generation.forward import ForwardPass, check_one_axis
 from rope_jax.generation.loop import is_stop, repeat_last
 from rope_jax.generation.prompts import check_num_positions, check_prefix, check_prompt, check_stop
@@ -22,6 +23,7 @@ from rope_jax.models.decoder import Decoder
 PROPOSE, ACCEPT, REPLACE = 1, 2, 3  # streams of random numbers
 
 
+@serializable
 class SpeculativeOutput(NamedTuple):
     """The output of :func:`speculative_decode`, and its cost.
 
