@@ -90,7 +90,9 @@ def cheap_flags():
     for library in Path(jaxlib.__file__).parent.glob("libjax_common.*"):
         with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as binary:
             # A name alone does not do: a library may name, in another string, a flag that it no longer has.
-            flags += [f"--{name}={value}" for name, value in CHEAP.items() if binary.find(f"\0{name}\0".encode()) >= 0]
+            flags += [
+                f"--{name}={value}" for name, value in CHEAP.items() if binary.find(f"\0{name}\0".encode()) >= 0
+            ]
     return flags
 
 
