@@ -16,7 +16,7 @@ varying_axes, struct_like             ``manual_axis_type``; ``vma`` before JAX 0
 check_vma                             ``jax._src.config._check_vma``, or None: a context, of shard_map's check
 is_jit_disabled, default_prng_impl,   attributes of ``jax.config``
 default_matmul_precision
-is_for_export                         ``lowering_parameters.for_export`` of a context of lowering
+is_for_export, is_partitioned_by_xla  ``lowering_parameters``, ``axis_context`` of a context of lowering
 ====================================  ============================================================================
 """
 
@@ -80,3 +80,12 @@ def default_matmul_precision() -> str | None:
 def is_for_export(module_context) -> bool:
     """True if the program is lowered by jax.export."""
     return module_context.lowering_parameters.for_export
+
+
+def is_partitioned_by_xla(module_context) -> bool:
+    """True if XLA divides the program among devices: XLA can divide its own operations, but no kernel."""
+    axes = module_context.axis_context
+    if hasattr(axes, "num_devices"):
+        return axes.num_devices != 1
+    mesh = axes.mesh.shape
+    return any(mesh[name] > 1 for name in set(mesh) - set(axes.manual_axes)) if axes.manual_axes else mesh != {}

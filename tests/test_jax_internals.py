@@ -11,7 +11,7 @@ from rope_jax import _jax_internals
 FOLDER = Path(__file__).parents[1] / "rope_jax"
 FILES = [path for path in FOLDER.rglob("*.py") if path != Path(_jax_internals.__file__)]
 UNSTABLE = ("jax._src", "jax.core", "jax.extend", "jax.interpreters", "jax.experimental", "jax.lib", "jaxlib")
-ATTRIBUTES = {"manual_axis_type", "vma", "mat", "lowering_parameters", "_src"}
+ATTRIBUTES = {"manual_axis_type", "vma", "mat", "lowering_parameters", "axis_context", "_src"}
 
 
 def unstable_names(source: str) -> list[str]:

@@ -12,7 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rope_jax._jax_internals import Primitive, ad, batching, is_jit_disabled, mlir, varying_axes
+from rope_jax._jax_internals import (
+    Primitive,
+    ad,
+    batching,
+    is_jit_disabled,
+    is_partitioned_by_xla,
+    mlir,
+    varying_axes,
+)
 from rope_jax.core.whole import keep_whole
 
 RotateBackend = Literal["xla", "pallas", "plain"]
@@ -334,15 +342,6 @@ def _lower_on_tpu(context, *arguments, layout, start, implementation):
     program = _rotate_with_kernel if use_kernel else functools.partial(_rotate_with_xla, swaps_partial_heads=True)
     lower = mlir.lower_fun(program, multiple_results=True)
     return lower(context, *arguments, layout=layout, start=start, implementation=implementation)
-
-
-def is_partitioned_by_xla(module_context) -> bool:
-    """True if XLA divides the program among devices: XLA can divide its own operations, but no kernel."""
-    axes = module_context.axis_context
-    if hasattr(axes, "num_devices"):
-        return axes.num_devices != 1
-    mesh = axes.mesh.shape
-    return any(mesh[name] > 1 for name in set(mesh) - set(axes.manual_axes)) if axes.manual_axes else mesh != {}
 
 
 def _lower_without_kernel(program, context, *arguments, layout, start, implementation):
