@@ -1,6 +1,6 @@
-"""Collects the names of JAX that may move or go: no other file of rope_jax takes one of them from JAX itself.
+"""Collects the unstable names of JAX: every other file of rope_jax imports such a name from this file.
 
-All names are the same from JAX 0.10.0 to 0.12.0.1. A version that renames one is supported here.
+All names are the same from JAX 0.10.0 to 0.12.0.1. If a release renames a name, this file alone changes.
 
 ====================================  ============================================================================
 name                                  in JAX
