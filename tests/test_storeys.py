@@ -10,10 +10,11 @@ import rope_jax
 
 ROOT = Path(__file__).parents[1]
 STOREYS = {  # from the ground up; in a storey, the files in import order
+    "_jax_internals": [],
     "_checks": [],
     "core": (
         "named nan_rows whole positions grids centers media frequencies schedules length_schedules composed_schedules phases angles kernels explicit "
-        "primitive projection rotate rope"
+        "primitive projection rotate rope serialization"
     ).split(),
     "attention": (
         "norm mask bias quantized slots memory_order cache_write cache rotations facts plan_arguments prefix plan cross_plan sharding kernels tiling blocks paths primitive attend "

@@ -15,6 +15,7 @@ from rope_jax.attention.quantized import Quantized, is_narrow, quantize, read_la
 from rope_jax.attention.slots import Eviction, Slots, checked_slots
 from rope_jax.core.explicit import by_xla, is_divisible, spec_of, without_repeats
 from rope_jax.core.nan_rows import nan_where
+from rope_jax.core.serialization import serializable
 
 
 class CachePolicy(NamedTuple):
@@ -26,6 +27,7 @@ class CachePolicy(NamedTuple):
     rotated: bool
 
 
+@serializable
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
@@ -129,15 +131,17 @@ class KVCache:
         consecutive = self.slots.consecutive(mask)
         return dataclasses.replace(self.store(key, value, slots, consecutive=consecutive), num_tokens=num_tokens)
 
-    def store(self, key, value, slots, *, consecutive: bool = False) -> "KVCache":
+    def store(self, key, value, slots, *, consecutive: bool = False, plain: bool = False) -> "KVCache":
         """Writes keys and values ``[B, T, K, H]`` to slots ``[B, T]``; slot S drops a token. Counters stay.
 
-        ``consecutive`` slots (:meth:`Slots.consecutive`) are written at once, if all tokens of a row fit.
+        ``consecutive`` slots (:meth:`Slots.consecutive`) are written at once, if all tokens of a row fit. If
+        ``plain``, each token is written by one scatter of JAX.
         """
 
         def put(stored, new):
             new = quantize(new, stored.dtype) if isinstance(stored, Quantized) else new
-            write = functools.partial(write_slots, slots=slots, layer=self.layer, consecutive=consecutive)
+            options: dict = dict(layer=self.layer, consecutive=consecutive, plain=plain)
+            write = functools.partial(write_slots, slots=slots, **options)
             return jax.tree.map(write, stored, new)
 
         return dataclasses.replace(self, key=put(self.key, key), value=put(self.value, value))

@@ -84,7 +84,8 @@ class RotaryAttention(nn.Module, kw_only=True):
       param_dtype: of the parameters.
       kernel_init: of the four kernels.
       bias_init: of the biases.
-      implementation: of attention, see :func:`rope_jax.attend`; ``"xla"`` is for the rotation too.
+      implementation: of attention, see :func:`rope_jax.attend`; ``"xla"`` and ``"plain"`` are for the
+        rotation too.
       attention_fn: ``attention_fn(q, k, v, facts)``, called in place of :func:`rope_jax.attend`, for a kernel of
         your own: q and the result ``[B, T, N, H]``, k and v ``[B, S, K, H]``, rotated, with the
         :class:`rope_jax.attention.Facts` of the call. With a cache, k and v are all of its slots.

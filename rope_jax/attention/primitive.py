@@ -11,9 +11,8 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
+from rope_jax._jax_internals import Primitive, ad, batching, is_jit_disabled, mlir
 from rope_jax.attention import blocks
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.kernels import splash
@@ -49,7 +48,10 @@ def attention_with_log(
 def _bind(arguments, **options) -> list[jax.Array]:
     assert arguments[-1].sink_logits is None, "sinks multiply the output: see attend_by_facts"
     leaves, tree = jax.tree.flatten(arguments)
-    return attention_p.bind(*unify_varying_axes(*leaves), tree=tree, **options)
+    leaves = unify_varying_axes(*leaves)
+    if options["implementation"] == "plain":
+        return _forward(*leaves, tree=tree, path="plain", platform="cpu", **options)
+    return attention_p.bind(*leaves, tree=tree, **options)
 
 
 # ---------------------------------------------------------------------------------------------- programs in blocks
@@ -248,7 +250,7 @@ def _jitted(*operands, primitive, **options):
 
 
 def _impl(primitive, program, types, *operands, **options):
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+    if is_jit_disabled():
         platform = jax.default_backend()
         path = _path(primitive, operands, options["tree"], options["implementation"], platform, divided=False)
         program = functools.partial(program, **options, path=path, platform=platform)

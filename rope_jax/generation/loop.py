@@ -11,9 +11,11 @@ from jax import lax
 from rope_jax._checks import align_ranks
 from rope_jax.attention.cache import KVCache
 from rope_jax.core.primitive import unify_varying
+from rope_jax.core.serialization import serializable
 from rope_jax.generation.placement import placed_like
 
 
+@serializable
 class Generation(NamedTuple):
     """The output of :func:`generate`.
 

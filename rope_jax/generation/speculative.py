@@ -12,6 +12,7 @@ from jax import lax
 from rope_jax._checks import check_integer, is_concrete
 from rope_jax.attention.cache import KVCache
 from rope_jax.core.primitive import unify_varying
+from rope_jax.core.serialization import serializable
 from rope_jax.generation.forward import ForwardPass, check_one_axis
 from rope_jax.generation.loop import is_stop, repeat_last
 from rope_jax.generation.placement import placed_like
@@ -23,6 +24,7 @@ from rope_jax.models.decoder import Decoder
 PROPOSE, ACCEPT, REPLACE = 1, 2, 3  # streams of random numbers
 
 
+@serializable
 class SpeculativeOutput(NamedTuple):
     """The output of :func:`speculative_decode`, and its cost.
 

@@ -106,9 +106,14 @@ def run_layers(model, carry: tuple[jax.Array, KVCache | None], plan: Plan) -> tu
 
     With a cache, each layer is taken out of the parameters by :func:`take_layer` and multiplied by
     :func:`dot_general`; the paths of its modules, as ``nn.intercept_methods`` sees them, then begin in the layer.
-    Without a cache, and for derivatives, flax scans the layers.
+    Without a cache, for derivatives, and in plain operations, flax scans the layers.
     """
-    if carry[1] is None or model.is_initializing() or model.is_mutable_collection("intermediates"):
+    if (
+        carry[1] is None
+        or model.implementation == "plain"
+        or model.is_initializing()
+        or model.is_mutable_collection("intermediates")
+    ):
         return model.layers(carry, plan, _numbers(model))[0]
     stacks, tree = jax.tree.flatten(model.layers.variables.get("params", {}))
     for each in stacks:  # an index would be clamped
