@@ -42,18 +42,18 @@ def write(path: Path, data: bytes) -> None:
     new.replace(path)
 
 
-def read(path: Path, parse, advice: str):
-    """The parsed content of a file. Ends the run with the advice if the file is broken."""
+def read(path: Path, parse, complaint: str):
+    """The parsed content of a file. Ends the run with the complaint if the file is broken."""
     try:
         return parse(path.read_bytes())
     except Exception as error:
-        fail(f"{path} cannot be read: {error}: {advice}")
+        fail(f"{path} {complaint}: {error}")
 
 
 def record_run(path: Path, here: dict, begun: bool) -> None:
     """Writes the hyperparameters of the run. Fails if the folder holds another run."""
     if begun or path.exists():
-        there = read(path, lambda data: dict(json.loads(data)), "choose another --workdir")
+        there = read(path, lambda data: dict(json.loads(data)), "must describe the run in its folder")
         keys = [key for key in there | here if there.get(key) != here.get(key)]
         if differ := [f"{key} {there.get(key)} there, {here.get(key)} here" for key in keys]:
             fail(f"{path.parent} holds a different run: {'; '.join(differ)}. Choose another --workdir")
@@ -63,11 +63,14 @@ def record_run(path: Path, here: dict, begun: bool) -> None:
 def keep_metrics(path: Path, step: int) -> list[dict]:
     """Keeps the metrics up to a step. A killed run may have logged more, and will log those steps again."""
 
-    def parse(data):  # an interrupted write may have left half a line at the end
-        return [row for row in map(json.loads, data.split(b"\n")[:-1]) if row["step"] <= step]
+    def parse(data):
+        *lines, last = data.split(b"\n")
+        if last.endswith(b"}"):  # else nothing, or half a line of an interrupted write
+            lines.append(last)
+        return [row for row in map(json.loads, lines) if row["step"] <= step]
 
-    advice = "it must hold one JSON object with a step per line"
-    rows = read(path, parse, advice) if path.exists() else []
+    complaint = "must hold one JSON object with a step per line"
+    rows = read(path, parse, complaint) if path.exists() else []
     write(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return rows
 

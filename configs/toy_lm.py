@@ -195,9 +195,10 @@ def save(folder: Path, state) -> None:
 
 def resume(folder: Path, state):
     """The newest checkpoint, or the initial ``state`` if there is no checkpoint."""
-    newest, advice = max(folder.glob("*.msgpack"), default=None), "remove it to resume from the checkpoint before"
+    if (newest := max(folder.glob("*.msgpack"), default=None)) is None:
+        return state
     restore = functools.partial(flax.serialization.from_bytes, state)
-    return jax.device_put(read(newest, restore, advice)) if newest else state
+    return jax.device_put(read(newest, restore, "cannot be read: remove it to resume from the checkpoint before"))
 
 
 def check_flags(config: Config, may_be_zero=("seed",)) -> None:

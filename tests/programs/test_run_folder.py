@@ -67,12 +67,13 @@ def test_metrics_are_kept_up_to_the_checkpoint(tmp_path, capsys):
         (whole, 3, 3),
         (whole, 2, 2),
         (whole, 0, 0),
-        (whole + '{"step": 4, "tr', 3, 3),  # a write that was cut off
+        (whole[:-1], 3, 3),  # a write that was cut off, before the end of the line
+        (whole + '{"step": 4, "tr', 3, 3),
     ):
         path.write_text(text)
         assert run_folder.keep_metrics(path, step) == rows[:kept]
         assert path.read_text() == "".join(json.dumps(row) + "\n" for row in rows[:kept])
-    for broken in ('{"loss": 3}\n', whole[:-9] + "\n", "[1, 2]\n"):
+    for broken in ('{"loss": 3}', '{"loss": 3}\n', whole[:-9] + "\n", "[1, 2]\n"):
         path.write_text(broken)
         with pytest.raises(SystemExit) as error:
             run_folder.keep_metrics(path, 3)
@@ -94,8 +95,10 @@ def test_only_the_same_run_goes_on(tmp_path, capsys):
         path.write_text(broken)
         with pytest.raises(SystemExit) as error:
             run_folder.record_run(path, {"base": 1.0}, begun=False)
-        assert f"{path} cannot be read" in one_line(capsys, error) and path.read_text() == broken
+        assert (
+            f"{path} must describe the run in its folder" in one_line(capsys, error) and path.read_text() == broken
+        )
     path.unlink()
     with pytest.raises(SystemExit) as error:
         run_folder.record_run(path, {"base": 1.0}, begun=True)
-    assert f"{path} cannot be read" in one_line(capsys, error) and not path.exists()
+    assert f"{path} must describe the run in its folder" in one_line(capsys, error) and not path.exists()

@@ -151,7 +151,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(run, text, tmp_path, uninterrupted):
 
 def one_line(done):
     """The message of a run that was refused."""
-    (line,) = (line for line in done.stderr.splitlines() if "it/s" not in line and line.strip())
+    (line,) = (line for line in done.stderr.splitlines() if "/60 [" not in line and line.strip())
     assert done.returncode == 2 and line.startswith("error: "), done.stderr
     return line
 

@@ -1,5 +1,6 @@
-"""configs/toy_lm.py as several processes on the loopback address: the same losses, and no process left waiting."""
+"""examples/train_distributed.py on meshes and in processes that fail: the same losses, and no process left waiting."""
 
+import concurrent.futures
 import contextlib
 import functools
 import json
@@ -14,26 +15,32 @@ import jax
 import numpy as np
 import pytest
 import test_toy_lm
-from test_toy_lm import QUICK, ROOT, SCRIPT, SMALL, losses, refused
+from small_disk import small_disk
+from test_toy_lm import QUICK, ROOT, SMALL, losses, refused
+
+from configs import run_folder
+from examples import train_distributed
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-toy, text, standard_promotion = test_toy_lm.toy, test_toy_lm.text, test_toy_lm.standard_promotion
+text, standard_promotion = test_toy_lm.text, test_toy_lm.standard_promotion
 
-STEPS = 12  # checkpoints after 4, 8 and 12 of them, held-out losses after 10 and 12
+SCRIPT = ROOT / "examples/train_distributed.py"
+STEPS = 12  # checkpoints and held-out losses after 4, 8 and 12 of them
 LIMIT = 1800  # seconds until a process counts as hung, on a machine however busy
 HEARTBEAT = 10  # seconds, where one is to be missed
 
 LOADED = """
 import itertools, json, os, signal, sys, time
 import jax, numpy as np, orbax.checkpoint as ocp, tyro
-from configs import toy_lm as toy
+from configs import toy_lm
+from examples import train_distributed as program
 """
-RUN = "\nsys.exit(toy.run(tyro.cli(toy.Config)))"
+RUN = "\nsys.exit(program.run(tyro.cli(program.Config)))"
 
 
 def sends_itself(name: str, thing: str, step: int, kept: int = 0) -> str:
     """The script, where a signal comes just before a training step or a checkpoint, and another is complete by then."""
-    place = {"step": "toy, 'train_step'", "checkpoint": "ocp.CheckpointManager, 'save'"}[thing]
+    place = {"step": "toy_lm, 'train_step'", "checkpoint": "ocp.CheckpointManager, 'save'"}[thing]
     each = {"step": 1, "checkpoint": 4}[thing]
     return f"""{LOADED}
 begin, steps = getattr({place}), itertools.count({each}, {each})
@@ -59,7 +66,7 @@ def start(text, tmp_path_factory):
     """Starts the script, or ``code`` in its place; what it compiles is kept for the next one."""
     kept = str(tmp_path_factory.mktemp("programs"))
 
-    def start(*flags, devices=1, code=""):
+    def start(*flags, devices=1, code="", enter=()):
         what = ["-c", code] if code else [str(SCRIPT)]
         env = {
             "JAX_PLATFORMS": "cpu",
@@ -67,7 +74,7 @@ def start(text, tmp_path_factory):
             "JAX_COMPILATION_CACHE_DIR": kept,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        command = [sys.executable, *what, *SMALL, "--steps", STEPS, "--data", text, *flags]
+        command = [*enter, sys.executable, *what, *SMALL, "--steps", STEPS, "--data", text, *flags]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         return subprocess.Popen([*map(str, command)], cwd=ROOT, env=os.environ | env, **pipes)
 
@@ -75,29 +82,36 @@ def start(text, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pair(start):
-    """Runs two processes to their ends: ``first`` and ``second`` are what they differ in."""
+def group(start):
+    """Runs processes, two unless ``codes`` has another number. ``last`` are flags of the last process only."""
 
     @contextlib.contextmanager
-    def started(*flags, first=(), second=(), codes=("", ""), devices=1, heartbeat=LIMIT):
+    def started(*flags, last=(), codes=("", ""), heartbeat=LIMIT, **options):
         flags = (*flags, "--heartbeat-timeout", heartbeat)
-        together = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2, "--process-id"]
+        together = ["--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", len(codes), "--process-id"]
         with contextlib.ExitStack() as stack:
-            both = []
-            for i, (own, code) in enumerate(zip((first, second), codes, strict=True)):
-                both.append(stack.enter_context(start(*flags, *together, i, *own, devices=devices, code=code)))
-                stack.callback(both[-1].kill)
-            yield both
+            processes = []
+            for i, code in enumerate(codes):
+                own = last if i == len(codes) - 1 else ()
+                processes.append(stack.enter_context(start(*flags, *together, i, *own, code=code, **options)))
+                stack.callback(processes[-1].kill)
+            yield processes
 
     return started
 
 
+def ends(processes) -> list[tuple[str, str]]:
+    """The outputs of processes that run at the same time."""
+    with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
+        return list(pool.map(lambda process: process.communicate(timeout=LIMIT), processes))
+
+
 @pytest.fixture(scope="module")
-def together(pair):
-    def together(*flags, **kwargs):
-        with pair(*flags, **kwargs) as both:
-            outputs = [process.communicate(timeout=LIMIT) for process in both]
-        assert [process.returncode for process in both] == [0, 0], outputs
+def together(group):
+    def together(*flags, **options):
+        with group(*flags, **options) as processes:
+            outputs = ends(processes)
+        assert [process.returncode for process in processes] == [0] * len(processes), outputs
         return outputs
 
     return together
@@ -122,13 +136,16 @@ def uninterrupted(alone, together, tmp_path_factory):
     """The folder and the outputs of a run by two processes on a mesh, or by one on one device."""
 
     @functools.cache
-    def run(mesh, devices):
+    def run(mesh, devices, processes):
         workdir = tmp_path_factory.mktemp("uninterrupted")
+        rows = ["--batch", 6] if processes == 3 else []  # three do not divide four
         if mesh is None:
-            return workdir, alone("--workdir", workdir)
-        return workdir, together("--mesh", mesh, "--workdir", workdir, devices=devices)
+            return workdir, alone("--workdir", workdir, *rows)
+        return workdir, together(
+            "--mesh", mesh, "--workdir", workdir, *rows, devices=devices, codes=("",) * processes
+        )
 
-    return lambda mesh=None, devices=1: run(mesh, devices)
+    return lambda mesh=None, devices=1, processes=2: run(mesh, devices, processes)
 
 
 def same_but_for_rounding(mine: list[dict], theirs: list[dict]) -> float:
@@ -149,16 +166,62 @@ def same_but_for_rounding(mine: list[dict], theirs: list[dict]) -> float:
 
 
 @pytest.mark.full
+def test_one_process_has_the_losses_of_the_toy(uninterrupted, start, tmp_path):
+    code = "import sys, tyro\nfrom configs import toy_lm\nsys.exit(toy_lm.main(tyro.cli(toy_lm.Config)))"
+    with start("--workdir", tmp_path, code=code) as process:
+        _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    assert losses(tmp_path) == losses(uninterrupted()[0])  # to the last bit
+    assert (tmp_path / "sample.txt").read_text() == (uninterrupted()[0] / "sample.txt").read_text()
+
+
+@pytest.mark.full
+def test_eight_devices_on_a_mesh_give_the_same_losses(alone, tmp_path):
+    alone("--steps", 60, "--workdir", tmp_path / "one")
+    alone("--steps", 60, "--workdir", tmp_path / "eight", "--mesh", "data=2,model=4", devices=8)
+    mine, theirs = ([row["train"] for row in losses(tmp_path / name)] for name in ("eight", "one"))
+    np.testing.assert_allclose(mine[:5], theirs[:5], rtol=1e-4)  # sums in another order, then sixty steps of it
+    np.testing.assert_allclose(mine, theirs, rtol=2e-2)
+
+
+@pytest.mark.full
+def test_the_mesh_really_shards(start):
+    code = f"""{LOADED}
+config = program.Config(mesh="data=2,model=4")
+model, optimizer = toy_lm.build_model(config), toy_lm.build_optimizer(config)
+state = program.initial_state(model, optimizer, program.build_mesh(config), config)
+layers = state["params"]["params"]["layers"]
+print(layers["self_attention"]["query"]["kernel"].sharding.spec, layers["down"]["kernel"].sharding.spec,
+      layers["self_attention"]["key"]["kernel"].sharding.spec)
+moments = [x for x in jax.tree.leaves(state["optimizer"]) if x.shape == layers["down"]["kernel"].shape]
+print(len(moments), *{{str(x.sharding.spec) for x in moments}})"""
+    with start(devices=8, code=code) as process:
+        out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    params, moments = out.replace("PartitionSpec", "P").splitlines()
+    assert params == "P(None, None, 'model', None) P(None, 'model', None) P(None, None, None, None)"
+    assert moments == "2 P(None, 'model', None)"
+
+
+@pytest.mark.full
 @pytest.mark.parametrize(
-    "devices, mesh",
-    [(1, "data=2"), (1, "model=2"), (2, "data=4"), (2, "data=2,model=2"), (2, "model=4")],
+    "processes, devices, mesh",
+    [
+        (2, 1, "data=2"),
+        (2, 1, "model=2"),
+        (2, 2, "data=4"),
+        (2, 2, "data=2,model=2"),
+        (2, 2, "model=4"),
+        (3, 1, "data=3"),
+    ],
 )
-def test_two_processes_have_the_losses_of_one(uninterrupted, devices, mesh):
-    workdir, ((lead, bar), (other, silence)) = uninterrupted(mesh, devices)
-    worst = same_but_for_rounding(losses(workdir), losses(uninterrupted()[0]))
-    print(f"{mesh} on 2 x {devices} devices: {worst:.1e} bits per byte")
+def test_several_processes_have_the_losses_of_one(uninterrupted, processes, devices, mesh):
+    workdir, ((lead, bar), *others) = uninterrupted(mesh, devices, processes)
+    worst = same_but_for_rounding(losses(workdir), losses(uninterrupted(processes=processes)[0]))
+    print(f"{mesh} on {processes} x {devices} devices: {worst:.1e} bits per byte")
     assert "bits per byte held out" in lead and f"{STEPS}/{STEPS}" in bar
-    assert "held out" not in other and f"/{STEPS}" not in silence, "one process prints"
+    for other, silence in others:
+        assert "held out" not in other and f"/{STEPS}" not in silence, "one process prints"
     assert (workdir / "loss.png").exists() and (workdir / "sample.txt").read_text() in lead
 
 
@@ -166,13 +229,13 @@ def test_two_processes_have_the_losses_of_one(uninterrupted, devices, mesh):
 @pytest.mark.parametrize("mesh, rows", [("data=2", [[0, 1], [2, 3]]), ("model=2", [[0, 1, 2, 3]] * 2)])
 def test_each_process_reads_its_own_rows(together, mesh, rows):
     code = f"""{LOADED}
-config = tyro.cli(toy.Config)
-toy.join(config)
-windows, read = toy.windows, []
-toy.windows = lambda text, starts, length: read.extend(starts.tolist()) or windows(text, starts, length)
+config = tyro.cli(program.Config)
+program.join(config)
+windows, read = toy_lm.windows, []
+toy_lm.windows = lambda text, starts, length: read.extend(starts.tolist()) or windows(text, starts, length)
 text, starts = np.arange(100, dtype=np.uint8), np.array([30, 20, 70, 10])
-batch = toy.place(text, starts, config, toy.build_mesh(config))
-whole = toy.multihost_utils.process_allgather(batch, tiled=True)
+batch = program.place(text, starts, config, program.build_mesh(config))
+whole = program.multihost_utils.process_allgather(batch, tiled=True)
 print(json.dumps([sorted({{starts.tolist().index(start) for start in read}}), whole.tolist()]))"""
     outputs = together("--mesh", mesh, codes=(code, code))
     seen = [json.loads(out.splitlines()[-1]) for out, _ in outputs]
@@ -216,82 +279,137 @@ def test_a_checkpoint_goes_on_upon_another_mesh(
 
 @pytest.mark.full
 class TestFaults:
-    """Whatever befalls one process, the other ends, and both go on as if nothing had happened."""
+    """Whatever befalls one process, the others end, and all go on as if nothing had happened."""
 
-    def survivor(self, pair, victim, code, *flags):
-        codes = (code, "") if victim == 0 else ("", code)
-        with pair("--mesh", "data=2", *flags, codes=codes, heartbeat=HEARTBEAT) as both:
+    def survivors(self, group, processes, victim, code, *flags):
+        """What the others say after ``victim`` was killed or frozen by ``code``."""
+        codes = [code if i == victim else "" for i in range(processes)]
+        with group("--mesh", f"data={processes}", *flags, codes=codes, heartbeat=HEARTBEAT) as all_of_them:
+            others = [process for i, process in enumerate(all_of_them) if i != victim]
             if "SIGSTOP" in code:
-                os.waitid(os.P_PID, both[victim].pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+                os.waitid(os.P_PID, all_of_them[victim].pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
             else:
-                assert both[victim].wait(timeout=LIMIT) == -signal.SIGKILL
-            _, err = both[1 - victim].communicate(timeout=LIMIT)
-        assert both[1 - victim].returncode not in (0, None)
-        return err
+                assert all_of_them[victim].wait(timeout=LIMIT) == -signal.SIGKILL
+            errors = [err for _, err in ends(others)]
+        assert all(process.returncode not in (0, None) for process in others)
+        return errors
 
     @pytest.mark.parametrize(
-        "victim, thing, step, kept",
-        [(1, "step", 7, 4), (0, "step", 10, 8), (1, "checkpoint", 8, 4)],  # process 0 is the coordinator
+        "processes, victim, thing, step, kept",
+        [
+            (2, 1, "step", 7, 4),
+            (2, 0, "step", 10, 8),  # process 0 is the coordinator
+            (2, 1, "checkpoint", 8, 4),
+            (3, 2, "step", 7, 4),
+            (3, 0, "step", 10, 8),
+        ],
     )
-    def test_one_is_killed(self, pair, together, uninterrupted, tmp_path, victim, thing, step, kept):
-        err = self.survivor(pair, victim, sends_itself("SIGKILL", thing, step, kept), "--workdir", tmp_path)
+    def test_one_is_killed(self, group, together, uninterrupted, tmp_path, processes, victim, thing, step, kept):
+        flags = ("--workdir", tmp_path, *(["--batch", 6] if processes == 3 else []))
+        errors = self.survivors(group, processes, victim, sends_itself("SIGKILL", thing, step, kept), *flags)
         # The script says it where a connection broke; jax may be first where the coordinator did, or by the silence.
-        says = ["toy_lm: this process failed or lost the others; start all again"]
-        says += ["another task died"] * ((victim, thing) != (1, "step"))
-        assert any(each in err for each in says), err
-        (out, _), _ = together("--mesh", "data=2", "--workdir", tmp_path)
+        says = ["error: this process failed or lost the others; start all again"]
+        says += ["another task died"] * ((processes, victim, thing) != (2, 1, "step"))
+        assert all(any(each in err for each in says) for err in errors), errors
+        (out, _), *_ = together("--mesh", f"data={processes}", *flags, codes=("",) * processes)
         assert f"held out; step {kept}\n" in out
-        straight, _ = uninterrupted("data=2")
+        straight, _ = uninterrupted(f"data={processes}", processes=processes)
         assert losses(tmp_path) == losses(straight)  # to the last bit, each step once
         assert (tmp_path / "sample.txt").read_text() == (straight / "sample.txt").read_text()
 
-    @pytest.mark.parametrize("victim", [0, 1])
-    def test_one_is_frozen(self, pair, tmp_path, victim):
-        err = self.survivor(pair, victim, sends_itself("SIGSTOP", "step", 7), "--workdir", tmp_path)
-        assert "another task died" in err
+    @pytest.mark.parametrize("processes, victim", [(2, 0), (2, 1), (3, 1)])
+    def test_one_is_frozen(self, group, tmp_path, processes, victim):
+        flags = ("--workdir", tmp_path, *(["--batch", 6] if processes == 3 else []))
+        errors = self.survivors(group, processes, victim, sends_itself("SIGSTOP", "step", 7), *flags)
+        assert all("another task died" in err for err in errors), errors
 
-    def test_one_is_told_to_stop(self, pair, together, uninterrupted, tmp_path):
+    def test_one_is_told_to_stop(self, group, together, uninterrupted, tmp_path):
         flags = ("--mesh", "data=2", "--workdir", tmp_path)
-        with pair(*flags, codes=("", sends_itself("SIGTERM", "step", 6))) as both:
-            outputs = [process.communicate(timeout=LIMIT) for process in both]
+        with group(*flags, codes=("", sends_itself("SIGTERM", "step", 6))) as both:
+            outputs = ends(both)
         assert [process.returncode for process in both] == [128 + signal.SIGTERM] * 2, outputs
-        assert all("toy_lm: stopped at step 6, saved; run again to resume" in err for _, err in outputs)
+        assert all("stopped at step 6, saved; run again to resume" in err for _, err in outputs)
         (out, _), _ = together(*flags)
-        assert "held out; step 6\n" in out and losses(tmp_path) == losses(uninterrupted("data=2")[0])
+        mine, theirs = losses(tmp_path), losses(uninterrupted("data=2")[0])
+        assert "held out; step 6\n" in out and mine == theirs
+
+    @pytest.mark.parametrize("left", [0, 100])
+    def test_a_checkpoint_was_cut_off(self, group, together, uninterrupted, tmp_path, left):
+        """It is refused in one line. Without it, the run goes on from the checkpoint before, to the same losses."""
+        source, _ = uninterrupted("model=2")
+        workdir = shutil.copytree(source, tmp_path / "work")
+        newest, flags = workdir / f"checkpoints/{STEPS}", ("--mesh", "model=2", "--workdir", workdir)
+        for path in (newest / "default/ocdbt.process_1/d").iterdir():
+            path.write_bytes(path.read_bytes()[:left])
+        with group(*flags, heartbeat=HEARTBEAT) as both:
+            errors = [err for _, err in ends(both)]
+        assert all(process.returncode not in (0, None) for process in both)
+        lines = [line for err in errors for line in err.splitlines() if line.startswith("error: ")]
+        says = f"error: {newest} cannot be read: remove it to resume from the checkpoint before"
+        assert any(line.startswith(says) for line in lines), errors
+        assert losses(workdir) == losses(source)
+        shutil.rmtree(newest)
+        (out, _), _ = together(*flags)
+        assert "held out; step 8\n" in out and losses(workdir) == losses(source)
+
+    def test_the_disk_is_full(self, group, together, uninterrupted, tmp_path):
+        source, _ = uninterrupted("data=2")
+        size = sum(path.stat().st_size for path in (source / f"checkpoints/{STEPS}").rglob("*"))
+        with small_disk(tmp_path / "disk", 3 * size) as disk:
+            flags = ("--mesh", "data=2", "--workdir", disk.folder)
+            with group(*flags, heartbeat=HEARTBEAT, enter=disk.enter) as both:
+                errors = [err for _, err in ends(both)]
+            assert all(process.returncode not in (0, None) for process in both)
+            assert any("No space left on device" in err for err in errors), errors
+            kept = max(int(path.name) for path in (disk.files / "checkpoints").glob("[0-9]*[0-9]"))
+            assert 0 < kept < STEPS
+            disk.grow()
+            (out, _), _ = together(*flags, enter=disk.enter)
+            assert f"held out; step {kept}\n" in out and losses(disk.files) == losses(source)
+
+    def test_a_second_run_in_the_folder(self, group, tmp_path):
+        with (
+            run_folder.locked(tmp_path),
+            group("--mesh", "data=2", "--workdir", tmp_path, heartbeat=HEARTBEAT) as both,
+        ):
+            errors = [err for _, err in ends(both)]
+        assert both[0].returncode == 2 and both[1].returncode not in (0, None)
+        assert errors[0].startswith(f"error: --workdir {tmp_path} is in use by another run"), errors
+        assert {path.name for path in tmp_path.iterdir()} == {"lock"}, "nothing is written"
 
 
 class TestBadStart:
-    def refused_by_all(self, pair, *flags, **kwargs):
-        with pair("--mesh", "data=2", *flags, **kwargs) as both:
-            errors = [process.communicate(timeout=LIMIT)[1] for process in both]
-        assert all(process.returncode not in (0, None) for process in both), errors
+    def refused_by_all(self, group, *flags, **options):
+        with group("--mesh", "data=2", *flags, **options) as processes:
+            errors = [err for _, err in ends(processes)]
+        assert all(process.returncode not in (0, None) for process in processes), errors
         return errors[0]
 
     @pytest.mark.full
-    def test_flags_that_differ(self, pair, tmp_path):
-        says = "toy_lm: every process must get the same flags and the same text, but they differ in"
-        err = self.refused_by_all(pair, "--workdir", tmp_path, second=["--seed", 1, "--base", 5.0])
+    def test_flags_that_differ(self, group, tmp_path):
+        says = "error: every process must get the same flags and the same text, but they differ in"
+        err = self.refused_by_all(group, "--workdir", tmp_path, last=["--seed", 1, "--base", 5.0])
         assert f"{says} seed, base\n" in err
         other = tmp_path / "other.txt"
         other.write_text("the quick brown cat jumps over the lazy dog. " * 60)
-        assert f"{says} corpus\n" in self.refused_by_all(pair, "--workdir", tmp_path, second=["--data", other])
+        assert f"{says} corpus\n" in self.refused_by_all(group, "--workdir", tmp_path, last=["--data", other])
         assert not list(tmp_path.glob("*.json*")), "nothing is written"
 
     @pytest.mark.full
-    def test_a_mesh_of_another_size(self, pair, tmp_path):
-        err = self.refused_by_all(pair, "--workdir", tmp_path, "--mesh", "data=1")
-        assert "toy_lm: --mesh data=1 must use all 2 devices of the 2 processes" in err
-        err = self.refused_by_all(pair, "--workdir", tmp_path, "--mesh", "data=4")
-        assert "toy_lm: --mesh data=4 needs 4 devices, got 2" in err
+    def test_a_mesh_of_another_size(self, group, tmp_path):
+        err = self.refused_by_all(group, "--workdir", tmp_path, "--mesh", "data=1")
+        assert "error: --mesh data=1 must use all 2 devices of the 2 processes" in err
+        err = self.refused_by_all(group, "--workdir", tmp_path, "--mesh", "data=4")
+        assert "error: --mesh data=4 needs 4 devices, got 2" in err
 
     @pytest.mark.full
-    def test_a_workdir_that_is_not_shared(self, pair, tmp_path):
+    def test_a_workdir_that_is_not_shared(self, group, tmp_path):
         moves = [f"os.makedirs({str(tmp_path / n)!r}); os.chdir({str(tmp_path / n)!r})" for n in "ab"]
         codes = [f"{LOADED}{move}{RUN}" for move in moves]
-        with pair("--mesh", "data=2", "--workdir", "work", codes=codes) as both:
-            errors = [process.communicate(timeout=LIMIT)[1] for process in both]
+        with group("--mesh", "data=2", "--workdir", "work", codes=codes) as both:
+            errors = [err for _, err in ends(both)]
         assert [process.returncode for process in both] == [1, 2]
-        assert "toy_lm: --workdir work must be one folder for all processes" in errors[1]
+        assert "error: --workdir work must be one folder for all processes" in errors[1]
 
     @pytest.mark.full
     @pytest.mark.parametrize("process_id", [0, 1])
@@ -304,7 +422,7 @@ class TestBadStart:
             finally:
                 process.kill()
         assert process.returncode == 1
-        assert err.strip() == f"toy_lm: --coordinator {address}: not all processes started within 3 s"
+        assert err.strip() == f"error: --coordinator {address}: not all processes started within 3 s"
 
     @pytest.mark.full
     def test_no_platform_that_knows(self, start, tmp_path):
@@ -313,20 +431,20 @@ class TestBadStart:
                 _, err = process.communicate(timeout=LIMIT)
             finally:
                 process.kill()
-        assert process.returncode == 2 and err.startswith("toy_lm: --coordinator auto: "), err
+        assert process.returncode == 2 and err.startswith("error: --coordinator auto: "), err
 
-    def test_what_jax_is_told(self, toy, monkeypatch):
+    def test_what_jax_is_told(self, monkeypatch):
         told = []
         monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: told.append((args, kwargs)))
         monkeypatch.setattr(signal, "signal", lambda *args: None)
-        toy.join(toy.Config(heartbeat_timeout=7))
+        train_distributed.join(train_distributed.Config(heartbeat_timeout=7))
         assert not told, "one process needs no coordinator"
-        toy.join(toy.Config(coordinator="auto", heartbeat_timeout=7))
-        toy.join(toy.Config(coordinator="[::1]:80", num_processes=2, process_id=0))
+        train_distributed.join(train_distributed.Config(coordinator="auto", heartbeat_timeout=7))
+        train_distributed.join(train_distributed.Config(coordinator="[::1]:80", num_processes=2, process_id=0))
         assert [args for args, _ in told] == [(), ("[::1]:80", 2, 0)]
         assert [kwargs["heartbeat_timeout_seconds"] for _, kwargs in told] == [7, 100]
 
-    def test_flags_of_every_kind(self, toy, capsys):
+    def test_flags_of_every_kind(self, text, capsys):
         here = ("--coordinator", "127.0.0.1:1234")
         for args, says in (
             (here, "--coordinator HOST:PORT, --num-processes and --process-id go together, got ('127.0.0.1:1234', None, None)"),
@@ -339,5 +457,8 @@ class TestBadStart:
             (("--coordinator", "host", "--num-processes", 2, "--process-id", 0), "must be HOST:PORT or auto, got host"),
             (("--start-timeout", 0), "--start-timeout must be positive, got 0"),
             (("--heartbeat-timeout", -5), "--heartbeat-timeout must be positive, got -5"),
+            (("--mesh", "data=64"), "--mesh data=64 needs 64 devices, got 1"),
+            (("--mesh", "rows=2"), "--mesh axes must be data and model"),
+            (("--mesh", "2x4"), "--mesh must look like data=2,model=4, got 2x4"),
         ):  # fmt: skip
-            assert says in refused(toy, capsys, *args)
+            assert says in refused(train_distributed, capsys, "--data", text, *args)
