@@ -154,6 +154,15 @@ def initial_state(model, optimizer, mesh, config: Config):
 # -------------------------------------------------------------------------------------------- the run
 
 
+def save(manager, state, bar: tqdm.tqdm) -> None:
+    """Writes a checkpoint; each process writes its own part of the arrays."""
+    try:
+        manager.save(step := int(state["step"]), args=ocp.args.StandardSave(state))
+    except Exception as error:
+        bar.close()
+        fail(f"the checkpoint of step {step} cannot be written, earlier checkpoints are kept: {error}")
+
+
 def resume(manager, state):
     """The newest checkpoint, placed like the initial state; the initial state if there is no checkpoint."""
     if (step := manager.latest_step()) is None:
@@ -202,7 +211,7 @@ def main(config: Config) -> int:
         multihost_utils.sync_global_devices("config.json")
         if not (workdir / "config.json").exists():
             fail(f"--workdir {config.workdir} must be one folder for all processes: process 0's files are not here")
-        options = ocp.CheckpointManagerOptions(max_to_keep=2)
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         manager = ocp.CheckpointManager(workdir / "checkpoints", options=options)
         state = resume(manager, state)
         first, stop_signal, metrics = int(state["step"]), 0, Path(os.devnull)
@@ -228,10 +237,9 @@ def main(config: Config) -> int:
                 # All processes stop at the same step.
                 stop_signal = int(multihost_utils.process_allgather(np.int32(max(stop, default=0))).max())
                 if due or stop_signal:
-                    manager.save(step + 1, args=ocp.args.StandardSave(state))
+                    save(manager, state, bar)
                 if stop_signal:
                     break
-        manager.wait_until_finished()
         if stop_signal:
             print(f"stopped at step {int(state['step'])}, saved; run again to resume", file=sys.stderr)
             return 128 + stop_signal
