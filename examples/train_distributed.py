@@ -158,7 +158,7 @@ def save(manager, state, bar: tqdm.tqdm) -> None:
     """Writes a checkpoint; each process writes its own part of the arrays."""
     try:
         manager.save(step := int(state["step"]), args=ocp.args.StandardSave(state))
-    except Exception as error:
+    except (OSError, ValueError) as error:  # a RuntimeError is the loss of another process
         bar.close()
         fail(f"the checkpoint of step {step} cannot be written, earlier checkpoints are kept: {error}")
 
