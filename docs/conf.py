@@ -5,8 +5,9 @@ import shutil
 import urllib.request
 from pathlib import Path
 
-import rope_jax
 from sphinx.util.nodes import make_refnode
+
+import rope_jax
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -23,7 +24,6 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "results/tables"]
-suppress_warnings = ["toc.empty_glob"]  # pages that come with a later version
 
 # Pages are MyST Markdown. Notebooks keep the outputs that are stored in them.
 nb_execution_mode = "off"
@@ -50,7 +50,8 @@ napoleon_use_rtype = False
 # References from docstrings that no page documents are errors; names of other libraries are resolved if their
 # inventories can be fetched.
 nitpicky = True
-nitpick_ignore_regex = [(r"py:.*", r"(jax|flax|nnx|linen|nn|numpy|np|chex|gguf|transformers|fractions|dataclasses|Slots)(\..*)?")]
+OTHERS = "jax|flax|nnx|linen|nn|numpy|np|chex|gguf|transformers|fractions|dataclasses"
+nitpick_ignore_regex = [(r"py:.*", rf"({OTHERS}|Slots)(\..*)?")]
 
 
 def reachable(url: str) -> bool:
@@ -85,8 +86,8 @@ html_theme_options = {
 }
 
 
-# Headings such as "Args, masking:" group the arguments of a long list. napoleon knows headings of letters and spaces
-# alone, so that each group passes through it under a number.
+# Headings such as "Args, masking:" group the arguments of a long list. napoleon knows headings of letters and
+# spaces alone, so that each group passes through napoleon under a number.
 GROUP = re.compile(r"^( *)((?:Args|Attributes)(?:, .*)?):$")
 napoleon_custom_sections = [(f"Group {i}", "params_style") for i in range(10)]
 
@@ -99,6 +100,8 @@ def number_groups(app, what, name, obj, options, lines):
     if app.hidden is not None:
         lines.clear()
     for i, line in enumerate(lines):
+        # "n: N." would be an enumerated list.
+        line = lines[i] = re.sub(r"^( +\w+: [A-Z])\.$", r"\1", line)
         if group := GROUP.match(line):
             lines[i] = f"{group[1]}Group {len(app.groups)}:"
             app.groups.append(group[2])
@@ -112,6 +115,23 @@ def name_groups(app, what, name, obj, options, lines):
         if group := re.match(r":Group (\d+):", line):
             heading = app.groups[int(group[1])].replace(": ", "\\: ")
             lines[i] = line.replace(group[0], f":{heading}:")
+
+
+def shorten_signature(app, what, name, obj, options, signature, returned):
+    """Leaves out what Flax adds to every module, and the addresses of functions."""
+    if signature is None:
+        return None
+    signature = re.sub(r", parent=<[^>]*>, name=None", "", signature)
+    signature = re.sub(r"<class 'jax\.numpy\.(\w+)'>", r"jnp.\1", signature)
+    return re.sub(r"<function (?:[^<>]|<locals>)*>", "...", signature), returned
+
+
+def drop_missing_pages(app, docname, source):
+    """Leaves out of the contents the pages that come with a later version."""
+    if docname == "index":
+        for later in ("versions", "limits"):
+            if not (HERE / f"{later}.md").exists():
+                source[0] = source[0].replace(f"\n{later}\n", "\n")
 
 
 def resolve_short_name(app, env, node, contnode):
@@ -135,4 +155,6 @@ def resolve_short_name(app, env, node, contnode):
 def setup(app):
     app.connect("autodoc-process-docstring", number_groups, priority=400)
     app.connect("autodoc-process-docstring", name_groups, priority=600)
+    app.connect("autodoc-process-signature", shorten_signature)
+    app.connect("source-read", drop_missing_pages)
     app.connect("missing-reference", resolve_short_name)

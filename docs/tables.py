@@ -35,7 +35,9 @@ def source(kept: dict) -> str:
 def exactness(kept: dict) -> str:
     """The worst errors of cos and sin, by range of positions."""
     result = kept["result"]
-    rows = [[name, f"{row['rope_jax']:.1e}", f"{row['float32']:.1e}"] for name, row in result["worst error"].items()]
+    rows = [
+        [name, f"{row['rope_jax']:.1e}", f"{row['float32']:.1e}"] for name, row in result["worst error"].items()
+    ]
     every = result["every phase of a quarter turn, attention factor 1"]
     return "\n".join(
         [
@@ -63,9 +65,9 @@ def census_summary(table: dict) -> str:
     ]
     return "\n".join(
         [
-            f"**{len(same)} folders rotate. All are reproduced, with {len(modules)} rotary modules** ({versions}, CPU, "
-            f"{table['date']}). {len(folders) - len(same)} more folders have frequencies or a rotary function, and "
-            "rotate nothing.",
+            f"**{len(same)} folders rotate. All are reproduced, with {len(modules)} rotary modules** ({versions}, "
+            f"CPU, {table['date']}). {len(folders) - len(same)} more folders have frequencies or a rotary function, "
+            "and rotate nothing.",
             "",
             markdown(
                 [
@@ -88,8 +90,8 @@ def census_folders(table: dict) -> str:
     for folder, row in table["folders"].items():
         for name, part in row["parts"].items():
             shown = folder if name == folder else f"{folder}: {name}"
-            rows.append([shown, f"`{part['module']}`", f"`{part['said']}`"])
-    return markdown(["folder: part", "module of transformers", "rope_jax"], rows)
+            rows.append([f"{shown} `{part['module']}`", f"`{part['said']}`"])
+    return markdown(["folder, part and module of transformers", "rope_jax"], rows)
 
 
 def census_notes(table: dict) -> str:
@@ -111,7 +113,9 @@ def tables() -> dict[str, str]:
         table = table.replace(f"](benchmarks/results/{name}.md)", "](#in-full)")
         written[name] = f"{table}\n\n{source(kept)}"
     compiled = measured("gpu")["compiled"]
-    written["gpu_compiled"] = f"{gpu_compiler.table(compiled['programs'])}\n\n{compiled['chip']}; {compiled['date']}."
+    written["gpu_compiled"] = (
+        f"{gpu_compiler.table(compiled['programs'])}\n\n{compiled['chip']}; {compiled['date']}."
+    )
     kept = measured("exactness")
     written["exactness"] = f"{exactness(kept)}\n\n{source(kept)}"
     kept = measured("context_extension")
