@@ -66,8 +66,8 @@ def census_summary(table: dict) -> str:
     return "\n".join(
         [
             f"**{len(same)} folders rotate. All are reproduced, with {len(modules)} rotary modules** ({versions}, "
-            f"CPU, {table['date']}). {len(folders) - len(same)} more folders have frequencies or a rotary function, "
-            "and rotate nothing.",
+            f"CPU, {table['date']}). {len(folders) - len(same)} more folders have frequencies or a rotary "
+            "function, and rotate nothing.",
             "",
             markdown(
                 [
