@@ -144,7 +144,11 @@ def resolve_short_name(app, env, node, contnode):
     while len(parts) > 1 and parts[0] in storeys:
         parts = parts[1:]
     python = env.get_domain("py")
-    found = [name for name in python.objects if name.split(".")[-len(parts) :] == parts and not name.endswith("__")]
+    found = [
+        name
+        for name in python.objects
+        if name.split(".")[-len(parts) :] == parts and not name.endswith("__")
+    ]
     if not found:
         return None
     target = python.objects[min(found, key=len)]

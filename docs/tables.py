@@ -16,7 +16,16 @@ from benchmarks.record import markdown
 ROOT = Path(__file__).parents[1]
 TABLES = ROOT / "docs/results/tables"
 SHARES = ("inv_freq", "rotation", "float32")  # of the error that float32 allows
-BY_BENCHMARK = ("angles", "compilation", "gpu", "llama", "overhead", "rotate", "scale", "tpu")
+BY_BENCHMARK = (
+    "angles",
+    "compilation",
+    "gpu",
+    "llama",
+    "overhead",
+    "rotate",
+    "scale",
+    "tpu",
+)
 
 
 def measured(name: str) -> dict:
@@ -26,7 +35,11 @@ def measured(name: str) -> dict:
 
 def source(kept: dict) -> str:
     """The command, the machine, the versions and the date of a measurement, as a line of small print."""
-    packages = {name: version for name, version in kept.get("packages", {}).items() if version != "not installed"}
+    packages = {
+        name: version
+        for name, version in kept.get("packages", {}).items()
+        if version != "not installed"
+    }
     versions = {"Python": kept["python"], "jax": kept["jax"], **packages}
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     return f"`{kept['command']}`: {kept['device']}, {kept['processor']}; {listed}; {kept['date']}."
@@ -36,12 +49,15 @@ def exactness(kept: dict) -> str:
     """The worst errors of cos and sin, by range of positions."""
     result = kept["result"]
     rows = [
-        [name, f"{row['rope_jax']:.1e}", f"{row['float32']:.1e}"] for name, row in result["worst error"].items()
+        [name, f"{row['rope_jax']:.1e}", f"{row['float32']:.1e}"]
+        for name, row in result["worst error"].items()
     ]
     every = result["every phase of a quarter turn, attention factor 1"]
     return "\n".join(
         [
-            markdown(["positions", "rope_jax", "`jnp.cos(position * inv_freq)` in float32"], rows),
+            markdown(
+                ["positions", "rope_jax", "`jnp.cos(position * inv_freq)` in float32"], rows
+            ),
             "",
             f"The worst of all 2^30 phases of a quarter turn is {every:.1e}.",
         ]
@@ -60,7 +76,12 @@ def census_summary(table: dict) -> str:
     modules = {part["module"] for row in same for part in row["parts"].values()}
     versions = ", ".join(f"{name} {version}" for name, version in table["versions"].items())
     rows = [
-        [name, str(worst["parts"]), f"{worst['ulp']:.1f}", *(f"{worst[key]:.2f}" for key in SHARES)]
+        [
+            name,
+            str(worst["parts"]),
+            f"{worst['ulp']:.1f}",
+            *(f"{worst[key]:.2f}" for key in SHARES),
+        ]
         for name, worst in table["worst"].items()
     ]
     return "\n".join(
