@@ -10,8 +10,9 @@ Data flows one way::
     schedule(R) ─> Frequencies ──┘        \\__ plan (once a step) ____________________/
 
 Storeys, each importing only from those before it: :mod:`rope_jax.core` (the rotation), :mod:`rope_jax.attention`
-(a layer), :mod:`rope_jax.models`, :mod:`rope_jax.generation`, :mod:`rope_jax.interop` (Hugging Face files),
-:mod:`rope_jax.analysis` and :mod:`rope_jax.plot`. The names below are the most used; each storey has more.
+(a layer), :mod:`rope_jax.nnx` (the layer for Flax NNX), :mod:`rope_jax.models`, :mod:`rope_jax.generation`,
+:mod:`rope_jax.interop` (Hugging Face files), :mod:`rope_jax.analysis` and :mod:`rope_jax.plot`. The names below are
+the most used; each storey has more.
 
 Axes, used in every docstring and shape comment:
 
@@ -23,6 +24,8 @@ N     query heads         D     model width
 K     key/value heads     V     vocabulary (decoder and generation only)
 ====  ==================  ====  ===============================================
 """
+
+import importlib
 
 from rope_jax.core import (
     Affine,
@@ -86,8 +89,15 @@ __all__ = [
     "interop",
     "load_hf",
     "models",
+    "nnx",
     "positions_from_mask",
     "positions_from_segments",
     "rotate",
     "rotation",
 ]
+
+
+def __getattr__(name: str):
+    if name == "nnx":  # loaded at first use: not everyone who imports rope_jax uses flax.nnx
+        return importlib.import_module("rope_jax.nnx")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

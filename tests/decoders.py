@@ -40,10 +40,11 @@ def gelu(x):
     return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def oracle(model, params, ids, *, added=0.0, bias=0.0, weights=None):
+def oracle(model, params, ids, *, added=0.0, bias=0.0, weights=None, prefix=0):
     """The whole model in float64 and numpy, a layer after the other.
 
-    ``added [T, D]`` to the embeddings and ``bias [N, T, S]`` to the scores; a list of weights is lengthened by those
+    ``added [T, D]`` to the embeddings and ``bias [N, T, S]`` to the scores; the first ``prefix`` tokens read each
+    other in both directions; a list of weights is lengthened by those
     of each layer, ``[B, N, T, S]``.
     """
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["params"])
@@ -71,7 +72,7 @@ def oracle(model, params, ids, *, added=0.0, bias=0.0, weights=None):
         if rope is not None:
             cos, sin = oracles.cos_sin(np.arange(length), rope.frequencies().inv_freq)
             q, k = (oracles.rotate_features(a, cos, sin, rope.layout) for a in (q, k))
-        allowed = (s <= t) & (t - s < (window or length))
+        allowed = (s <= t) & (t - s < (window or length)) | ((t < prefix) & (s < prefix))
         how = dict(scale=model.logit_scale, logit_cap=model.logit_cap, bias=bias)
         if weights is not None:
             weights.append(np.stack([oracles.attention_weights(q[b], k[b], allowed, **how) for b in range(batch)]))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-STOREYS = ["rope_jax", *(f"rope_jax.{name}" for name in "core attention models generation interop".split())]
+STOREYS = ["rope_jax", *(f"rope_jax.{name}" for name in "core attention nnx models generation interop".split())]
 
 # Types that only functions make: a test of the function is a test of the type.
 MADE_BY = {

@@ -16,9 +16,10 @@ STOREYS = {  # from the ground up; in a storey, the files in import order
         "primitive projection rotate rope"
     ).split(),
     "attention": (
-        "norm mask bias quantized slots memory_order cache_write cache rotations facts plan_arguments plan sharding kernels tiling blocks paths primitive attend "
-        "zigzag ring layer_checks layer adapter"
+        "norm mask bias quantized slots memory_order cache_write cache rotations facts plan_arguments prefix plan cross_plan sharding kernels tiling blocks paths primitive attend "
+        "zigzag ring layer_checks self_attention layer adapter"
     ).split(),
+    "nnx": "parameters norm attention".split(),
     "models": "embedding block decoder".split(),
     "generation": "prompts forward sample logits sampler loop generate speculative beam".split(),
     "interop": (
@@ -77,7 +78,9 @@ WITHOUT_EXAMPLE = set(
 )
 
 
-@pytest.mark.parametrize("storey", ["", ".core", ".attention", ".models", ".generation", ".interop", ".analysis"])
+@pytest.mark.parametrize(
+    "storey", ["", ".core", ".attention", ".nnx", ".models", ".generation", ".interop", ".analysis"]
+)
 def test_public_names_are_sorted_and_documented_by_example(storey):
     module = importlib.import_module(f"rope_jax{storey}")
     names = getattr(module, "__all__", None) or [

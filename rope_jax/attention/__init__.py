@@ -6,6 +6,7 @@ from rope_jax.attention.quantized import Quantized, quantize
 from rope_jax.attention.slots import Eviction
 from rope_jax.attention.cache import KVCache, init_cache
 from rope_jax.attention.plan import Plan, make_plan
+from rope_jax.attention.cross_plan import make_cross_plan
 from rope_jax.attention.sharding import cache_partition_spec
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.paths import AttentionBackend, Explanation, explain
@@ -33,6 +34,7 @@ __all__ = [
     "cache_partition_spec",
     "explain",
     "init_cache",
+    "make_cross_plan",
     "make_plan",
     "quantize",
     "relative_buckets",

@@ -12,6 +12,7 @@ from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, c
 from rope_jax.attention.cache_write import write_slots
 from rope_jax.attention.quantized import Quantized, is_narrow, quantize, read_layer
 from rope_jax.attention.slots import Eviction, Slots, checked_slots
+from rope_jax.core.nan_rows import nan_where
 
 
 class CachePolicy(NamedTuple):
@@ -159,6 +160,35 @@ class KVCache:
             )
         key, value = (read_layer(stored, self.layer, dtype).swapaxes(1, 2) for stored in (self.key, self.value))
         return key, value
+
+    def nan_if_overflowed(self, values) -> jax.Array:
+        """``values [B, ...]``, but NaN in rows that overflowed: for attention in a model of your own.
+
+        :class:`rope_jax.RotaryAttention` does so itself. :meth:`write` cannot: only the counter shows the overflow.
+
+        Raises:
+          TypeError: if values are not floating.
+          ValueError: if values do not have B rows.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, rope_jax
+          >>> @jax.jit
+          ... def decode(q, k, v, cache):  # q [B, 1, N, H], k and v [B, 1, K, H], rotated
+          ...     cache = cache.write(k, v)
+          ...     is_written = jnp.arange(cache.capacity) < cache.num_tokens[:, None]
+          ...     y = rope_jax.attend(q, *cache.read(q.dtype), mask=is_written[:, None, None])
+          ...     return cache.nan_if_overflowed(y), cache
+          >>> cache = rope_jax.init_cache(batch=1, capacity=1, num_kv_heads=1, head_dim=2)
+          >>> x = jnp.ones((1, 1, 1, 2))
+          >>> y, cache = decode(x, x, x, cache)
+          >>> decode(x, x, x, cache)[0].tolist()
+          [[[[nan, nan]]]]
+        """
+        batch = self.num_tokens.shape[0]
+        if values.ndim == 0 or values.shape[0] != batch:
+            raise ValueError(f"values must have shape [B, ...] with B={batch}, got {values.shape}")
+        check_dtype("values", values, jnp.floating, "floating")
+        return nan_where(jax.lax.expand_dims(self.overflowed, range(1, values.ndim)), values)
 
     def truncate(self, num_tokens) -> "KVCache":
         """Each row without its tokens from number ``num_tokens`` on: for a draft that the model rejected.

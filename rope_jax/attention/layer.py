@@ -1,6 +1,5 @@
 """Rotary attention as a Flax linen module: project, rotate, store, attend, project."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -9,24 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_axes
-from rope_jax.attention.attend import attend_by_facts, dropout_facts, fold_traced_scale
 from rope_jax.attention.bias import PositionBias
-from rope_jax.attention.blocks import weights
-from rope_jax.attention.cache import KVCache
-from rope_jax.attention.layer_checks import check_call, check_plan, check_ring
+from rope_jax.attention.cache import KVCache, init_cache
 from rope_jax.attention.norm import RMSNorm
-from rope_jax.attention.paths import AttentionBackend, is_long_prompt
-from rope_jax.attention.plan import Plan, make_plan
-from rope_jax.attention.quantized import read_layer
-from rope_jax.attention.ring import ring_attention
-from rope_jax.core.angles import Rotation, rotation
-from rope_jax.core.frequencies import Frequencies
+from rope_jax.attention.paths import AttentionBackend
+from rope_jax.attention.plan import Plan
+from rope_jax.attention.self_attention import Parts, learnable_frequencies, self_attention
 from rope_jax.core.named import named
-from rope_jax.core.nan_rows import nan_where
-from rope_jax.core.primitive import RotateBackend
 from rope_jax.core.rope import Rope
-from rope_jax.core.rotate import rotate_unchecked
 
 Initializer = Callable[..., Any]
 
@@ -36,7 +25,7 @@ _named = functools.partial(named, by_rules=False)
 
 
 class RotaryAttention(nn.Module, kw_only=True):
-    """Self-attention whose queries and keys are rotated to their positions (RoFormer, section 3.2).
+    """Attention whose queries and keys are rotated to their positions (RoFormer, section 3.2).
 
     ``x -> q, k, v -> QK-norm -> rotate q and k -> cache -> attend -> y``.
 
@@ -97,6 +86,11 @@ class RotaryAttention(nn.Module, kw_only=True):
         :class:`rope_jax.attention.Facts` of the call. With a cache, k and v are all of its slots.
       dot_general: of the projections, in place of :func:`jax.lax.dot_general`.
 
+    Attributes, decoding:
+      decode: whether the cache lives in Flax's collection ``cache``, as in ``nn.MultiHeadDotProductAttention``:
+        ``init`` with ``x [B, S, D]`` makes an empty cache of capacity S, and each ``apply(..., mutable="cache")``
+        reads and extends it. All other calls take the cache as a value.
+
     Attributes, sharding:
       ring_axis: the mesh axis along which T is divided, if no device is to hold all keys: attention is then
         :func:`rope_jax.attention.ring_attention`, by the ``sequence_index`` of the call. Parameters do not change.
@@ -130,6 +124,7 @@ class RotaryAttention(nn.Module, kw_only=True):
     bias_init: Initializer = nn.initializers.zeros_init()
     implementation: AttentionBackend | None = None
     attention_fn: Callable[..., jax.Array] | None = None
+    decode: bool = False
     ring_axis: str | None = None
     dot_general: Callable[..., jax.Array] | None = None
 
@@ -142,6 +137,11 @@ class RotaryAttention(nn.Module, kw_only=True):
         sequence_index=None,
         mask=None,
         segment_ids=None,
+        prefix_length=None,
+        attention_mask=None,
+        kv=None,
+        kv_positions=None,
+        kv_mask=None,
         cache: KVCache | None = None,
         context_length=None,
         plan: Plan | None = None,
@@ -162,6 +162,18 @@ class RotaryAttention(nn.Module, kw_only=True):
           mask: bool or integer ``[B, T]``, nonzero at real tokens, with padding anywhere. Padding is never read and
             never cached. Outputs at padding are undefined.
           segment_ids: integers ``[B, T]`` of packed sequences: runs of equal ids read only themselves.
+          prefix_length: integers, ``[]`` or ``[B]``: the first real tokens of each row read each other in both
+            directions (prefix-LM: Raffel et al. 2020, section 3.2.1). With a cache, the call that reads the prefix
+            must have all of it, and begin with an empty cache.
+          attention_mask: bool ``[B or 1, N or 1, T or 1, S]``, True if a query may read a key, in addition to
+            causality and all else. With a cache, S is its capacity, and slot n holds token n of a row. A query
+            without any key gives 0. Values of masked keys must be finite.
+
+        Args, cross-attention:
+          kv: floating ``[B, S, D']``, in place of x for keys and values. The layer must have ``causal=False``. Keys
+            and values are projected again with every call.
+          kv_positions: of kv, as ``positions`` of x. Both are required with a rope, and in the same unit.
+          kv_mask: bool or integer ``[B, S]``, nonzero at real tokens of kv.
 
         Args, cache:
           cache: keys and values of the tokens before x.
@@ -170,8 +182,8 @@ class RotaryAttention(nn.Module, kw_only=True):
             so far, these included, if there is a cache.
 
         Args, mode:
-          plan: of :func:`rope_jax.attention.make_plan`, in place of ``positions``, ``sequence_index``, ``mask``,
-            ``segment_ids`` and ``context_length``: make it once for many layers. The caller then prepares the cache
+          plan: of :func:`rope_jax.attention.make_plan` or :func:`rope_jax.attention.make_cross_plan`, in place of
+            positions, masks, indices and lengths: make it once for many layers. The caller then prepares the cache
             by ``plan.begin(cache)``, and advances its counters by ``plan.end(cache)`` after the last layer. The
             plan must have the window and position bias of the layer; a traced window comes by the plan alone.
           deterministic: whether dropout is off; None takes the field.
@@ -179,88 +191,74 @@ class RotaryAttention(nn.Module, kw_only=True):
         Returns:
           ``y [B, T, D]``, or ``(y, cache)`` if a cache was given. A row whose cache overflowed is NaN.
         """
-        x = jnp.asarray(x)
         deterministic = self.deterministic if deterministic is None else deterministic
+        held = _held_cache(self, x, cache, plan) if self.decode else None
         arguments: dict = dict(
             positions=positions,
             sequence_index=sequence_index,
             mask=mask,
             segment_ids=segment_ids,
+            prefix_length=prefix_length,
+            attention_mask=attention_mask,
+            kv_positions=kv_positions,
+            kv_mask=kv_mask,
             context_length=context_length,
         )
-        own_plan = plan is None
-        if plan is None:
-            check_call(self, x, cache)
-            plan = _make_plan(self, x.shape[:2], cache, arguments)
-            cache = None if cache is None else plan.begin(cache)
-        else:
-            check_plan(self, plan, x, cache, arguments)
-        if self.ring_axis is not None:
-            check_ring(self, plan, deterministic)
+        sows = self.is_mutable_collection("intermediates")
+        out = self_attention(
+            self,
+            x,
+            arguments,
+            kv=kv,
+            cache=cache if held is None else held.value,
+            plan=plan,
+            deterministic=deterministic,
+            parts=Parts(
+                project=functools.partial(_project, self),
+                out=functools.partial(_out, self),
+                inv_freq=functools.partial(_inv_freq, self),
+                sink_logits=functools.partial(_sink_logits, self),
+                dropout_key=functools.partial(_dropout_key, self),
+                sow=functools.partial(self.sow, "intermediates", "weights") if sows else None,
+                sow_name="mutable intermediates",
+            ),
+        )
+        if held is None:
+            return out
+        y, cache = out
+        if not self.is_initializing():
+            held.value = cache
+        return y
 
-        # Not even NaN at padding may reach real tokens or their gradients.
-        if plan.mask is not None:
-            x = jnp.where(plan.mask[:, :, None], x, jnp.zeros_like(x))
-        q, k, v = _project(self, x)
-        rotation, key_rotation = self._rotations(plan)
-        if rotation is not None and self.rope is not None:
-            if key_rotation is None:
-                q, k = self._rotate([q, k], rotation)
-            else:  # the cache stores keys unrotated
-                (q,) = self._rotate([q], rotation)
-        stored = None
-        if cache is not None:
-            cache = cache.store(k, v, plan.slots, consecutive=cache.slots.consecutive(plan.mask))
-            if key_rotation is not None and self.rope is not None:
-                k, v = cache.read(q.dtype)
-                (k,) = self._rotate([k], key_rotation)
-            else:
-                stored = cache
-        y = _attend(self, q, k, v, plan, deterministic, stored)
-        y = nn.DenseGeneral(
-            x.shape[-1],
-            axis=(-2, -1),
-            use_bias=self.use_bias if self.use_out_bias is None else self.use_out_bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=_named(self.kernel_init, ("heads", "head_dim", "embed")),
-            bias_init=_named(self.bias_init, ("embed",)),
-            dot_general=self.dot_general,
-            name="out",
-        )(y)
-        if cache is None:
-            return y
-        overflowed = cache.slots.overflowed(plan.num_tokens)
-        y = nan_where(overflowed[:, None, None], y)
-        return y, plan.end(cache) if own_plan else cache
 
-    def _rotations(self, plan: Plan) -> tuple[Rotation | None, Rotation | None]:
-        """The rotations of queries and of keys stored unrotated, by the plan or by learned frequencies."""
-        if not self.learn_frequencies or self.rope is None:
-            return plan.rotation, plan.key_rotation
-        start = self.rope.frequencies()
-        if not isinstance(start, Frequencies):
-            raise ValueError(f"learn_frequencies needs a schedule of one Frequencies, got {self.rope.schedule}")
-        inv_freq = self.param("inv_freq", lambda _: jnp.asarray(start.inv_freq, jnp.float32))
-        frequencies = dataclasses.replace(start, inv_freq=inv_freq)
-        rotate_to = functools.partial(rotation, frequencies=frequencies)
-
-        return rotate_to(plan.positions), None if plan.key_positions is None else rotate_to(plan.key_positions)
-
-    def _rotate(self, xs: list[jax.Array], rotation: Rotation) -> list[jax.Array]:
-        """Arrays ``[B, T, N, H]``, rotated. Shapes follow from the plan and the fields, which are checked."""
-        assert self.rope is not None
-        backend: RotateBackend | None = "xla" if self.implementation == "xla" else None
-        rope = self.rope
-        return rotate_unchecked(
-            xs, rotation, layout=rope.layout, start=rope.start, blocks=rope.blocks, implementation=backend
+def _held_cache(layer: RotaryAttention, x, cache, plan) -> nn.Variable:
+    """The variable ``kv`` of the collection ``cache``; ``init`` makes it, with room for as many tokens as x has."""
+    for name, value in dict(cache=cache, plan=plan).items():
+        if value is not None:
+            raise ValueError(f"{name} must be left out with decode=True, got {type(value).__name__}")
+    if not (layer.is_initializing() or layer.has_variable("cache", "kv")):
+        raise ValueError(
+            "variables must have the collection 'cache' with decode=True: init with x of [B, capacity, D] makes it"
         )
 
+    def empty() -> KVCache:
+        return init_cache(
+            batch=x.shape[0],
+            capacity=x.shape[1],
+            num_kv_heads=layer.num_kv_heads or layer.num_heads,
+            head_dim=layer.head_dim,
+            dtype=layer.dtype or jnp.promote_types(x.dtype, layer.param_dtype),
+            rotated=layer.rope is None or not layer.rope.needs_context_length,
+            rope=layer.rope,
+        )
 
-def _project(layer: RotaryAttention, x) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries ``[B, T, N, H]``, keys and values ``[B, T, K, H]``, before the rotation."""
+    return layer.variable("cache", "kv", empty)
 
-    def project(name, heads_axis, num_heads):
+
+def _project(layer: RotaryAttention, x, kv=None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries ``[B, T, N, H]``, keys and values ``[B, T or S, K, H]``, before the rotation."""
+
+    def project(x, name, heads_axis, num_heads):
         return nn.DenseGeneral(
             (num_heads, layer.head_dim),
             use_bias=layer.use_bias,
@@ -272,10 +270,10 @@ def _project(layer: RotaryAttention, x) -> tuple[jax.Array, jax.Array, jax.Array
             name=name,
         )(x)
 
-    kv_heads = layer.num_kv_heads or layer.num_heads
-    q = project("query", "heads", layer.num_heads)
-    k = project("key", "kv_heads", kv_heads)
-    v = project("value", "kv_heads", kv_heads)
+    kv, kv_heads = x if kv is None else kv, layer.num_kv_heads or layer.num_heads
+    q = project(x, "query", "heads", layer.num_heads)
+    k = project(kv, "key", "kv_heads", kv_heads)
+    v = project(kv, "value", "kv_heads", kv_heads)
     if layer.qk_norm:
         norm = functools.partial(
             RMSNorm,
@@ -288,91 +286,32 @@ def _project(layer: RotaryAttention, x) -> tuple[jax.Array, jax.Array, jax.Array
     return q, k, v
 
 
-def _attend(layer: RotaryAttention, q, k, v, plan: Plan, deterministic: bool, stored: KVCache | None) -> jax.Array:
-    """Attention ``[B, T, N, H]`` by the facts of the plan, to k and v, or to those stored in a cache."""
-    q, scale = fold_traced_scale(q, layer.logit_scale, "logit_scale")
-    if layer.ring_axis is not None:
-        return ring_attention(
-            q,
-            k,
-            v,
-            plan.sequence_index,
-            axis_name=layer.ring_axis,
-            causal=layer.causal,
-            window=plan.window,
-            scale=scale,
-            logit_cap=layer.logit_cap,
-        )
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    options: dict = dict(scale=scale, logit_cap=layer.logit_cap)
-    if layer.learn_sinks:
-        zeros = _named(nn.initializers.zeros_init(), ("heads",))
-        options["sink_logits"] = layer.param("sink_logits", zeros, (layer.num_heads,), jnp.float32)
-    if layer.dropout_rate > 0 and not deterministic:
-        if not layer.has_rng("dropout"):
-            raise ValueError("rngs must have a key named 'dropout' with dropout_rate above 0: pass rngs= to apply")
-        options |= dropout_facts(layer.dropout_rate, layer.make_rng("dropout"))
-    # A cache of unrotated keys was read and rotated: k and v are then all of its slots.
-    facts = dataclasses.replace(plan.facts(), **options)
-    keys: tuple = (k, v, None) if stored is None else (stored.key, stored.value, stored.layer)
-    if layer.is_mutable_collection("intermediates"):
-        layer.sow("intermediates", "weights", weights(q, read_layer(keys[0], keys[2], q.dtype), facts))
-    if layer.attention_fn is not None:
-        k, v = (read_layer(each, keys[2], q.dtype) for each in keys[:2])
-        return _checked_output(layer.attention_fn(*(x.swapaxes(1, 2) for x in (q, k, v)), facts), q)
-
-    def attend(q, keys, facts) -> jax.Array:
-        k, v, number = keys
-        return attend_by_facts(q, k, v, facts, layer=number, implementation=layer.implementation)
-
-    if stored is None or not is_long_prompt(q, stored.key) or layer.implementation is not None:
-        return attend(q, keys, facts).swapaxes(1, 2)
-    # On a TPU, the kernel serves a prompt before which the cache is empty.
-    fresh = dataclasses.replace(plan.facts(fresh=True), **options)
-
-    def prefill(q, k, v, keys, facts, fresh):
-        return jax.lax.cond(
-            plan.starts_empty,
-            lambda: attend(q, (k, v, None), fresh),
-            lambda: attend(q, keys, facts),
-        )
-
-    y = jax.lax.platform_dependent(
-        q,
-        k,
-        v,
-        keys,
-        facts,
-        fresh,
-        tpu=prefill,
-        default=lambda q, k, v, keys, facts, fresh: attend(q, keys, facts),
-    )
-    return y.swapaxes(1, 2)
+def _out(layer: RotaryAttention, y, features: int) -> jax.Array:
+    """The output ``[B, T, D]`` of attention ``[B, T, N, H]``."""
+    return nn.DenseGeneral(
+        features,
+        axis=(-2, -1),
+        use_bias=layer.use_bias if layer.use_out_bias is None else layer.use_out_bias,
+        dtype=layer.dtype,
+        param_dtype=layer.param_dtype,
+        kernel_init=_named(layer.kernel_init, ("heads", "head_dim", "embed")),
+        bias_init=_named(layer.bias_init, ("embed",)),
+        dot_general=layer.dot_general,
+        name="out",
+    )(y)
 
 
-def _checked_output(y, q) -> jax.Array:
-    """The output of an ``attention_fn``, which must be as q ``[B, N, T, H]`` with tokens first."""
-    batch, heads, length, head_dim = q.shape
-    if not isinstance(y, jax.Array):
-        raise TypeError(f"attention_fn must return an array [B, T, N, H], got {type(y).__name__}")
-    check_axes("attention_fn(q, k, v, facts)", y, "B T N H", B=batch, T=length, N=heads, H=head_dim)
-    if y.dtype != q.dtype:
-        raise TypeError(f"attention_fn must return q's dtype {q.dtype}, got {y.dtype}")
-    return y
+def _inv_freq(layer: RotaryAttention) -> jax.Array:
+    start = learnable_frequencies(layer).inv_freq
+    return layer.param("inv_freq", lambda _: jnp.asarray(start, jnp.float32))
 
 
-def _make_plan(layer: RotaryAttention, shape: tuple[int, int], cache: KVCache | None, arguments: dict) -> Plan:
-    """The plan of a layer that is called alone."""
-    if layer.rope is None and arguments["positions"] is not None:
-        raise ValueError("positions must be left out without rope: nothing reads them")
-    return make_plan(
-        layer.rope,
-        shape,
-        causal=layer.causal,
-        window=layer.window,
-        position_bias=layer.position_bias,
-        num_heads=layer.num_heads,
-        cache=cache,
-        learn_frequencies=layer.learn_frequencies,
-        **arguments,
-    )
+def _sink_logits(layer: RotaryAttention) -> jax.Array:
+    zeros = _named(nn.initializers.zeros_init(), ("heads",))
+    return layer.param("sink_logits", zeros, (layer.num_heads,), jnp.float32)
+
+
+def _dropout_key(layer: RotaryAttention) -> jax.Array:
+    if not layer.has_rng("dropout"):
+        raise ValueError("rngs must have a key named 'dropout' with dropout_rate above 0: pass rngs= to apply")
+    return layer.make_rng("dropout")

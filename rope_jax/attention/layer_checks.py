@@ -10,8 +10,8 @@ from rope_jax.attention.plan import Plan
 from rope_jax.core.rope import Rope
 
 
-def check_call(layer, x, cache) -> None:
-    """Raises unless fields, x and the cache go together."""
+def check_call(layer, x, cache, kv=None) -> None:
+    """Raises unless fields, x, the cache and kv go together."""
     check_fields(layer)
     if cache is not None and layer.implementation == "splash":
         raise ValueError(
@@ -20,6 +20,8 @@ def check_call(layer, x, cache) -> None:
         )
     check_axes("x", x, "B T D")
     check_dtype("x", x, jnp.floating, "floating")
+    if kv is not None:
+        _check_cross(layer, x, cache, kv)
     if cache is not None:
         check_cache(cache)
         axes = "B K S H" if cache.layer is None else "layers B K S H"
@@ -27,13 +29,56 @@ def check_call(layer, x, cache) -> None:
         check_axes("cache.key", cache.key, axes, B=x.shape[0], K=kv_heads, H=layer.head_dim)
 
 
-def check_plan(layer, plan: Plan, x, cache, arguments: dict) -> None:
+def _check_cross(layer, x, cache, kv) -> None:
+    """Raises unless the fields, x and kv are those of a cross-attention."""
+    check_axes("kv", kv, "B S D", B=x.shape[0])
+    check_dtype("kv", kv, jnp.floating, "floating")
+    if layer.dtype is None and kv.dtype != x.dtype:
+        raise TypeError(f"kv must have x's dtype {x.dtype} in a layer without dtype=, got {kv.dtype}")
+    if layer.causal:
+        raise ValueError("causal must be False with kv: queries and keys have no common order")
+    barred = dict(window=layer.window, position_bias=layer.position_bias, ring_axis=layer.ring_axis, cache=cache)
+    for name, value in barred.items():
+        if value is not None:
+            raise ValueError(f"{name} must be left out with kv, got {type(value).__name__}")
+
+
+_CROSS = "kv_positions", "kv_mask"  # arguments of cross-attention alone
+_SELF = "sequence_index", "segment_ids", "prefix_length"  # of self-attention alone
+
+
+def self_arguments(arguments: dict) -> dict:
+    """The arguments of :func:`make_plan`.
+
+    Raises:
+      ValueError: if an argument is for cross-attention.
+    """
+    return _without(arguments, _CROSS, "without kv")
+
+
+def cross_arguments(arguments: dict) -> dict:
+    """The arguments of :func:`make_cross_plan`.
+
+    Raises:
+      ValueError: if an argument is for self-attention.
+    """
+    return _without(arguments, _SELF, "with kv")
+
+
+def _without(arguments: dict, names: tuple[str, ...], condition: str) -> dict:
+    for name in names:
+        if (value := arguments.get(name)) is not None:
+            raise ValueError(f"{name} must be left out {condition}, got {type(value).__name__}")
+    return {name: value for name, value in arguments.items() if name not in names}
+
+
+def check_plan(layer, plan: Plan, x, cache, arguments: dict, kv=None) -> None:
     """Raises unless the plan is for these fields and tokens, and the call leaves the rest to the plan."""
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan, as from rope_jax.attention.make_plan, got {type(plan).__name__}")
     if plan.in_stack:  # a stack checks its layers, x and the cache itself, once for all layers
         return
-    check_call(layer, x, cache)
+    check_call(layer, x, cache, kv)
     for name, value in arguments.items():
         if value is not None:
             raise ValueError(
@@ -43,8 +88,11 @@ def check_plan(layer, plan: Plan, x, cache, arguments: dict) -> None:
         raise ValueError(
             "plan must be for one layer, got a plan for layers that differ: pass plan.of_layer(number)"
         )
+    if plan.kv_length != (None if kv is None else kv.shape[1]):
+        wanted = "without kv, of make_plan" if kv is None else f"for S={kv.shape[1]}, of make_cross_plan"
+        raise ValueError(f"plan must be {wanted}, got a plan for S={plan.kv_length}")
     batch, length, _ = x.shape
-    rows = {array.shape[0] for array in (plan.mask, plan.segments, plan.slots) if array is not None}
+    rows = {array.shape[0] for array in (plan.mask, plan.key_mask, plan.segments, plan.slots) if array is not None}
     rows |= {plan.sequence_index.shape[0]} - {1}  # alike in all rows
     if plan.sequence_index.shape[1] != length or not rows <= {batch}:
         planned = f"B={max(rows, default=1)}, T={plan.sequence_index.shape[1]}"
@@ -67,21 +115,27 @@ def check_plan(layer, plan: Plan, x, cache, arguments: dict) -> None:
         raise ValueError(
             f"plan must be for num_heads={layer.num_heads}, got a bias of N={plan.position_bias.num_heads} heads"
         )
+    if plan.attention_mask is not None and plan.attention_mask.shape[1] not in (1, layer.num_heads):
+        raise ValueError(
+            f"plan must be for num_heads={layer.num_heads}, got an attention mask of N="
+            f"{plan.attention_mask.shape[1]} heads"
+        )
     if not layer.learn_frequencies and layer.rope is not None and plan.rotation is None:
         raise ValueError("plan must have a rotation for a layer that does not learn its frequencies, got none")
 
 
-def check_ring(layer, plan: Plan, deterministic: bool) -> None:
-    """Raises if the call asks for what ring attention does not do."""
+def check_ring(layer, plan: Plan, deterministic: bool, sows: dict[str, bool]) -> None:
+    """Raises if the call asks for what ring attention does not do. ``sows`` names the request for weights."""
     barred = {
         "cache": plan.slots is not None,
         "segment_ids": plan.segments is not None,
         "position_bias": plan.position_bias is not None,
         "mask": plan.mask is not None,
+        "attention_mask": plan.attention_mask is not None,
+        "prefix_length": plan.query_index is not None,
         "learn_sinks": layer.learn_sinks,
         "dropout_rate": layer.dropout_rate > 0 and not deterministic,
-        # No device has a whole row of weights.
-        "mutable intermediates": layer.is_mutable_collection("intermediates"),
+        **sows,  # no device has a whole row of weights
     }
     for name, given in barred.items():
         if given:

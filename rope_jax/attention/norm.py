@@ -38,16 +38,21 @@ class RMSNorm(nn.Module, kw_only=True):
         start = nn.initializers.zeros_init() if self.unit_offset else nn.initializers.ones_init()
         init = named(start, (self.axis,))
         scale: Any = self.param("scale", init, (x.shape[-1],), self.param_dtype)
-        wide = wide_dtype(x)
+        return rms_norm(x, scale, epsilon=self.epsilon, unit_offset=self.unit_offset)
 
-        @jax.checkpoint  # the backward pass stores only x, and recomputes the intermediate values
-        def normed(x, scale):
-            scale = scale.astype(wide)
-            if self.unit_offset:
-                scale = 1 + scale
-            y = x.astype(wide)
-            y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-            y, scale = align_ranks(y, scale)
-            return (y * scale).astype(x.dtype)
 
-        return normed(x, scale)
+def rms_norm(x, scale, *, epsilon: float, unit_offset: bool) -> jax.Array:
+    """``x [..., D]`` normalized and scaled, as :class:`RMSNorm` does."""
+    wide = wide_dtype(x)
+
+    @jax.checkpoint  # the backward pass stores only x, and recomputes the intermediate values
+    def normed(x, scale):
+        scale = scale.astype(wide)
+        if unit_offset:
+            scale = 1 + scale
+        y = x.astype(wide)
+        y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
+        y, scale = align_ranks(y, scale)
+        return (y * scale).astype(x.dtype)
+
+    return normed(x, scale)

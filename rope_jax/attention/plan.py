@@ -22,9 +22,16 @@ from rope_jax.attention.plan_arguments import (
     Windows,
     check_layers,
     check_with_cache,
+    checked_attention_mask,
     checked_positions,
     count,
     windows,
+)
+from rope_jax.attention.prefix import (
+    check_beside_prefix,
+    checked_prefix_length,
+    divided_prefix,
+    prefix_query_index,
 )
 from rope_jax.attention.rotations import (
     Ropes,
@@ -47,9 +54,13 @@ class Plan:
     Attributes:
       positions: ``[T]``, ``[B or 1, T]`` or ``[..., T, A]``: the positions that queries and keys are rotated to.
       sequence_index: int32 ``[B or 1, T]``: the rank of each token in its row, which causality and windows go by.
+      query_index: int32 ``[B or 1, T]``, the sequence index up to which each query reads; None if its own.
       key_sequence_index: int32 ``[B or 1, S]``, of the cache's slots; None without a cache.
-      key_positions: int32 ``[B or 1, S]``, of the cache's slots; None unless the cache holds unrotated keys.
+      key_positions: ``[S]``, ``[B or 1, S]`` or ``[..., S, A]``, of the keys in cross-attention; int32 ``[B or 1,
+        S]``, of the slots of a cache of unrotated keys; else None.
       mask: bool ``[B, T]``, True at real tokens; None if all tokens are real.
+      attention_mask: bool ``[B or 1, N or 1, T or 1, S]``, of the caller; None without one.
+      key_mask: bool ``[B, S]``, True at real tokens of the keys in cross-attention; None if all are real.
       segments: int32 ``[B, T]``, the number of each token's segment; None if a row is one sequence.
       rotation: cos and sin at ``positions``. For layers with unlike ropes ``[C, B or 1, T, R/2]``, one for each of
         the C distinct ropes.
@@ -69,14 +80,18 @@ class Plan:
       cache_policy: eviction, sink tokens and storage of the cache that the plan was made for.
       rerotates: whether :meth:`begin` may have to rotate stored keys again.
       reordered: whether the caller gave the sequence index.
+      kv_length: S in cross-attention; None in self-attention.
       in_stack: whether a stack of layers made the plan, and has checked its layers, x and the cache.
     """
 
     positions: jax.Array
     sequence_index: jax.Array
+    query_index: jax.Array | None = None
     key_sequence_index: jax.Array | None = None
     key_positions: jax.Array | None = None
     mask: jax.Array | None = None
+    attention_mask: jax.Array | None = None
+    key_mask: jax.Array | None = None
     segments: jax.Array | None = None
     rotation: Rotation | None = None
     key_rotation: Rotation | None = None
@@ -94,6 +109,7 @@ class Plan:
     cache_policy: CachePolicy | None = dataclasses.field(default=None, metadata=_STATIC)
     rerotates: bool = dataclasses.field(default=False, metadata=_STATIC)
     reordered: bool = dataclasses.field(default=False, metadata=_STATIC)
+    kv_length: int | None = dataclasses.field(default=None, metadata=_STATIC)
     in_stack: bool = dataclasses.field(default=False, metadata=_STATIC)
 
     @property
@@ -131,22 +147,26 @@ class Plan:
 
     def facts(self, *, fresh: bool = False) -> Facts:
         """What attention must know. If ``fresh``, the new tokens read only themselves: the cache has none."""
+        if self.kv_length is not None:
+            return Facts(mask=self.attention_mask)
         cached = self.slots is not None and not fresh
         segments = self.segments
         if self.mask is not None and not cached:  # a cache stores no padding
             segments = jnp.where(self.mask, jnp.int32(0) if segments is None else segments, jnp.int32(-1))
         # Without gaps, tokens have the order of their indices; with gaps, that is all that causality needs.
-        in_order = not cached and not self.reordered
+        in_order = not cached and not self.reordered and self.query_index is None
         in_order &= self.mask is None or (self.window is None and self.position_bias is None)
+        queries = self.sequence_index if self.query_index is None else self.query_index
         keys = self.key_sequence_index if cached else self.sequence_index
         sinks = 0 if self.cache_policy is None or not cached else self.cache_policy.num_sink_tokens
         return Facts(
             causal=self.causal,
             window=self.window,
-            query_index=None if in_order else self.sequence_index,
+            query_index=None if in_order else queries,
             key_index=None if in_order else keys,
             num_sink_tokens=sinks,
             segments=segments,
+            mask=self.attention_mask,
             position_bias=self.position_bias,
             bias_key_index=self.key_positions if sinks else None,
         )
@@ -185,6 +205,8 @@ def make_plan(
     mask=None,
     segment_ids=None,
     causal: bool = True,
+    prefix_length=None,
+    attention_mask=None,
     window: Windows = None,
     position_bias: PositionBias | None = None,
     num_heads: int | None = None,
@@ -226,6 +248,8 @@ def make_plan(
 
     Args, attention:
       causal: whether a token reads only itself and earlier tokens.
+      prefix_length: integers, ``[]`` or ``[B]``; see :class:`RotaryAttention`.
+      attention_mask: bool ``[B or 1, N or 1, T or 1, S]``; see :class:`RotaryAttention`.
       window: a token reads only tokens less than this many away; may be traced; a tuple has one for each layer.
       position_bias: added to the scores; see :class:`RotaryAttention`.
       num_heads: N; needed with a position bias.
@@ -257,15 +281,31 @@ def make_plan(
         raise ValueError(f"context_length must be left out with learned frequencies, got {context_length}")
     rotating = [rope for rope in distinct_ropes(ropes) if rope is not None]
     first = rotating[0] if rotating else None
+    if np.ndim(mask) == 4:
+        raise ValueError(
+            f"mask must have shape [B, T], got {np.shape(mask)}: pass a mask [B, N, T, S] as attention_mask"
+        )
     if mask is not None:
         mask = check_mask("mask", mask, "B T", B=batch, T=length)
+    if cache is not None:
+        check_with_cache(cache, ropes, batch, causal, segment_ids)
+    kv_length = length if cache is None else cache.capacity
+    if attention_mask is not None:
+        attention_mask = checked_attention_mask(attention_mask, batch, num_heads, length, kv_length, cache)
+    if prefix_length is not None:
+        check_beside_prefix(
+            causal,
+            sequence_index=sequence_index,
+            segment_ids=segment_ids,
+            window=window,
+            position_bias=position_bias,
+        )
+        prefix_length = checked_prefix_length(prefix_length, batch)
     starts = None
     if segment_ids is not None:
         segment_ids = device_array("segment_ids", segment_ids)
         check_axes("segment_ids", segment_ids, "B T", B=batch, T=length)
         starts = segment_starts(segment_ids)
-    if cache is not None:
-        check_with_cache(cache, ropes, batch, causal, segment_ids)
 
     # The counter is read before it advances: the new tokens come after those in the cache.
     seen = None if cache is None else cache.num_tokens
@@ -293,7 +333,9 @@ def make_plan(
     facts: dict = dict(
         positions=positions,
         sequence_index=sequence_index,
+        query_index=None if prefix_length is None else prefix_query_index(prefix_length, sequence_index),
         mask=mask,
+        attention_mask=attention_mask,
         segments=None if starts is None else jnp.cumsum(starts, axis=-1, dtype=jnp.int32),
         known_window=known_window,
         traced_window=traced_window,
@@ -314,6 +356,9 @@ def make_plan(
             stored, num_tokens, rerotates = stored_context_length(
                 cache, ropes, context_length, so_far, num_tokens, by_count
             )
+        if prefix_length is not None:
+            divided = divided_prefix(prefix_length, seen, after)
+            num_tokens = jnp.where(divided, jnp.int32(cache.slots.overflow_count), num_tokens)
         keys = cache.slots.positions(after)
         facts |= dict(
             key_sequence_index=cache.slots.sequence_index(after),

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_axes, device_array
+from rope_jax._checks import check_axes, check_dtype, device_array
 from rope_jax.attention.cache import KVCache, check_cache
 from rope_jax.attention.mask import window_size
 from rope_jax.attention.rotations import Ropes, check_ropes, first_rope
@@ -62,16 +62,40 @@ def check_with_cache(cache, ropes: Ropes, batch, causal: bool, segment_ids) -> N
         raise ValueError(f"cache must hold keys rotated by {ropes}, got keys of {cache.rope}")
 
 
-def checked_positions(positions, shape, rope: Rope | None, cache: KVCache | None) -> jax.Array:
+def checked_attention_mask(
+    attention_mask, batch: int, num_heads: int | None, length, kv_length, cache: KVCache | None = None
+) -> jax.Array:
+    """The attention mask of the caller, bool ``[B or 1, N or 1, T or 1, S]``.
+
+    Raises:
+      TypeError: if the mask is not bool.
+      ValueError: if its shape is wrong, or the cache evicts tokens.
+    """
+    if cache is not None and cache.eviction is not None:
+        raise ValueError(
+            f"attention_mask must be left out with a cache of eviction={cache.eviction!r}: its slots change tokens"
+        )
+    attention_mask = device_array("attention_mask", attention_mask)
+    sizes: dict = dict(B={1, batch}, T={1, length}, S=kv_length)
+    if num_heads is not None:
+        sizes["N"] = {1, num_heads}
+    check_axes("attention_mask", attention_mask, "B N T S", **sizes)
+    check_dtype("attention_mask", attention_mask, jnp.bool, "bool, True if a query may read a key")
+    return attention_mask
+
+
+def checked_positions(
+    positions, shape, rope: Rope | None, cache: KVCache | None, argument: str = "positions"
+) -> jax.Array:
     """The given positions, if the rope and the cache can take them."""
-    positions = device_array("positions", positions)
+    positions = device_array(argument, positions)
     num_axes = 1 if rope is None else rope.num_axes
     if num_axes > 1:
-        positions = _with_axes(positions, shape, num_axes)
+        positions = _with_axes(positions, shape, num_axes, argument)
     elif positions.ndim > 1:
-        check_axes("positions", positions, "B T", B={1, shape[0]}, T=shape[1])
+        check_axes(argument, positions, "B T", B={1, shape[0]}, T=shape[1])
     else:
-        check_axes("positions", positions, "T", T=shape[1])
+        check_axes(argument, positions, "T", T=shape[1])
     if cache is not None and rope is not None and (not cache.rotated or rope.needs_context_length):
         kind = "unrotated keys" if not cache.rotated else "keys whose frequencies depend on the context length"
         raise ValueError(
@@ -80,19 +104,19 @@ def checked_positions(positions, shape, rope: Rope | None, cache: KVCache | None
     return positions
 
 
-def _with_axes(positions, shape: tuple[int, int], num_axes: int) -> jax.Array:
+def _with_axes(positions, shape: tuple[int, int], num_axes: int, argument: str) -> jax.Array:
     """Positions ``[T, A]`` or ``[B or 1, T, A]``; those of text, ``[B or 1, T]``, are the same on every axis."""
     batch, length = shape
     text = positions.ndim == 2 and positions.shape[0] in (1, batch) and positions.shape[1] == length
     if text and positions.shape == (length, num_axes):
         raise ValueError(
-            f"positions of shape {positions.shape} may be [B, T] or [T, A={num_axes}]: pass [B, T, A={num_axes}]"
+            f"{argument} of shape {positions.shape} may be [B, T] or [T, A={num_axes}]: pass [B, T, A={num_axes}]"
         )
     if text:
         return jnp.broadcast_to(positions[..., None], (*positions.shape, num_axes))
-    leading_axes(positions, num_axes, T=length)
+    leading_axes(positions, num_axes, argument=argument, T=length)
     if positions.ndim > 2:
-        check_axes("positions", positions, "B T A", B={1, batch})
+        check_axes(argument, positions, "B T A", B={1, batch})
     return positions
 
 

@@ -165,21 +165,21 @@ def _split_heads(rotation: Rotation, frequencies) -> Rotation:
     return Rotation(cos, sin, per_head=True)
 
 
-def leading_axes(positions, num_axes: int, **sizes: int) -> tuple[int, ...]:
+def leading_axes(positions, num_axes: int, *, argument: str = "positions", **sizes: int) -> tuple[int, ...]:
     """The axes ``[...]`` of positions ``[..., T]`` for one axis, else ``[..., T, A]``.
 
     Raises:
       ValueError: if positions have other axes.
     """
     if num_axes == 1:
-        check_axes("positions", positions, "... T", **sizes)
+        check_axes(argument, positions, "... T", **sizes)
         return positions.shape[:-1]
     if positions.ndim < 2 or positions.shape[-1] != num_axes:
         raise ValueError(
-            f"positions must be [..., T, A={num_axes}] for frequencies of {num_axes} position axes, "
+            f"{argument} must be [..., T, A={num_axes}] for frequencies of {num_axes} position axes, "
             f"got shape {positions.shape}: pass a coordinate for each axis"
         )
-    check_axes("positions", positions, "... T A", **sizes)
+    check_axes(argument, positions, "... T A", **sizes)
     return positions.shape[:-2]
 
 

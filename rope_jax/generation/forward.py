@@ -51,7 +51,15 @@ class ForwardPass:
         return cls(params, context_length, model, None)
 
     def prefill(
-        self, prompt, mask, cache: KVCache | None, *, num_new_tokens: int, dtype=None, positions=None
+        self,
+        prompt,
+        mask,
+        cache: KVCache | None,
+        *,
+        num_new_tokens: int,
+        dtype=None,
+        positions=None,
+        prefix_length=None,
     ) -> tuple[jax.Array, KVCache]:
         """Runs the model over whole prompts ``[B, T]``, after the tokens of a cache if given.
 
@@ -62,6 +70,7 @@ class ForwardPass:
           num_new_tokens: free slots of the returned cache after the prompts. A cache that evicts keeps its size.
           dtype: of the new cache, if none is given.
           positions: of the prompt; None counts its real tokens, after those of the cache.
+          prefix_length: integers, ``[]`` or ``[B]``; see :meth:`Decoder.__call__`.
 
         Returns:
           Logits float32 ``[B, V]`` after the last real token of each row, and the cache.
@@ -74,7 +83,7 @@ class ForwardPass:
                 cache = cache.select_rows(jnp.zeros((batch,), jnp.int32))
             if cache.eviction is None:
                 cache = cache.grow(cache.capacity + width + num_new_tokens)
-        hidden, cache = self._hidden(prompt, cache, mask, positions)
+        hidden, cache = self._hidden(prompt, cache, mask, positions, prefix_length)
         last = jnp.full((batch,), width - 1, jnp.int32)
         if mask is not None:
             last -= jnp.argmax(mask[:, ::-1], axis=1).astype(last.dtype)
@@ -85,11 +94,10 @@ class ForwardPass:
         hidden, cache = self._hidden(tokens, cache, mask, positions)
         return self._unembed(hidden), cache
 
-    def _hidden(self, tokens, cache, mask=None, positions=None):
+    def _hidden(self, tokens, cache, mask=None, positions=None, prefix_length=None):
         context_length = self.context_length if self.static_context_length is None else self.static_context_length
-        return self.model.apply(
-            self.params, tokens, positions, mask=mask, cache=cache, context_length=context_length, method="hidden"
-        )
+        options = dict(mask=mask, prefix_length=prefix_length, cache=cache, context_length=context_length)
+        return self.model.apply(self.params, tokens, positions, **options, method="hidden")
 
     def _unembed(self, hidden):
         return self.model.apply(self.params, hidden, method="unembed")

@@ -17,7 +17,13 @@ from rope_jax.attention.cache import KVCache
 from rope_jax.generation.forward import ForwardPass, check_one_axis
 from rope_jax.generation.logits import LogitsFunction, as_pytrees
 from rope_jax.generation.loop import Generation, Inputs, run_on_device, run_on_host
-from rope_jax.generation.prompts import check_num_positions, check_prefix, check_prompt, check_stop
+from rope_jax.generation.prompts import (
+    check_num_positions,
+    check_prefix,
+    check_prefix_length,
+    check_prompt,
+    check_stop,
+)
 from rope_jax.generation.sampler import make_sampler
 from rope_jax.models.decoder import Decoder
 
@@ -32,6 +38,7 @@ def generate(
     mask=None,
     positions=None,
     next_position=None,
+    prefix_length=None,
     cache: KVCache | None = None,
     num_samples: int = 1,
     temperature=1.0,
@@ -86,6 +93,9 @@ def generate(
         A]`` for a rope of A axes (:func:`rope_jax.core.multimodal_positions`).
       next_position: integers ``[]`` or ``[B]``, the position of the first new token, on all axes; required with
         ``positions``. Each further token adds 1.
+      prefix_length: integers, ``[]`` or ``[B]``: the first real tokens of each prompt, which read each other in
+        both directions (prefix-LM): ``mask.sum(1)`` for whole prompts. It needs an empty cache. See
+        :class:`RotaryAttention`.
       num_samples: answers to each prompt, from a single prefill: row ``b * num_samples + j`` of the output is
         answer j to prompt b.
 
@@ -144,7 +154,10 @@ def generate(
     check_num_positions("max_new_tokens", model, prompt, mask, max_new_tokens, cache)
     sampler = make_sampler(rng, temperature, top_k, top_p, prompt.shape[0] * num_samples, as_pytrees(logits_fn))
     forward = ForwardPass.of(model, params, context_length)
-    inputs = Inputs(prompt, mask, cache, stops, *_checked_positions(model, positions, next_position, prompt))
+    if prefix_length is not None:
+        prefix_length = check_prefix_length(prefix_length, prompt, mask, cache)
+    positions, next_position = _checked_positions(model, positions, next_position, prompt)
+    inputs = Inputs(prompt, mask, cache, stops, positions, next_position, prefix_length)
     sizes = dict(max_new_tokens=max_new_tokens, num_samples=num_samples, cache_dtype=cache_dtype)
     if on_token is None:
         return run_on_device(forward, sampler, inputs, **sizes)

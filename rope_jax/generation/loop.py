@@ -55,6 +55,7 @@ class Inputs(NamedTuple):
     stops: jax.Array
     positions: jax.Array | None
     next_position: jax.Array | None  # [B]
+    prefix_length: jax.Array | None  # [B or 1]
 
 
 class _State(NamedTuple):
@@ -96,6 +97,7 @@ def _begin(forward, sampler, inputs, *, max_new_tokens, num_samples, cache_dtype
         num_new_tokens=max_new_tokens,
         dtype=cache_dtype,
         positions=inputs.positions,
+        prefix_length=inputs.prefix_length,
     )
     written = prompt if mask is None else jnp.where(mask, prompt, -1)
     written = jnp.pad(written, ((0, 0), (0, max_new_tokens)), constant_values=-1)

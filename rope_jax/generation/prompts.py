@@ -18,6 +18,7 @@ from rope_jax._checks import (
     known_any,
 )
 from rope_jax.attention.cache import KVCache, check_cache
+from rope_jax.attention.prefix import checked_prefix_length, divided_prefix
 from rope_jax.models.decoder import Decoder
 
 
@@ -145,3 +146,16 @@ def check_prefix(model: Decoder, cache: KVCache, prompt, mask, cache_dtype) -> N
         )
     if cache.eviction is not None:
         cache.slots.advance("prompt", cache.num_tokens, prompt.shape[1], mask, max_window=model.max_window)
+
+
+def check_prefix_length(prefix_length, prompt, mask, cache: KVCache | None) -> jax.Array:
+    """The prefix of each prompt, int32 ``[B or 1]``, which must be part of its prompt, before an empty cache.
+
+    Raises:
+      TypeError: if ``prefix_length`` is not an integer.
+      ValueError: if its shape is wrong, or a prefix is known to be longer than its prompt or to begin in the cache.
+    """
+    prefix_length = checked_prefix_length(prefix_length, prompt.shape[0])
+    before = jnp.zeros((1,), jnp.int32) if cache is None else cache.num_tokens
+    divided_prefix(prefix_length, before, before + (prompt.shape[1] if mask is None else mask.sum(axis=1)))
+    return prefix_length

@@ -177,6 +177,7 @@ class Decoder(nn.Module, kw_only=True):
         sequence_index=None,
         mask=None,
         segment_ids=None,
+        prefix_length=None,
         cache: KVCache | None = None,
         context_length=None,
     ):
@@ -191,6 +192,7 @@ class Decoder(nn.Module, kw_only=True):
         Args, masking:
           mask: nonzero at real tokens ``[B, T]``; see :class:`RotaryAttention`.
           segment_ids: of packed sequences ``[B, T]``; see :class:`RotaryAttention`.
+          prefix_length: integers, ``[]`` or ``[B]``, the tokens that read in both directions; likewise.
 
         Args, cache:
           cache: of :meth:`init_cache`, with the tokens before these.
@@ -202,7 +204,8 @@ class Decoder(nn.Module, kw_only=True):
           float32 ``[B, T, V]``, or ``(logits, cache)`` if a cache was given.
         """
         step = dict(sequence_index=sequence_index, mask=mask, segment_ids=segment_ids, cache=cache)
-        hidden = self.hidden(tokens, positions, **step, context_length=context_length)
+        step |= dict(prefix_length=prefix_length, context_length=context_length)
+        hidden = self.hidden(tokens, positions, **step)
         return self.unembed(hidden) if cache is None else (self.unembed(hidden[0]), hidden[1])
 
     def hidden(
@@ -213,14 +216,12 @@ class Decoder(nn.Module, kw_only=True):
         sequence_index=None,
         mask=None,
         segment_ids=None,
+        prefix_length=None,
         cache: KVCache | None = None,
         context_length=None,
     ):
         """As the call, but ``[B, T, D]`` before the unembedding: for callers that need the logits of few tokens."""
-        tokens = device_array("tokens", tokens)
-        check_axes("tokens", tokens, "B T")
-        check_dtype("tokens", tokens, jnp.integer, "integer")
-        tokens = as_int32(tokens)
+        tokens = _checked_tokens(tokens)
         if cache is not None:
             _check_cache(self, cache, tokens.shape[0])
         _check_positions(self, positions, tokens.shape[1], mask, segment_ids)
@@ -231,6 +232,7 @@ class Decoder(nn.Module, kw_only=True):
             sequence_index=sequence_index,
             mask=mask,
             segment_ids=segment_ids,
+            prefix_length=prefix_length,
             window=self.windows,
             position_bias=self.position_bias,
             num_heads=self.num_heads,
@@ -330,6 +332,14 @@ def _check_fields(model: Decoder) -> None:
         )
     if model.output_cap is not None and not 0 < model.output_cap < math.inf:
         raise ValueError(f"output_cap must be positive and finite, got {model.output_cap}")
+
+
+def _checked_tokens(tokens) -> jax.Array:
+    """Tokens, as int32 ``[B, T]``."""
+    tokens = device_array("tokens", tokens)
+    check_axes("tokens", tokens, "B T")
+    check_dtype("tokens", tokens, jnp.integer, "integer")
+    return as_int32(tokens)
 
 
 def _check_cache(model: Decoder, cache, batch: int) -> None:
