@@ -139,19 +139,21 @@ def resolve_short_name(app, env, node, contnode):
     ``rope_jax.attention.KVCache`` is documented as ``rope_jax.KVCache``."""
     if node.get("refdomain") != "py":
         return None
-    storeys = {"rope_jax", "core", "attention", "models", "generation", "interop", "nnx"}
+    storeys = {"rope_jax", "core", "attention", "models", "generation", "interop"}
     parts = node["reftarget"].lstrip(".").split(".")
     while len(parts) > 1 and parts[0] in storeys:
         parts = parts[1:]
     python = env.get_domain("py")
-    found = [
-        name
-        for name in python.objects
-        if name.split(".")[-len(parts) :] == parts and not name.endswith("__")
-    ]
+    here = node.get("py:module") or "rope_jax"
+    found = [name for name in python.objects if name.split(".")[-len(parts) :] == parts]
     if not found:
         return None
-    target = python.objects[min(found, key=len)]
+    # A name of the same storey first, then a linen module before an NNX module.
+    name = min(
+        found,
+        key=lambda name: (not name.startswith(f"{here}."), ".nnx." in name, len(name)),
+    )
+    target = python.objects[name]
     builder, page = app.builder, node.get("refdoc", "")
     return make_refnode(builder, page, target.docname, target.node_id, contnode)
 
