@@ -6,7 +6,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Targets share one .venv.
 .NOTPARALLEL:
-.PHONY: demo real test test-full test-all oracle real-test tpu lint format picture notebooks clean
+.PHONY: demo real test test-full test-all oracle real-test tpu lint format picture notebooks docs clean
 
 demo: .venv/train
 	$(BIN)/python configs/toy_lm.py
@@ -55,6 +55,10 @@ picture: .venv/train
 notebooks: .venv/notebooks
 	$(BIN)/python notebooks/execute.py
 
+# The site, in docs/_build/html. A warning is an error.
+docs: .venv/docs
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+
 .venv/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rope_jax needs Python 3.11 or newer, got " + sys.version)'
 	$(PYTHON) -m venv .venv
@@ -75,4 +79,4 @@ notebooks: .venv/notebooks
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache docs/_build docs/notebooks

@@ -1,0 +1,1 @@
+"""The site: pages, settings, and the tables made from measured files."""
