@@ -110,6 +110,24 @@ def check_sizes(module, *fields: str, optional: str | None = None) -> None:
             check_integer(field, value, least=1)
 
 
+def check_flags(module, *fields: str, optional: str | None = None) -> None:
+    """Raises TypeError unless these fields of a module are True or False; the optional field may be None."""
+    for field in (*fields, *([] if optional is None else [optional])):
+        value = getattr(module, field)
+        if value is not True and value is not False and not (field == optional and value is None):
+            check_flag(field, value)
+
+
+def as_dtype(argument: str, dtype) -> np.dtype:
+    """``dtype`` as a dtype of numpy. Raises TypeError unless it names one."""
+    if isinstance(dtype, np.dtype | type | str):
+        try:
+            return jnp.dtype(dtype)
+        except TypeError:
+            pass
+    raise TypeError(f"{argument} must be a dtype, as jnp.float32, got {shown(dtype)}")
+
+
 def check_real(argument: str, value):
     """``value`` as a float if it is concrete; a traced number or None is returned unchanged.
 
