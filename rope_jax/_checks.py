@@ -228,6 +228,16 @@ def device_array(argument: str, values) -> jax.Array:
     return values
 
 
+def checked_key(argument: str, key) -> jax.Array:
+    """A key of ``jax.random``, or keys ``[B]``; raw numbers are wrapped. Raises TypeError unless it is one."""
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if isinstance(key, jax.Array | np.ndarray) and key.dtype == jnp.uint32 and key.shape[-1:] in ((2,), (4,)):
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    hint = f"({key})" if isinstance(key, int | np.integer) and abs(int(key)) < 2**31 else "(0)"
+    raise TypeError(f"{argument} must be a key, as jax.random.key{hint}, got {shown(key)}")
+
+
 def check_callable(field: str, encoding, *arguments: str) -> None:
     """Raises TypeError unless ``encoding`` is None or a callable of these arguments."""
     if encoding is None:

@@ -421,7 +421,7 @@ CALLS = {
     ),
     "sample": (
         rope_jax.generation.sample,
-        {"*logits": jnp.zeros((2, 5)), "*rng": jax.random.key(0), "temperature": 0.5, "top_k": 3, "top_p": 0.5},
+        {"*rng": jax.random.key(0), "*logits": jnp.zeros((2, 5)), "temperature": 0.5, "top_k": 3, "top_p": 0.5},
         "",
     ),
     "pad_prompts": (rope_jax.generation.pad_prompts, dict(prompts=[[1, 2], [3]], buckets=4), "prompt"),

@@ -4,9 +4,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from rope_jax._checks import check_axes, check_dtype, check_flag, check_real, device_array, shown
+from rope_jax._checks import check_axes, check_dtype, check_flag, check_real, checked_key, device_array, shown
 from rope_jax.attention import blocks
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.mask import window_size
@@ -218,17 +217,9 @@ def dropout_facts(dropout_rate: float, dropout_rng) -> dict:
         return {}
     if dropout_rng is None:
         raise ValueError(f"dropout_rng must be given with dropout_rate {dropout_rate}, got None")
-    if not isinstance(dropout_rng, jax.Array | np.ndarray):
-        raise TypeError(f"dropout_rng must be a key, as jax.random.key(0), got {type(dropout_rng).__name__}")
-    is_key = jnp.issubdtype(dropout_rng.dtype, jax.dtypes.prng_key)
-    if dropout_rng.ndim != (0 if is_key else 1):
-        raise ValueError(f"dropout_rng must be a single key, got shape {dropout_rng.shape}")
-    if is_key:
-        impl, data = str(jax.random.key_impl(dropout_rng)), jnp.asarray(jax.random.key_data(dropout_rng))
-    elif dropout_rng.dtype != jnp.uint32 or dropout_rng.shape not in ((2,), (4,)):
-        raise TypeError(f"dropout_rng must be a key, as jax.random.key(0), got {shown(dropout_rng)}")
-    else:  # a key of raw numbers
-        impl, data = jax.config.jax_default_prng_impl, jnp.asarray(dropout_rng)  # type: ignore[attr-defined]
+    key = checked_key("dropout_rng", dropout_rng)
+    check_axes("dropout_rng", key, "")
+    impl, data = str(jax.random.key_impl(key)), jnp.asarray(jax.random.key_data(key))
     return dict(dropout_rate=float(dropout_rate), dropout_key=data, dropout_impl=impl)
 
 

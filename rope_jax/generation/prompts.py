@@ -13,9 +13,11 @@ from rope_jax._checks import (
     check_dtype,
     check_integer,
     check_mask,
+    check_sequence,
     device_array,
     is_concrete,
     known_any,
+    shown,
 )
 from rope_jax.attention.cache import KVCache, check_cache
 from rope_jax.models.decoder import Decoder
