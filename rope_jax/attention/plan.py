@@ -247,7 +247,7 @@ def make_plan(
     batch, length = shape
     check_layers(ropes, window)
     check_flag("causal", causal)
-    if isinstance(context_length, list | tuple | np.ndarray | jax.Array) and np.ndim(context_length):
+    if isinstance(context_length, np.ndarray | jax.Array) and context_length.ndim:
         check_axes("context_length", context_length, "B", B={1, batch})
     check_callable("position_bias", position_bias, "distance", "num_heads", "causal")
     if position_bias is not None and num_heads is None:
