@@ -13,9 +13,11 @@ from rope_jax._checks import (
     check_dtype,
     check_integer,
     check_mask,
+    check_sequence,
     device_array,
     is_concrete,
     known_any,
+    shown,
 )
 from rope_jax.attention.cache import KVCache, check_cache
 from rope_jax.attention.prefix import checked_prefix_length, divided_prefix
@@ -48,7 +50,7 @@ def pad_prompts(prompts, *, buckets: int | Sequence[int] = 16) -> tuple[jax.Arra
       >>> rope_jax.generation.pad_prompts([range(40)])[0].shape
       (1, 64)
     """
-    rows = [np.array(list(prompt)) if isinstance(prompt, bytes) else np.asarray(prompt) for prompt in prompts]
+    rows = [_tokens_of(f"prompts[{index}]", prompt) for index, prompt in enumerate(_prompts(prompts))]
     if not rows:
         raise ValueError("prompts must hold at least one prompt, got none")
     for index, row in enumerate(rows):
@@ -68,9 +70,24 @@ def pad_prompts(prompts, *, buckets: int | Sequence[int] = 16) -> tuple[jax.Arra
     return jnp.asarray(tokens), jnp.asarray(mask)
 
 
+def _prompts(prompts) -> list:
+    """The prompts as a list: a sequence, or an array ``[B, T]``."""
+    if isinstance(prompts, np.ndarray | jax.Array) and prompts.ndim == 2:
+        return list(np.asarray(prompts))
+    return check_sequence("prompts", prompts, "a sequence of prompts")
+
+
+def _tokens_of(argument: str, prompt) -> np.ndarray:
+    """The tokens of a prompt."""
+    try:
+        return np.array(list(prompt)) if isinstance(prompt, bytes) else np.asarray(prompt)
+    except (TypeError, ValueError):
+        raise TypeError(f"{argument} must be a sequence of integers, got {shown(prompt)}") from None
+
+
 def _bucket(longest: int, buckets: int | Sequence[int]) -> int:
     """The smallest allowed width for the longest prompt."""
-    if isinstance(buckets, Sequence):
+    if isinstance(buckets, Sequence) and not isinstance(buckets, str | bytes):
         widths = [check_integer("buckets", width, least=1) for width in buckets]
         if not widths or max(widths) < longest:
             raise ValueError(f"buckets must hold the longest prompt, T={longest}, got {tuple(widths)}")
