@@ -168,6 +168,15 @@ def check_reals(argument: str, values) -> tuple[float, ...]:
     return tuple(numbers)
 
 
+def check_positive(argument: str, value) -> None:
+    """Raises unless ``value`` is a concrete real number above 0, or traced."""
+    number = check_real(argument, value)
+    if number is None:
+        raise TypeError(f"{argument} must be a real number, got None")
+    if isinstance(number, float) and number <= 0:
+        raise ValueError(f"{argument} must be positive, got {number}")
+
+
 def check_choice(argument: str, value, choices: Sequence[str], optional: bool = False) -> None:
     """Raises ValueError unless ``value`` is one of the names ``choices``, or None if optional."""
     if not (isinstance(value, str) and value in choices) and not (optional and value is None):

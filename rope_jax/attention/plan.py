@@ -280,7 +280,7 @@ def make_plan(
         raise ValueError(f"context_length must be left out with learned frequencies, got {context_length}")
     rotating = [rope for rope in distinct_ropes(ropes) if rope is not None]
     first = rotating[0] if rotating else None
-    if np.ndim(mask) == 4:
+    if getattr(mask, "ndim", 0) == 4:
         raise ValueError(
             f"mask must have shape [B, T], got {np.shape(mask)}: pass a mask [B, N, T, S] as attention_mask"
         )
