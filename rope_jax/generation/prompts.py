@@ -98,8 +98,24 @@ def _bucket(longest: int, buckets: int | Sequence[int]) -> int:
     return width
 
 
+def check_model(argument: str, model) -> None:
+    """Raises TypeError unless the model is a :class:`Decoder`."""
+    if not isinstance(model, Decoder):
+        raise TypeError(f"{argument} must be a Decoder, got {shown(model)}")
+
+
+def check_num_tokens(argument: str, number) -> int:
+    """A number of tokens, of steps or of rows as an int, from 1 to 2^31 - 1."""
+    number = check_integer(argument, number, least=1)
+    if number >= 2**31:
+        raise ValueError(f"{argument} must be below 2^31, got {shown(number)}")
+    return number
+
+
 def check_prompt(model: Decoder, prompt, mask) -> tuple[jax.Array, jax.Array | None]:
     """Checks the prompt ``[B, T]`` and its mask, and returns them as int32 and bool."""
+    if isinstance(prompt, str):
+        raise TypeError("prompt must be an array of tokens, got text: encode it, as tokenizer.encode(text).ids")
     prompt = device_array("prompt", prompt)
     check_axes("prompt", prompt, "B T")
     check_dtype("prompt", prompt, jnp.integer, "integer")
@@ -124,11 +140,14 @@ def check_stop(model: Decoder, stop_token: int | Collection[int] | None) -> jax.
     if stop_token is None:
         stop_token = ()
     # isinstance(array, Collection) holds for arrays without axes too, so arrays are flattened first.
-    tokens: Any = np.ravel(stop_token) if isinstance(stop_token, np.ndarray | jax.Array) else stop_token
+    tokens: Any = stop_token
+    if isinstance(stop_token, np.ndarray | jax.Array):
+        check_dtype("stop_token", stop_token, jnp.integer, "integer")
+        tokens = np.ravel(stop_token)
     tokens = tokens if isinstance(tokens, Collection) else (tokens,)
     stops = sorted(check_integer("stop_token", token) for token in tokens)
     if stops and not 0 <= stops[0] <= stops[-1] < model.vocab_size:
-        raise ValueError(f"stop_token must be in [0, V={model.vocab_size}), got {stop_token}")
+        raise ValueError(f"stop_token must be in [0, V={model.vocab_size}), got {shown(stop_token)}")
     return jnp.array(stops, jnp.int32)
 
 
