@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 STOREYS = {  # from the ground up; in a storey, the files in import order
     "_checks": [],
     "core": (
-        "named nan_rows whole positions grids centers media frequencies schedules length_schedules composed_schedules phases angles kernels explicit "
+        "named nan_rows whole explicit positions grids centers media frequencies schedules length_schedules composed_schedules phases angles kernels "
         "primitive projection rotate rope"
     ).split(),
     "attention": (
