@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 STOREYS = {  # from the ground up; in a storey, the files in import order
     "_checks": [],
     "core": (
-        "named nan_rows whole positions grids centers media frequencies schedules length_schedules composed_schedules phases angles kernels "
+        "named nan_rows whole explicit positions grids centers media frequencies schedules length_schedules composed_schedules phases angles kernels "
         "primitive projection rotate rope"
     ).split(),
     "attention": (
@@ -21,7 +21,7 @@ STOREYS = {  # from the ground up; in a storey, the files in import order
     ).split(),
     "nnx": "parameters norm attention".split(),
     "models": "embedding block decoder".split(),
-    "generation": "prompts forward sample logits sampler loop generate speculative beam".split(),
+    "generation": "prompts forward placement sample logits sampler loop generate speculative beam".split(),
     "interop": (
         "layout model_rope config sections rope_types family hooks families layers part_types class_defaults parts read "
         "write decoders weights text checkpoint gguf_architectures gguf_file gguf_rope gguf_tokenizer gguf_checkpoint"

@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, check_mask, device_array, known_any
 from rope_jax.attention.cache_write import write_slots
 from rope_jax.attention.quantized import Quantized, is_narrow, quantize, read_layer
 from rope_jax.attention.slots import Eviction, Slots, checked_slots
+from rope_jax.core.explicit import by_xla, is_divisible, spec_of, without_repeats
 from rope_jax.core.nan_rows import nan_where
 
 
@@ -253,7 +255,13 @@ class KVCache:
             raise ValueError(f"rows must be in [0, B={batch}), got {rows.tolist()}")
 
         def select(tree, axis=0):
-            return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=axis, mode="clip"), tree)
+            def take(leaf):
+                def taken(leaf, rows):
+                    return jnp.take(leaf, rows, axis=axis, mode="clip")
+
+                return by_xla(taken, _spec_of_rows(leaf, rows, axis))(leaf, rows)
+
+            return jax.tree.map(take, tree)
 
         return dataclasses.replace(
             self,
@@ -295,6 +303,15 @@ class KVCache:
     def _batch_axis(self) -> int:
         """The axis B of keys and values."""
         return self.key.ndim - 4
+
+
+def _spec_of_rows(leaf, rows, axis: int) -> PartitionSpec:
+    """Of the rows taken from a leaf: as the leaf, and along B as ``rows``. Rows that are not divided lie as the
+    leaf's own rows, if the devices divide their number."""
+    spec = list(spec_of(leaf))
+    own = spec[axis] if is_divisible(rows, spec[axis]) else None
+    spec[axis] = spec_of(rows)[0] or own
+    return PartitionSpec(*without_repeats(*spec))
 
 
 def check_cache(cache) -> None:

@@ -11,6 +11,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from rope_jax.attention.memory_order import in_order
+from rope_jax.core.explicit import by_xla, spec_of
 from rope_jax.core.primitive import is_partitioned_by_xla, unify_varying_axes
 
 
@@ -34,7 +35,13 @@ def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False) ->
         return stored
     single = layer is None
     layer = jnp.asarray(0 if layer is None else layer, jnp.int32)
-    stored, new, slots, layer = unify_varying_axes(stored, new, slots, layer)
+    write = by_xla(functools.partial(_write, single=single, consecutive=consecutive), spec_of(stored))
+    written = write(*unify_varying_axes(stored, new, slots, layer))
+    chex.assert_equal_shape((written, stored))
+    return written
+
+
+def _write(stored, new, slots, layer, *, single: bool, consecutive: bool) -> jax.Array:
     stack = stored[None] if single else stored
     tokens, capacity = new.shape[2], stack.shape[3]
     write = functools.partial(_write_each, layer=layer, slots=slots)
@@ -44,9 +51,7 @@ def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False) ->
         stack = lax.cond(_divided_p.bind(or_exported=False), write, write_at_once, stack, new)
     else:
         stack = write(stack, new)
-    stack = stack if stack.ndim == stored.ndim else stack[0]
-    chex.assert_equal_shape((stack, stored))
-    return stack
+    return stack[0] if single else stack
 
 
 def _write_each(stack, new, *, layer, slots) -> jax.Array:

@@ -14,6 +14,7 @@ from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.paths import AttentionBackend
 from rope_jax.attention.plan import Plan
 from rope_jax.attention.self_attention import Parts, learnable_frequencies, self_attention
+from rope_jax.core.explicit import dense_options
 from rope_jax.core.named import named
 from rope_jax.core.rope import Rope
 
@@ -266,7 +267,7 @@ def _project(layer: RotaryAttention, x, kv=None) -> tuple[jax.Array, jax.Array, 
             param_dtype=layer.param_dtype,
             kernel_init=_named(layer.kernel_init, ("embed", heads_axis, "head_dim")),
             bias_init=_named(layer.bias_init, (heads_axis, "head_dim")),
-            dot_general=layer.dot_general,
+            **dense_options(layer.dot_general),
             name=name,
         )(x)
 
@@ -296,7 +297,7 @@ def _out(layer: RotaryAttention, y, features: int) -> jax.Array:
         param_dtype=layer.param_dtype,
         kernel_init=_named(layer.kernel_init, ("heads", "head_dim", "embed")),
         bias_init=_named(layer.bias_init, ("embed",)),
-        dot_general=layer.dot_general,
+        **dense_options(layer.dot_general),
         name="out",
     )(y)
 

@@ -14,6 +14,7 @@ from rope_jax.attention.cache import KVCache
 from rope_jax.core.primitive import unify_varying
 from rope_jax.generation.forward import ForwardPass, check_one_axis
 from rope_jax.generation.loop import is_stop, repeat_last
+from rope_jax.generation.placement import placed_like
 from rope_jax.generation.prompts import check_num_positions, check_prefix, check_prompt, check_stop
 from rope_jax.models.decoder import Decoder
 
@@ -115,6 +116,7 @@ class _State(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("beams", "max_new_tokens", "cache_dtype"))
+@placed_like(lambda forward, prompt, *_: prompt)
 def _beam_search(
     forward, prompt, mask, cache, stops, length_penalty, *, beams, max_new_tokens, cache_dtype
 ) -> Beams:

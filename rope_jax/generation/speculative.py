@@ -14,6 +14,7 @@ from rope_jax.attention.cache import KVCache
 from rope_jax.core.primitive import unify_varying
 from rope_jax.generation.forward import ForwardPass, check_one_axis
 from rope_jax.generation.loop import is_stop, repeat_last
+from rope_jax.generation.placement import placed_like
 from rope_jax.generation.prompts import check_num_positions, check_prefix, check_prompt, check_stop
 from rope_jax.generation.sample import sample
 from rope_jax.generation.sampler import make_sampler
@@ -177,6 +178,7 @@ class _State(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("max_new_tokens", "draft_tokens", "cache_dtype"))
+@placed_like(lambda target, draft, sampler, prompt, *_: prompt)
 def _speculative_decode(
     target, draft, sampler, prompt, mask, caches, stops, *, max_new_tokens, draft_tokens, cache_dtype
 ) -> SpeculativeOutput:

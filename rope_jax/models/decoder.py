@@ -20,6 +20,7 @@ from rope_jax.attention.paths import AttentionBackend
 from rope_jax.attention.plan import make_plan
 from rope_jax.attention.rotations import Ropes, check_ropes, distinct_ropes, first_rope
 from rope_jax.attention.slots import Eviction
+from rope_jax.core.explicit import placed_product
 from rope_jax.core.named import named
 from rope_jax.core.primitive import unify_varying
 from rope_jax.core.projection import dot_general
@@ -166,7 +167,7 @@ class Decoder(nn.Module, kw_only=True):
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
                 kernel_init=named(self.kernel_init, ("embed", "vocab")),
-                dot_general=functools.partial(dot_general, preferred_element_type=jnp.float32),
+                dot_general=placed_product(functools.partial(dot_general, preferred_element_type=jnp.float32)),
             )
 
     def __call__(
@@ -255,7 +256,7 @@ class Decoder(nn.Module, kw_only=True):
         if self.tie_embeddings:
             table = self.embed.embedding.astype(hidden.dtype)
             numbers = ((hidden.ndim - 1,), (1,)), ((), ())
-            logits = dot_general(hidden, table, numbers, preferred_element_type=jnp.float32)
+            logits = placed_product(dot_general)(hidden, table, numbers, preferred_element_type=jnp.float32)
         else:
             logits = self.unembed_kernel(hidden)
         return logits if self.output_cap is None else self.output_cap * jnp.tanh(logits / self.output_cap)
