@@ -5,6 +5,7 @@ import shutil
 import urllib.request
 from pathlib import Path
 
+from sphinx.util import inspect
 from sphinx.util.nodes import make_refnode
 
 import rope_jax
@@ -118,9 +119,12 @@ def name_groups(app, what, name, obj, options, lines):
 
 
 def shorten_signature(app, what, name, obj, options, signature, returned):
-    """Leaves out what Flax adds to every module, and the addresses of functions."""
+    """Shows the fields of NNX modules, without what Flax adds to every module and without addresses of functions."""
     if signature is None:
         return None
+    if what == "class" and signature == "(*args, **kwargs)":  # of the metaclass of NNX
+        full = inspect.signature(obj.__init__, bound_method=True)
+        signature = inspect.stringify_signature(full, show_annotation=False)
     signature = re.sub(r", parent=<[^>]*>, name=None", "", signature)
     signature = re.sub(r"<class 'jax\.numpy\.(\w+)'>", r"jnp.\1", signature)
     return re.sub(r"<function (?:[^<>]|<locals>)*>", "...", signature), returned
