@@ -119,7 +119,7 @@ def name_groups(app, what, name, obj, options, lines):
 
 
 def shorten_signature(app, what, name, obj, options, signature, returned):
-    """Shows the fields of NNX modules, without what Flax adds to every module and without addresses of functions."""
+    """Shows the fields of NNX modules, without the fields that Flax adds to every module, without addresses."""
     if signature is None:
         return None
     if what == "class" and signature == "(*args, **kwargs)":  # of the metaclass of NNX
