@@ -30,11 +30,12 @@ import tqdm
 import tyro
 
 import rope_jax
-from benchmarks import extension_methods
+from benchmarks import encodings, extension_methods
 from benchmarks.clock import in_turns
 from benchmarks.context_extension_report import report
 from benchmarks.record import machine
 from configs import toy_lm
+from configs.run_folder import fail, record_run, write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,15 +91,13 @@ QUESTION, KEYS = 1, np.arange(128, 144)  # bytes that are rare in the corpus
 SPAN = 32  # bytes that a point of a curve averages
 FREE = {"workdir", "results", "data"}
 
-fail = functools.partial(toy_lm.fail, program="context_extension")
-
 
 # ----------------------------------------------------------------------------------------------- the task
 
 
-def toy_config(config: Config, encoding: str, seed: int, table_rate: float = 1.0) -> toy_lm.Config:
+def toy_config(config: Config, encoding: str, seed: int, table_rate: float = 1.0) -> encodings.Config:
     kept = {name: getattr(config, name) for name in ("data", "length", "num_layers", "width", "steps", "batch")}
-    return toy_lm.Config(encoding=encoding, seed=seed, table_rate=table_rate, **kept)
+    return encodings.Config(encoding=encoding, seed=seed, table_rate=table_rate, **kept)
 
 
 def plant(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -112,10 +111,10 @@ def plant(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return tokens
 
 
-def train(model, text, config: toy_lm.Config, optimizer, state=None):
+def train(model, text, config: encodings.Config, optimizer, state=None):
     """Trains on planted bytes, from scratch or from a given state. Returns the parameters."""
     if state is None:
-        state = toy_lm.initial_state(model, optimizer, toy_lm.build_mesh(config), config)
+        state = toy_lm.initial_state(model, optimizer, config)
     for step in range(config.steps):
         rng = np.random.default_rng((config.seed, step, 1))  # the text itself is drawn by (seed, step)
         batch = jnp.asarray(plant(toy_lm.training_batch(text, config, step), rng))
@@ -257,10 +256,12 @@ class Study:
         self.config = config
         self.text, self.held_out = toy_lm.read_corpus(toy_config(config, "rope", 0))
         # One optimiser for each rate: a compiled step belongs to the object.
-        self.optimizer = functools.cache(lambda rate: toy_lm.build_optimizer(toy_config(config, "rope", 0, rate)))
-        self.tuner = toy_lm.build_optimizer(self.tuning(0))
+        self.optimizer = functools.cache(
+            lambda rate: encodings.build_optimizer(toy_config(config, "rope", 0, rate))
+        )
+        self.tuner = encodings.build_optimizer(self.tuning(0))
 
-    def tuning(self, seed: int) -> toy_lm.Config:
+    def tuning(self, seed: int) -> encodings.Config:
         config = self.config
         return dataclasses.replace(
             toy_config(config, "rope", 1000 + seed),  # other bytes than those of the training
@@ -292,8 +293,8 @@ class Study:
         for rate in RATES:
             half = toy_config(self.config, encoding, 999, rate)
             half = dataclasses.replace(half, steps=max(half.steps // 2, 1))
-            model = toy_lm.build_model(half)
-            params = train(model, self.text, half, toy_lm.build_optimizer(half))
+            model = encodings.build_model(half)
+            params = train(model, self.text, half, encodings.build_optimizer(half))
             cost[rate] = float(in_batches(bits, model, params, tokens).mean())
         return cost
 
@@ -306,10 +307,10 @@ class Study:
 
     def train(self, encoding, seed):
         config = toy_config(self.config, encoding, seed, self.rate(encoding))
-        return train(toy_lm.build_model(config), self.text, config, self.optimizer(config.table_rate))
+        return train(encodings.build_model(config), self.text, config, self.optimizer(config.table_rate))
 
     def read(self, encoding, seed):
-        model = toy_lm.build_model(toy_config(self.config, encoding, seed))
+        model = encodings.build_model(toy_config(self.config, encoding, seed))
         params = self.kept(f"params-{encoding}-{seed}")
 
         def build(length):
@@ -323,12 +324,12 @@ class Study:
         return {"long": read_long(build, *where), "passkey": ask(build, *where)}
 
     def factors(self, seed):
-        model = toy_lm.build_model(toy_config(self.config, "rope", seed))
+        model = encodings.build_model(toy_config(self.config, "rope", seed))
         return search_factors(model, self.kept(f"params-rope-{seed}"), self.text, self.config, seed)
 
     def extend(self, method, seed):
         factors, params = self.kept(f"factors-{seed}"), self.kept(f"params-rope-{seed}")
-        model = toy_lm.build_model(toy_config(self.config, "rope", seed))
+        model = encodings.build_model(toy_config(self.config, "rope", seed))
 
         def build(length):
             schedule = extended(method, self.config, factors, length)
@@ -355,11 +356,11 @@ class Study:
         }
         step, long_step, decode, whole = jobs.values()
         for name in (*ENCODINGS, AGAIN):
-            short = dataclasses.replace(toy_config(config, "none" if name == AGAIN else name, 0), mesh="data=1")
+            short = toy_config(config, "none" if name == AGAIN else name, 0)
             long = dataclasses.replace(short, length=longest, batch=config.batch // config.factor)
             step[name] = training_step(short, self.text, self.optimizer(1.0))
             long_step[name] = training_step(long, self.text, self.optimizer(1.0))
-            model = toy_lm.build_model(long)
+            model = encodings.build_model(long)
             params = model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
             text = toy_lm.windows(self.text, np.zeros(1, int), longest - 1)
             decode[name] = cached_step(model, params, text[:, :before], capacity=longest)
@@ -413,9 +414,9 @@ class Study:
         new.replace(path)
 
 
-def training_step(config: toy_lm.Config, text, optimizer) -> Callable:
-    model, step = toy_lm.build_model(config), 0
-    state = toy_lm.initial_state(model, optimizer, toy_lm.build_mesh(config), config)
+def training_step(config: encodings.Config, text, optimizer) -> Callable:
+    model, step = encodings.build_model(config), 0
+    state = toy_lm.initial_state(model, optimizer, config)
     batch = jnp.asarray(toy_lm.training_batch(text, config, step))
 
     def call():
@@ -462,7 +463,7 @@ def main(config: Config) -> None:
 
     try:
         for encoding in ENCODINGS:  # fail early, before any model is trained
-            model = toy_lm.build_model(toy_config(config, encoding, 0))
+            model = encodings.build_model(toy_config(config, encoding, 0))
             jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, config.length), jnp.int32))
         folder = config.results or config.workdir
         for path in (config.workdir, folder):
@@ -470,9 +471,7 @@ def main(config: Config) -> None:
     except (ValueError, TypeError, OSError) as error:
         fail(error)
     mine = study.fingerprint()
-    saved = config.workdir / "config.json"
-    toy_lm.check_same_run(saved, mine, begun=any(config.workdir.glob("read-*")))
-    toy_lm.write(saved, json.dumps(mine, indent=1) + "\n")
+    record_run(config.workdir / "config.json", mine, begun=any(config.workdir.glob("read-*")))
 
     units = list(study.units())
     try:
@@ -487,7 +486,7 @@ def main(config: Config) -> None:
         raise SystemExit(128 + signal.SIGINT) from None
 
     results = study.results()
-    toy_lm.write(folder / "context_extension.json", json.dumps(results, indent=1) + "\n")
+    write(folder / "context_extension.json", json.dumps(results, indent=1).encode() + b"\n")
     print(report(results, folder))
 
 

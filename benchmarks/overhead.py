@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 
+from benchmarks import encodings
 from benchmarks.clock import in_turns, ratios
 from benchmarks.context_extension import training_step
 from benchmarks.record import markdown, publish
@@ -87,9 +88,10 @@ def measure(
     """By job: milliseconds of the model without rope, and the ratios of the others in the same round."""
     text, _ = toy_lm.read_corpus(config)
     optimizer = toy_lm.build_optimizer(config)
-    configs = {name: dataclasses.replace(config, encoding=encoding) for name, encoding in FORMS.items()}
-    models = {name: toy_lm.build_model(each) for name, each in configs.items()}
-    params = toy_lm.initial_state(models["rope"], optimizer, toy_lm.build_mesh(config), config)["params"]
+    fields = dataclasses.asdict(config)
+    configs = {name: encodings.Config(**fields, encoding=encoding) for name, encoding in FORMS.items()}
+    models = {name: encodings.build_model(each) for name, each in configs.items()}
+    params = toy_lm.initial_state(models["rope"], optimizer, config)["params"]
     starts = np.linspace(0, len(text) - PROMPT - written, max(batches)).astype(int)
     tokens = jnp.asarray(toy_lm.windows(text, starts, PROMPT + written - 1))
     check(models["rope"], models["none"], params, tokens)

@@ -13,6 +13,7 @@ Install with pip install -e ".[generate]".
 import dataclasses
 import importlib.util
 import json
+import os
 import re
 import sys
 import time
@@ -62,9 +63,11 @@ def fail(message) -> NoReturn:
 def load(config: Config) -> rope_jax.interop.Checkpoint:
     """The model, its parameters, tokenizer, stop tokens and chat template."""
     path = smollm2() if config.model is None else config.model
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         checkpoint = rope_jax.interop.load_gguf(path, dtype=config.dtype, param_dtype=config.dtype or jnp.float32)
-    elif path.is_dir() and not (path / "tokenizer.json").is_file():
+    elif os.path.isdir(path) and not (path / "config.json").is_file() and (files := sorted(path.glob("*.gguf"))):
+        raise ValueError(f"MODEL must be a .gguf file or a folder with config.json, got {path}: name {files[0]}")
+    elif os.path.isdir(path) and not (path / "tokenizer.json").is_file():
         raise ValueError(f"MODEL must hold tokenizer.json, got {path} without one")
     else:
         checkpoint = rope_jax.load_hf(path, param_dtype=config.dtype)
@@ -87,7 +90,12 @@ def encode(config: Config, checkpoint, text: str) -> list[int]:
     """The tokens of a prompt. A chat template writes its own beginning of text."""
     if config.chat:
         text = render(config, checkpoint, [{"role": "user", "content": text}])
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # from a terminal whose bytes are not UTF-8
+        raise ValueError(f"--prompt must be Unicode text, got {text[:60]!r}")
     return checkpoint.tokenizer.encode(text, add_special_tokens=not config.chat).ids
+
+
+SECONDS, LETTERS = 10, 2**20  # of a template; a long conversation takes milliseconds
 
 
 def render(config: Config, checkpoint, messages: list[dict]) -> str:
@@ -96,19 +104,44 @@ def render(config: Config, checkpoint, messages: list[dict]) -> str:
     def raise_exception(message):
         raise jinja2.TemplateError(message)
 
+    def tojson(value, ensure_ascii=False, **options):  # Jinja's own filter escapes HTML
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
     # A template is a program from a file of unknown origin: it runs in a sandbox.
     sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols"],
+        optimized=False,  # constants would be computed, however long, before the time limit begins
     )
+    sandbox.filters["tojson"] = tojson
     sandbox.globals |= {"raise_exception": raise_exception, "strftime_now": time.strftime}
     # Templates mark the model's own words by a tag, which only training reads.
     tags = re.compile(r"(?<=\{%)([-+]?\s*)(end)?generation\b")
     template = tags.sub(lambda tag: tag[1] + ("endif" if tag[2] else "if true"), checkpoint.chat_template)
     special = {f"{name}_token": special_token(config, checkpoint, name) for name in ("bos", "eos")}
+    text, end, outer = "", time.monotonic() + SECONDS, sys.gettrace()
+
+    def stop_at_end(*_):  # Python calls it at each line of the compiled template: nested loops may run for years
+        if time.monotonic() > end:
+            raise TimeoutError(f"no end after {SECONDS} s")
+        return stop_at_end
+
     try:
-        return sandbox.from_string(template).render(messages=messages, add_generation_prompt=True, **special)
-    except jinja2.TemplateError as error:
-        raise ValueError(f"the chat template of MODEL must render a user's message, got {error}") from None
+        compiled = sandbox.from_string(template)
+        sys.settrace(stop_at_end)
+        for part in compiled.generate(messages=messages, add_generation_prompt=True, **special):
+            text += part
+            if len(text) > LETTERS:
+                raise OverflowError(f"more than {LETTERS:,} letters")
+        if not text:
+            raise ValueError("an empty text")
+    except Exception as error:  # a template may raise any
+        reason = str(error)[:300] or type(error).__name__
+        raise ValueError(f"the chat template of MODEL must render a user's message, got {reason}") from None
+    finally:
+        sys.settrace(outer)
+    return text
 
 
 def special_token(config: Config, checkpoint, name: str) -> str:
@@ -121,7 +154,8 @@ def special_token(config: Config, checkpoint, name: str) -> str:
     key = f"{name}_token_id"
     token = checkpoint.config.get(key, checkpoint.config.get(f"tokenizer.ggml.{key}"))
     token = next(iter(token), None) if isinstance(token, list) else token
-    text = "" if token is None else checkpoint.tokenizer.id_to_token(token) or ""
+    known = isinstance(token, int) and 0 <= token < checkpoint.model.vocab_size
+    text = (checkpoint.tokenizer.id_to_token(token) if known else None) or ""
     if not text and name == "bos" and "bos_token" in checkpoint.chat_template:
         raise ValueError(f"MODEL must name the token that begins a text for --chat, got {config.model} without one")
     return text
@@ -132,7 +166,8 @@ class TextStream:
 
     The text of a token depends on its neighbours: several tokens may make one character, and a first token may lose
     its leading space. So each call decodes the token behind earlier ones, from the last safe point on, and returns
-    the new text. A safe point is the end of a whole character.
+    the new text. A safe point is the end of a whole character. After the last token, ``flush`` returns the rest:
+    U+FFFD for bytes that make no character.
     """
 
     def __init__(self, tokenizer, tokens: list[int]):
@@ -150,6 +185,10 @@ class TextStream:
             self.tokens, self.text = latest, self.decode(latest)
         self.num_written = len(self.tokens)
         return new
+
+    def flush(self) -> str:
+        """The text of the tokens that still wait for the end of a character."""
+        return self.decode(self.tokens[self.num_written :])
 
 
 def answer(config: Config, checkpoint, rows: list[int], prompts: list[list[int]]) -> list[float]:
@@ -191,11 +230,17 @@ def answer(config: Config, checkpoint, rows: list[int], prompts: list[list[int]]
             on_token=on_token,
             context_length=context_length,
         )
-    print("\n\n".join(texts) if config.batch else "", end="\n\n")
+    rests = [stream.flush() for stream in streams]
+    print("\n\n".join(map(str.__add__, texts, rests)) if config.batch else rests[0], end="\n\n")
     return times
 
 
 def main(config: Config) -> None:
+    if not config.prompt:
+        fail("--prompt must be followed by a text, got none")
+    for name, number, least in (("max-new-tokens", config.max_new_tokens, 1), ("seed", config.seed, -(2**31))):
+        if not least <= number < 2**31:
+            fail(f"--{name} must be from {least:,} to {2**31 - 1:,}, got {number:,}")
     if config.temperature == 0 and (config.top_k is not None or config.top_p is not None):
         fail("--top-k and --top-p need a --temperature above 0, got 0")
     try:

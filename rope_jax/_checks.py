@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rope_jax._jax_internals import Tracer
+
 
 def is_concrete(values) -> bool:
     """True if no array in the pytree ``values`` is traced."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
 
 
 def known_any(condition) -> bool:
@@ -103,7 +105,7 @@ def check_real(argument: str, value):
       TypeError: if ``value`` is not a real number.
       ValueError: if ``value`` is not finite.
     """
-    if value is None or isinstance(value, jax.core.Tracer):
+    if value is None or isinstance(value, Tracer):
         return value
     array = np.asarray(value)
     if array.ndim or not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):

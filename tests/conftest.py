@@ -89,7 +89,10 @@ def cheap_flags():
     flags = []
     for library in Path(jaxlib.__file__).parent.glob("libjax_common.*"):
         with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as binary:
-            flags += [f"--{name}={value}" for name, value in CHEAP.items() if binary.find(name.encode()) >= 0]
+            # A name alone does not do: a library may name, in another string, a flag that it no longer has.
+            flags += [
+                f"--{name}={value}" for name, value in CHEAP.items() if binary.find(f"\0{name}\0".encode()) >= 0
+            ]
     return flags
 
 

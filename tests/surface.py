@@ -76,6 +76,16 @@ def layers() -> dict:
         cache = rope_jax.init_cache(batch=B, capacity=8, num_kv_heads=K, head_dim=H)
         out[f"{name}, prefill"], cache = layer.apply(params, x, cache=cache)
         out[f"{name}, step"], _ = layer.apply(params, x[:, :1], cache=cache)
+    layer = rope_jax.RotaryAttention(num_heads=N, num_kv_heads=K, head_dim=H, rope=rope)
+    params = nn.unbox(layer.init(jax.random.key(0), x))
+    cache = rope_jax.init_cache(batch=B, capacity=8, num_kv_heads=K, head_dim=H)
+    out["prefix"], cache = layer.apply(params, x, prefix_length=jnp.array([3, 6]), cache=cache)
+    out["not overflowed"] = cache.nan_if_overflowed(out["prefix"])
+    out["attention mask"] = layer.apply(params, x, attention_mask=jnp.ones((1, 1, T, T), bool))
+    other = dict(kv=x[:, ::-1], kv_positions=jnp.arange(T) / 2, kv_mask=mask)
+    out["cross"] = layer.clone(causal=False).apply(params, x, jnp.arange(T), **other)
+    variables = nn.unbox(layer.clone(decode=True).init(jax.random.key(0), x))
+    out["cache collection"], _ = layer.clone(decode=True).apply(variables, x[:, :1], mutable="cache")
     return out
 
 

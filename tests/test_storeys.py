@@ -10,10 +10,11 @@ import rope_jax
 
 ROOT = Path(__file__).parents[1]
 STOREYS = {  # from the ground up; in a storey, the files in import order
+    "_jax_internals": [],
     "_checks": [],
     "core": (
-        "named nan_rows whole positions grids centers media frequencies schedules length_schedules composed_schedules phases angles kernels "
-        "primitive projection rotate rope"
+        "named nan_rows whole positions grids centers media frequencies schedules length_schedules composed_schedules phases angles kernels explicit "
+        "primitive projection rotate rope serialization"
     ).split(),
     "attention": (
         "norm mask bias quantized slots memory_order cache_write cache rotations facts plan_arguments prefix plan cross_plan sharding kernels tiling blocks paths primitive attend "
@@ -21,7 +22,7 @@ STOREYS = {  # from the ground up; in a storey, the files in import order
     ).split(),
     "nnx": "parameters norm attention".split(),
     "models": "embedding block decoder".split(),
-    "generation": "prompts forward sample logits sampler loop generate speculative beam".split(),
+    "generation": "prompts forward placement sample logits sampler loop generate speculative beam".split(),
     "interop": (
         "layout model_rope config sections rope_types family hooks families layers part_types class_defaults parts read "
         "write decoders weights text checkpoint gguf_architectures gguf_file gguf_rope gguf_tokenizer gguf_checkpoint"

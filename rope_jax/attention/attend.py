@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax._checks import check_axes, check_dtype, check_real, device_array
+from rope_jax._jax_internals import Tracer, default_prng_impl
 from rope_jax.attention import blocks
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.mask import window_size
@@ -57,8 +58,9 @@ def attend(
         output is rounded once more.
       dropout_rate: share of the attention weights set to 0, in [0, 1).
       dropout_rng: a key; required if ``dropout_rate`` is above 0. It drops the same weights on every path.
-      implementation: None chooses; ``"blocks"`` or ``"splash"`` by name; ``"xla"`` forms all T S scores;
-        ``"cudnn"`` calls :func:`jax.nn.dot_product_attention` on a GPU.
+      implementation: None chooses; ``"blocks"`` or ``"splash"`` by name; ``"xla"`` forms all T S scores, and
+        ``"plain"`` likewise, in operations of JAX alone; ``"cudnn"`` calls :func:`jax.nn.dot_product_attention` on
+        a GPU.
 
     Returns:
       ``[B, T, N, H]`` in q's dtype.
@@ -165,7 +167,7 @@ def fold_traced_scale(q, scale, name: str = "scale") -> tuple[jax.Array, float |
     """``(q, scale)`` with a known scale: a traced scale multiplies q, which is rounded to its dtype."""
     if scale is None:
         return q, None
-    if isinstance(scale := check_real(name, scale), jax.core.Tracer):
+    if isinstance(scale := check_real(name, scale), Tracer):
         return (q.astype(wide_dtype(q)) * scale).astype(q.dtype), 1.0
     return q, float(scale)
 
@@ -226,7 +228,7 @@ def dropout_facts(dropout_rate: float, dropout_rng) -> dict:
     if is_key:
         impl, data = str(jax.random.key_impl(dropout_rng)), jnp.asarray(jax.random.key_data(dropout_rng))
     else:  # a key of raw numbers
-        impl, data = jax.config.jax_default_prng_impl, jnp.asarray(dropout_rng)  # type: ignore[attr-defined]
+        impl, data = default_prng_impl(), jnp.asarray(dropout_rng)
     return dict(dropout_rate=float(dropout_rate), dropout_key=data, dropout_impl=impl)
 
 
@@ -264,12 +266,12 @@ def check_options(
 ) -> None:
     """Raises TypeError or ValueError if an option of :func:`attend` is no real number, out of range or unknown."""
     cap = check_real("logit_cap", logit_cap)
-    if isinstance(cap, jax.core.Tracer):
+    if isinstance(cap, Tracer):
         raise TypeError("logit_cap must be a concrete number, got a traced number")
     if isinstance(cap, float) and not cap > 0:
         raise ValueError(f"logit_cap must be positive and finite, got {logit_cap}")
     rate = check_real("dropout_rate", dropout_rate)
-    if isinstance(rate, jax.core.Tracer):
+    if isinstance(rate, Tracer):
         raise TypeError("dropout_rate must be a concrete number, got a traced number")
     if isinstance(rate, float) and not 0 <= rate < 1:
         raise ValueError(f"dropout_rate must be in [0, 1), got {dropout_rate}")

@@ -13,9 +13,11 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.tiling import BlockSizes, Extras, Tiling
+from rope_jax.core.explicit import by_xla, spec_of
 from rope_jax.core.primitive import wide_dtype
 
 
@@ -72,6 +74,10 @@ def forward(q, k, v, layer, facts: Facts, sizes: BlockSizes, *, dtype=None) -> t
 
 def weights(q, k, facts: Facts) -> jax.Array:
     """The attention weights, float32 ``[B, N, T, S]``; 0 in the row of a query without any key."""
+    return by_xla(_weights, PartitionSpec(*spec_of(q)[:3], None))(q, k, facts)
+
+
+def _weights(q, k, facts: Facts) -> jax.Array:
     tiles = Tiling(q, k, k, None, facts, BlockSizes(q.shape[2], k.shape[2]))
     raw = tiles.product("bkgth,bksh->bkgts", tiles.queries(q, 0), tiles.keys(k, 0))
     scores = tiles.scores(0, 0)(raw, tiles.extras(0, 0))

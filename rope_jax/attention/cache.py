@@ -7,12 +7,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, check_mask, device_array, known_any
 from rope_jax.attention.cache_write import write_slots
 from rope_jax.attention.quantized import Quantized, is_narrow, quantize, read_layer
 from rope_jax.attention.slots import Eviction, Slots, checked_slots
+from rope_jax.core.explicit import by_xla, is_divisible, spec_of, without_repeats
 from rope_jax.core.nan_rows import nan_where
+from rope_jax.core.serialization import serializable
 
 
 class CachePolicy(NamedTuple):
@@ -24,6 +27,7 @@ class CachePolicy(NamedTuple):
     rotated: bool
 
 
+@serializable
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
@@ -127,15 +131,17 @@ class KVCache:
         consecutive = self.slots.consecutive(mask)
         return dataclasses.replace(self.store(key, value, slots, consecutive=consecutive), num_tokens=num_tokens)
 
-    def store(self, key, value, slots, *, consecutive: bool = False) -> "KVCache":
+    def store(self, key, value, slots, *, consecutive: bool = False, plain: bool = False) -> "KVCache":
         """Writes keys and values ``[B, T, K, H]`` to slots ``[B, T]``; slot S drops a token. Counters stay.
 
-        ``consecutive`` slots (:meth:`Slots.consecutive`) are written at once, if all tokens of a row fit.
+        ``consecutive`` slots (:meth:`Slots.consecutive`) are written at once, if all tokens of a row fit. If
+        ``plain``, each token is written by one scatter of JAX.
         """
 
         def put(stored, new):
             new = quantize(new, stored.dtype) if isinstance(stored, Quantized) else new
-            write = functools.partial(write_slots, slots=slots, layer=self.layer, consecutive=consecutive)
+            options: dict = dict(layer=self.layer, consecutive=consecutive, plain=plain)
+            write = functools.partial(write_slots, slots=slots, **options)
             return jax.tree.map(write, stored, new)
 
         return dataclasses.replace(self, key=put(self.key, key), value=put(self.value, value))
@@ -253,7 +259,13 @@ class KVCache:
             raise ValueError(f"rows must be in [0, B={batch}), got {rows.tolist()}")
 
         def select(tree, axis=0):
-            return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=axis, mode="clip"), tree)
+            def take(leaf):
+                def taken(leaf, rows):
+                    return jnp.take(leaf, rows, axis=axis, mode="clip")
+
+                return by_xla(taken, _spec_of_rows(leaf, rows, axis))(leaf, rows)
+
+            return jax.tree.map(take, tree)
 
         return dataclasses.replace(
             self,
@@ -295,6 +307,15 @@ class KVCache:
     def _batch_axis(self) -> int:
         """The axis B of keys and values."""
         return self.key.ndim - 4
+
+
+def _spec_of_rows(leaf, rows, axis: int) -> PartitionSpec:
+    """Of the rows taken from a leaf: as the leaf, and along B as ``rows``. Rows that are not divided lie as the
+    leaf's own rows, if the devices divide their number."""
+    spec = list(spec_of(leaf))
+    own = spec[axis] if is_divisible(rows, spec[axis]) else None
+    spec[axis] = spec_of(rows)[0] or own
+    return PartitionSpec(*without_repeats(*spec))
 
 
 def check_cache(cache) -> None:

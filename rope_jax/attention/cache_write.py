@@ -7,14 +7,14 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import mlir
 
+from rope_jax._jax_internals import Primitive, ShapedArray, is_for_export, mlir
 from rope_jax.attention.memory_order import in_order
+from rope_jax.core.explicit import by_xla, spec_of
 from rope_jax.core.primitive import is_partitioned_by_xla, unify_varying_axes
 
 
-def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False) -> jax.Array:
+def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False, plain: bool = False) -> jax.Array:
     """Writes ``new [B, T, K, ...]`` to slots ``[B, T]`` of ``stored [B, K, S, ...]``. Slot S drops a token.
 
     A scatter whose batch axes are rows and heads. It needs no transposed cache, and each device of a mesh writes
@@ -28,25 +28,33 @@ def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False) ->
       layer: int32 ``[]``, the layer of a stack; may be traced.
       consecutive: whether the slots of each row are consecutive. Tokens are then written all at once, if they fit
         in the row; else the row stays as it is.
+      plain: whether to write each token by a scatter, on every platform, without a primitive of rope_jax.
     """
     new = jnp.swapaxes(new, 1, 2).astype(stored.dtype)
     if 0 in new.shape:
         return stored
     single = layer is None
     layer = jnp.asarray(0 if layer is None else layer, jnp.int32)
-    stored, new, slots, layer = unify_varying_axes(stored, new, slots, layer)
+    options = dict(single=single, consecutive=consecutive, plain=plain)
+    write = by_xla(functools.partial(_write, **options), spec_of(stored))
+    written = write(*unify_varying_axes(stored, new, slots, layer))
+    chex.assert_equal_shape((written, stored))
+    return written
+
+
+def _write(stored, new, slots, layer, *, single: bool, consecutive: bool, plain: bool) -> jax.Array:
     stack = stored[None] if single else stored
     tokens, capacity = new.shape[2], stack.shape[3]
     write = functools.partial(_write_each, layer=layer, slots=slots)
-    if consecutive and isinstance(tokens, int) and isinstance(capacity, int) and tokens > 1:
+    if plain:
+        stack = _scatter_numbers(stack, new, _index(layer, slots[:, None], new.shape[:3]))
+    elif consecutive and isinstance(tokens, int) and isinstance(capacity, int) and tokens > 1:
         # XLA gathers the whole stack to write many tokens at once, if S is divided among devices.
         write_at_once = functools.partial(_write_at_once, layer=layer, slots=slots)
         stack = lax.cond(_divided_p.bind(or_exported=False), write, write_at_once, stack, new)
     else:
         stack = write(stack, new)
-    stack = stack if stack.ndim == stored.ndim else stack[0]
-    chex.assert_equal_shape((stack, stored))
-    return stack
+    return stack[0] if single else stack
 
 
 def _write_each(stack, new, *, layer, slots) -> jax.Array:
@@ -144,12 +152,12 @@ def _(primals, tangents):
 
 _divided_p = Primitive("is_divided")  # -> bool [], known when the program is lowered
 _divided_p.def_impl(lambda or_exported: jnp.bool_(False))
-_divided_p.def_abstract_eval(lambda or_exported: jax.core.ShapedArray((), jnp.bool_))
+_divided_p.def_abstract_eval(lambda or_exported: ShapedArray((), jnp.bool_))
 
 
 def _lower(context, or_exported: bool):
     module = context.module_context
-    answer = is_partitioned_by_xla(module) or (or_exported and module.lowering_parameters.for_export)
+    answer = is_partitioned_by_xla(module) or (or_exported and is_for_export(module))
     return mlir.lower_fun(lambda: jnp.bool_(answer), multiple_results=False)(context)
 
 

@@ -14,6 +14,7 @@ from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.paths import AttentionBackend
 from rope_jax.attention.plan import Plan
 from rope_jax.attention.self_attention import Parts, learnable_frequencies, self_attention
+from rope_jax.core.explicit import dense_options
 from rope_jax.core.named import named
 from rope_jax.core.rope import Rope
 
@@ -41,6 +42,9 @@ class RotaryAttention(nn.Module, kw_only=True):
       >>> y, cache = attention.apply(params, x, cache=cache)
       >>> cache.num_tokens.tolist()
       [5, 5]
+      >>> decoder = attention.clone(decode=True)  # with the cache in Flax's collection, of 8 tokens
+      >>> state = decoder.init(jax.random.key(0), jnp.ones((2, 8, 64)))["cache"]
+      >>> y, state = decoder.apply(params | {"cache": state}, x, mutable="cache")
 
     Kernels carry the logical axis names ``embed``, ``heads``, ``kv_heads`` and ``head_dim``
     (:func:`flax.linen.with_logical_partitioning`); :func:`flax.linen.unbox` strips them. A call with the collection
@@ -80,7 +84,8 @@ class RotaryAttention(nn.Module, kw_only=True):
       param_dtype: of the parameters.
       kernel_init: of the four kernels.
       bias_init: of the biases.
-      implementation: of attention, see :func:`rope_jax.attend`; ``"xla"`` is for the rotation too.
+      implementation: of attention, see :func:`rope_jax.attend`; ``"xla"`` and ``"plain"`` are for the
+        rotation too.
       attention_fn: ``attention_fn(q, k, v, facts)``, called in place of :func:`rope_jax.attend`, for a kernel of
         your own: q and the result ``[B, T, N, H]``, k and v ``[B, S, K, H]``, rotated, with the
         :class:`rope_jax.attention.Facts` of the call. With a cache, k and v are all of its slots.
@@ -266,7 +271,7 @@ def _project(layer: RotaryAttention, x, kv=None) -> tuple[jax.Array, jax.Array, 
             param_dtype=layer.param_dtype,
             kernel_init=_named(layer.kernel_init, ("embed", heads_axis, "head_dim")),
             bias_init=_named(layer.bias_init, (heads_axis, "head_dim")),
-            dot_general=layer.dot_general,
+            **dense_options(layer.dot_general),
             name=name,
         )(x)
 
@@ -296,7 +301,7 @@ def _out(layer: RotaryAttention, y, features: int) -> jax.Array:
         param_dtype=layer.param_dtype,
         kernel_init=_named(layer.kernel_init, ("heads", "head_dim", "embed")),
         bias_init=_named(layer.bias_init, ("embed",)),
-        dot_general=layer.dot_general,
+        **dense_options(layer.dot_general),
         name="out",
     )(y)
 

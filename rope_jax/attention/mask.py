@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, device_array, is_concrete
+from rope_jax._jax_internals import Tracer
 
 
 def distances(query_index, key_index) -> jax.Array:
@@ -55,7 +56,7 @@ def window_size(window) -> int | jax.Array | None:
         return None
     if np.ndim(window):
         raise ValueError(f"window must have shape [], got {np.shape(window)}")
-    if isinstance(window, jax.core.Tracer):
+    if isinstance(window, Tracer):
         check_dtype("window", window, jnp.integer, "an integer")
         return as_int32(window)  # saturates: a window of 2^31 or more covers all keys anyway
     window = check_integer("window", window)

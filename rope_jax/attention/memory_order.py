@@ -1,9 +1,8 @@
 """Keeps the axes of an array in memory in their order, where the compiler would transpose the array."""
 
 import jax
-from jax.experimental.layout import Layout, with_layout_constraint
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+
+from rope_jax._jax_internals import Layout, Primitive, ad, batching, is_for_export, mlir, with_layout_constraint
 
 
 def in_order(x) -> jax.Array:
@@ -19,7 +18,7 @@ batching.primitive_batchers[in_order_p] = lambda operands, axes: (in_order_p.bin
 
 
 def _lower(context, x):
-    if context.module_context.lowering_parameters.for_export:  # exported programs must keep to what jax guarantees
+    if is_for_export(context.module_context):  # exported programs must keep to what jax guarantees
         return [x]
     constrain = mlir.lower_fun(lambda x: with_layout_constraint(x, Layout(tuple(range(x.ndim)))), False)
     return constrain(context, x)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax._checks import align_ranks
+from rope_jax.core.explicit import beside
 from rope_jax.core.named import named
 from rope_jax.core.primitive import wide_dtype
 
@@ -47,7 +48,7 @@ def rms_norm(x, scale, *, epsilon: float, unit_offset: bool) -> jax.Array:
 
     @jax.checkpoint  # the backward pass stores only x, and recomputes the intermediate values
     def normed(x, scale):
-        scale = scale.astype(wide)
+        scale = beside(x, scale).astype(wide)
         if unit_offset:
             scale = 1 + scale
         y = x.astype(wide)

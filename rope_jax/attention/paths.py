@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax._checks import check_axes
+from rope_jax._jax_internals import min_dim
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.kernels import splash
 from rope_jax.attention.quantized import Quantized
 from rope_jax.attention.tiling import BlockSizes
 
-AttentionBackend = Literal["xla", "blocks", "splash", "cudnn"]
+AttentionBackend = Literal["xla", "blocks", "splash", "cudnn", "plain"]
 """The programs of attention; see :func:`rope_jax.attention.explain`."""
 
 # Queries and keys of a block, by measurement on CPUs (benchmarks/attention.py); elsewhere large matrix products.
@@ -32,7 +33,7 @@ def check_backend(implementation) -> None:
 def block_sizes(q, k, implementation: AttentionBackend | None, platform: str) -> BlockSizes:
     """The queries and keys of a block, for q ``[B, N, T, H]`` and k ``[..., B, K, S, H]``."""
     length, kv_length = q.shape[2], k.shape[-2]
-    if implementation == "xla":
+    if implementation in ("xla", "plain"):
         return BlockSizes(length, kv_length)
     most = BLOCKS[platform]
     queries = _block(length, most.queries)
@@ -50,7 +51,7 @@ def block_sizes(q, k, implementation: AttentionBackend | None, platform: str) ->
 def _block(length, most: int):
     """The size of blocks of at most ``most`` tokens that divide the length nearly evenly."""
     if not isinstance(length, int):
-        return jax.core.min_dim(length, SYMBOLIC_BLOCK)
+        return min_dim(length, SYMBOLIC_BLOCK)
     count = -(-length // most)
     return -(-length // count)
 
@@ -69,7 +70,7 @@ def choose_path(
     Raises:
       ValueError: if the implementation was asked for by name and cannot serve, with the reason.
     """
-    if implementation in ("xla", "blocks"):
+    if implementation in ("xla", "blocks", "plain"):
         return implementation
     reason = why_not_splash(q, k, layer, facts, platform=platform, divided=divided)
     if reason is None:
@@ -146,6 +147,8 @@ def explain(
     ``blocks``  everything on every platform; skips blocks that no query may read
     ``xla``     everything, by name: forms all T S scores
     ``cudnn``   a GPU, by name: float16 and bfloat16, without soft cap, dropout, sinks and second derivatives
+    ``plain``   everything, by name: as ``xla``, in operations of JAX alone, whose derivative JAX makes; for tools
+                that read a jaxpr and know no primitive of rope_jax, such as converters to ONNX
     ==========  =====================================================================================
 
     Args:

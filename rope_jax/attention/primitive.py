@@ -11,15 +11,15 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
+from rope_jax._jax_internals import Primitive, ad, batching, is_jit_disabled, mlir
 from rope_jax.attention import blocks
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.kernels import splash
 from rope_jax.attention.paths import AttentionBackend, block_sizes, choose_path
 from rope_jax.attention.quantized import Quantized, read_layer
 from rope_jax.attention.tiling import Extras
+from rope_jax.core.explicit import by_xla
 from rope_jax.core.primitive import is_partitioned_by_xla, unify_varying_axes, wide_dtype
 
 
@@ -48,7 +48,10 @@ def attention_with_log(
 def _bind(arguments, **options) -> list[jax.Array]:
     assert arguments[-1].sink_logits is None, "sinks multiply the output: see attend_by_facts"
     leaves, tree = jax.tree.flatten(arguments)
-    return attention_p.bind(*unify_varying_axes(*leaves), tree=tree, **options)
+    leaves = unify_varying_axes(*leaves)
+    if options["implementation"] == "plain":
+        return _forward(*leaves, tree=tree, path="plain", platform="cpu", **options)
+    return attention_p.bind(*leaves, tree=tree, **options)
 
 
 # ---------------------------------------------------------------------------------------------- programs in blocks
@@ -169,13 +172,14 @@ def _replaced(items, indices, replacements) -> list:
     return [by_index.get(i, item) for i, item in enumerate(items)]
 
 
-def _jvp_of_blocks(program, primals, tangents, **options):
+def _jvp_of_blocks(program, types, primals, tangents, **options):
     """The derivative of a derivative: JAX differentiates the blocks, also if a kernel was asked for by name."""
     active = [i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
+    blocks_of = functools.partial(program, **options, path="blocks", platform="cpu", differentiable=True)
+    divided = by_xla(blocks_of, _specs(types(*map(jax.typeof, primals), **options)))
 
     def of_active(*some):
-        some_options = options | dict(path="blocks", platform="cpu", differentiable=True)
-        return program(*_replaced(primals, active, some), **some_options)
+        return divided(*_replaced(primals, active, some))
 
     return jax.jvp(of_active, [primals[i] for i in active], [tangents[i] for i in active])
 
@@ -210,6 +214,10 @@ def _batch(primitive, operands, axes, *, tree, **options):
     return [x.reshape(size, batch, *x.shape[1:]) for x in results], [0] * len(results)
 
 
+def _specs(types) -> list[jax.sharding.PartitionSpec]:
+    return [each.sharding.spec for each in types]
+
+
 def _results_like(leaves):
     """Types of the output and of a number for each query: as q, and as q without features in float32 or wider."""
     q = leaves[0]
@@ -241,11 +249,12 @@ def _jitted(*operands, primitive, **options):
     return primitive.bind(*operands, **options)
 
 
-def _impl(primitive, program, *operands, **options):
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+def _impl(primitive, program, types, *operands, **options):
+    if is_jit_disabled():
         platform = jax.default_backend()
         path = _path(primitive, operands, options["tree"], options["implementation"], platform, divided=False)
-        return program(*operands, **options, path=path, platform=platform)
+        program = functools.partial(program, **options, path=path, platform=platform)
+        return by_xla(program, _specs(types(*map(jax.typeof, operands), **options)))(*operands)
     return _jitted(*operands, primitive=primitive, **options)
 
 
@@ -259,13 +268,14 @@ def _path(primitive, operands, tree, implementation, platform: str, *, divided: 
 def _lower(primitive, program, platform, context, *operands, tree, implementation, **options):
     divided = is_partitioned_by_xla(context.module_context)
     path = _path(primitive, context.avals_in, tree, implementation, platform, divided=divided)
-    lowered = mlir.lower_fun(functools.partial(program, path=path, platform=platform), multiple_results=True)
-    return lowered(context, *operands, tree=tree, implementation=implementation, **options)
+    options |= dict(tree=tree, implementation=implementation, path=path, platform=platform)
+    divided_program = by_xla(functools.partial(program, **options), _specs(context.avals_out))
+    return mlir.lower_fun(divided_program, multiple_results=True)(context, *operands)
 
 
 def _register(primitive, program, types) -> None:
     primitive.multiple_results = True
-    primitive.def_impl(functools.partial(_impl, primitive, program))
+    primitive.def_impl(functools.partial(_impl, primitive, program, types))
     primitive.def_abstract_eval(types)
     batching.primitive_batchers[primitive] = functools.partial(_batch, primitive)
     for platform in ("cpu", "tpu", None):
@@ -277,6 +287,6 @@ _register(attention_p, _forward, _forward_types)
 _register(tangent_p, _tangent, _tangent_types)
 _register(backward_p, _backward, _backward_types)
 ad.primitive_jvps[attention_p] = _jvp
-ad.primitive_jvps[tangent_p] = functools.partial(_jvp_of_blocks, _tangent)
-ad.primitive_jvps[backward_p] = functools.partial(_jvp_of_blocks, _backward)
+ad.primitive_jvps[tangent_p] = functools.partial(_jvp_of_blocks, _tangent, _tangent_types)
+ad.primitive_jvps[backward_p] = functools.partial(_jvp_of_blocks, _backward, _backward_types)
 ad.primitive_transposes[tangent_p] = _transpose

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 
 from rope_jax._checks import check_dtype
 from rope_jax.core.nan_rows import nan_where
+from rope_jax.core.serialization import serializable
 
 EIGHT_BIT_DTYPES = tuple(map(jnp.dtype, (jnp.int8, jnp.float8_e4m3fn, jnp.float8_e5m2)))
 
 
+@serializable
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quantized:

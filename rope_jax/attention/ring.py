@@ -19,6 +19,7 @@ from rope_jax.attention.attend import check_options, checked_scores, fold_traced
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.mask import checked_sequence_index, window_size
 from rope_jax.attention.tiling import BlockSizes
+from rope_jax.core.explicit import by_xla, spec_of
 from rope_jax.core.primitive import unify_varying_axes, wide_dtype
 
 
@@ -116,12 +117,14 @@ def ring_attention(
             block_size=block_size,
         )
         sharded, replicated = PartitionSpec(None, axis_name), PartitionSpec()
-        return jax.shard_map(
+        mapped = jax.shard_map(
             lambda q, k, v, sequence_index, window: ring(q, k, v, sequence_index, window=window),
             in_specs=(sharded, sharded, sharded, sharded, replicated),
             out_specs=sharded,
             axis_names={axis_name},
-        )(q, k, v, sequence_index, window)
+        )
+        rows, _, *heads = spec_of(q)
+        return by_xla(mapped, PartitionSpec(rows, axis_name, *heads))(q, k, v, sequence_index, window)
 
     chunk = length // 2 if length % 2 == 0 else length  # a block must not straddle the two chunks of zigzag
     block = next(size for size in range(min(block_size, chunk), 0, -1) if chunk % size == 0)

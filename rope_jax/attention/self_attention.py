@@ -110,7 +110,8 @@ def self_attention(
                 (k,) = _rotate(layer, [k], key_rotation)
     stored = None
     if cache is not None:
-        cache = cache.store(k, v, plan.slots, consecutive=cache.slots.consecutive(plan.mask))
+        plain, consecutive = layer.implementation == "plain", cache.slots.consecutive(plan.mask)
+        cache = cache.store(k, v, plan.slots, consecutive=consecutive, plain=plain)
         if key_rotation is not None and layer.rope is not None:
             k, v = cache.read(q.dtype)
             (k,) = _rotate(layer, [k], key_rotation)
@@ -144,7 +145,7 @@ def _rotations(layer, plan: Plan, parts: Parts) -> tuple[Rotation | None, Rotati
 
 def _rotate(layer, xs: list[jax.Array], rotation: Rotation) -> list[jax.Array]:
     """Arrays ``[B, T, N, H]``, rotated. Shapes follow from the plan and the fields, which are checked."""
-    backend: RotateBackend | None = "xla" if layer.implementation == "xla" else None
+    backend: RotateBackend | None = layer.implementation if layer.implementation in ("xla", "plain") else None
     rope = layer.rope
     return rotate_unchecked(
         xs, rotation, layout=rope.layout, start=rope.start, blocks=rope.blocks, implementation=backend

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax._checks import check_integer, known_any
+from rope_jax._jax_internals import Tracer
 
 Eviction = Literal["sliding"]
 """What a full row does: ``"sliding"`` evicts its oldest token. A cache without eviction overflows."""
@@ -116,7 +117,7 @@ class Slots:
         # A symbolic T (jax.export) cannot be compared; it is left to run time like a traced counter.
         too_many = real is None and isinstance(tokens, int) and tokens > self.capacity
         if too_many or known_any(self.overflowed(counter)):
-            have = "" if isinstance(after, jax.core.Tracer) else f", rows would hold {after.tolist()}"
+            have = "" if isinstance(after, Tracer) else f", rows would hold {after.tolist()}"
             hint = "" if self.eviction is None else ": this write would evict keys that its first token still needs"
             raise ValueError(
                 f"{argument} must fit in the cache: T={tokens} tokens were given, capacity S={self.capacity}"

@@ -363,9 +363,6 @@ def _reduced(a, b, axis: int, dtype) -> jax.Array:
 def _add(total, block, starts: dict) -> jax.Array:
     """Adds a block to a larger array; ``starts`` by axis, 0 if left out."""
     block = block.astype(total.dtype)
-    spec = jax.typeof(total).sharding.spec
-    if jax.typeof(block).sharding.spec != spec:  # a bias that is not divided, in a mesh of explicit axes
-        block = jax.sharding.reshard(block, spec)
     if total.shape == block.shape:
         return total + block
     index = [jnp.asarray(starts.get(axis, 0), jnp.int32) for axis in range(total.ndim)]

@@ -11,12 +11,19 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
+from rope_jax._jax_internals import (
+    Primitive,
+    ad,
+    batching,
+    is_jit_disabled,
+    is_partitioned_by_xla,
+    mlir,
+    varying_axes,
+)
 from rope_jax.core.whole import keep_whole
 
-RotateBackend = Literal["xla", "pallas"]
+RotateBackend = Literal["xla", "pallas", "plain"]
 Layout = Literal["half", "interleaved"]
 """The two features of a pair: i and i + R/2 (GPT-NeoX, Llama in transformers), or 2i and 2i + 1 (GPT-J)."""
 
@@ -26,19 +33,21 @@ def rotate_arrays(
 ) -> list[jax.Array]:
     """Rotates each x ``[..., T, N, H]`` by ``cos, sin [..., T, R/2]`` from feature ``start`` on, without checks."""
     # Inside shard_map, x must vary over every mesh axis over which the rotation varies.
-    varying = jax.typeof(cos).manual_axis_type.varying | jax.typeof(sin).manual_axis_type.varying
-    missing = [tuple(varying - jax.typeof(x).manual_axis_type.varying) for x in xs]
+    varying = varying_axes(cos) | varying_axes(sin)
+    missing = [tuple(varying - varying_axes(x)) for x in xs]
     xs = [lax.pcast(x, axes, to="varying") if axes else x for x, axes in zip(xs, missing, strict=True)]
+    if implementation == "plain":
+        return [rotate_by_parts(x, cos, sin, layout, start) for x in xs]
     return rotate_p.bind(cos, sin, *xs, layout=layout, start=start, implementation=implementation)
 
 
 def unify_varying_axes(*arrays) -> list[jax.Array]:
     """Casts all arrays to vary along the same manual mesh axes of shard_map: the union of their axes."""
-    varying_axes = [jax.typeof(array).manual_axis_type.varying for array in arrays]
-    union = frozenset().union(*varying_axes)
+    axes_of_each = [varying_axes(array) for array in arrays]
+    union = frozenset().union(*axes_of_each)
     return [
         lax.pcast(array, tuple(union - axes), to="varying") if union - axes else array
-        for array, axes in zip(arrays, varying_axes, strict=True)
+        for array, axes in zip(arrays, axes_of_each, strict=True)
     ]
 
 
@@ -191,7 +200,7 @@ def _jitted(cos, sin, *xs, **options):
 
 
 def _impl(*arguments, **options):
-    return (_rotate_with_xla if jax.config.jax_disable_jit else _jitted)(*arguments, **options)  # type: ignore[attr-defined]
+    return (_rotate_with_xla if is_jit_disabled() else _jitted)(*arguments, **options)
 
 
 def _abstract_eval(cos, sin, *xs, layout, start, implementation):
@@ -333,15 +342,6 @@ def _lower_on_tpu(context, *arguments, layout, start, implementation):
     program = _rotate_with_kernel if use_kernel else functools.partial(_rotate_with_xla, swaps_partial_heads=True)
     lower = mlir.lower_fun(program, multiple_results=True)
     return lower(context, *arguments, layout=layout, start=start, implementation=implementation)
-
-
-def is_partitioned_by_xla(module_context) -> bool:
-    """True if XLA divides the program among devices: XLA can divide its own operations, but no kernel."""
-    axes = module_context.axis_context
-    if hasattr(axes, "num_devices"):
-        return axes.num_devices != 1
-    mesh = axes.mesh.shape
-    return any(mesh[name] > 1 for name in set(mesh) - set(axes.manual_axes)) if axes.manual_axes else mesh != {}
 
 
 def _lower_without_kernel(program, context, *arguments, layout, start, implementation):

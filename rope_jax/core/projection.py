@@ -11,9 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
+from rope_jax._jax_internals import Primitive, ad, batching, is_jit_disabled, mlir
 from rope_jax.core.primitive import is_partitioned_by_xla
 from rope_jax.core.whole import keep_whole
 
@@ -163,7 +162,7 @@ def _jitted(*operands, **options):
 
 
 def _impl(*operands, **options):
-    return (_dot_general if jax.config.jax_disable_jit else _jitted)(*operands, **options)  # type: ignore[attr-defined]
+    return (_dot_general if is_jit_disabled() else _jitted)(*operands, **options)
 
 
 def _abstract_eval(*operands, **options):

@@ -43,7 +43,8 @@ def rotate(
       blocks: the R features are so many blocks of equal size, and the halves of a pair lie in one block (Gemma 4's
         vision tower has 2, for rows and columns); for ``"half"``.
       token_axis: the axis T of x: -3, or -2 with heads before tokens.
-      implementation: ``"xla"`` for XLA's program, ``"pallas"`` for the TPU kernel. On a TPU, for a single device or
+      implementation: ``"xla"`` for XLA's program, ``"pallas"`` for the TPU kernel, ``"plain"`` for operations of
+        JAX alone: see :func:`rope_jax.attention.explain`. On a TPU, for a single device or
         inside ``shard_map``, None selects the kernel if x is bfloat16 or float32, T is at least 128, H is a
         multiple of 16 up to 1,024, ``start`` is 0, and the smallest block of all heads fits on the chip; otherwise
         XLA. With frequencies for each head, and with blocks, None selects XLA.

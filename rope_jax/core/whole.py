@@ -4,7 +4,8 @@ import functools
 from collections.abc import Callable
 
 import jax
-from jax.experimental.xla_metadata import set_xla_metadata
+
+from rope_jax._jax_internals import set_xla_metadata
 
 
 def keep_whole(program: Callable) -> Callable:

@@ -10,14 +10,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from rope_jax._checks import check_integer, check_real
+from rope_jax._jax_internals import Tracer
 from rope_jax.attention.cache import KVCache
 from rope_jax.core.primitive import unify_varying
+from rope_jax.core.serialization import serializable
 from rope_jax.generation.forward import ForwardPass, check_one_axis
 from rope_jax.generation.loop import is_stop, repeat_last
+from rope_jax.generation.placement import placed_like
 from rope_jax.generation.prompts import check_num_positions, check_prefix, check_prompt, check_stop
 from rope_jax.models.decoder import Decoder
 
 
+@serializable
 class Beams(NamedTuple):
     """The output of :func:`beam_search`, the most probable continuation of each row first.
 
@@ -93,7 +97,7 @@ def beam_search(
     if cache is not None:
         check_prefix(model, cache, prompt, mask, cache_dtype)
     check_num_positions("max_new_tokens", model, prompt, mask, max_new_tokens, cache)
-    if length_penalty is None or isinstance(check_real("length_penalty", length_penalty), jax.core.Tracer):
+    if length_penalty is None or isinstance(check_real("length_penalty", length_penalty), Tracer):
         raise TypeError(f"length_penalty must be a concrete number, got {length_penalty}")
     if abs(length_penalty) * math.log(max_new_tokens) > 80:  # float32 ends at exp(88)
         raise ValueError(f"length_penalty must be moderate, got {length_penalty} for {max_new_tokens} tokens")
@@ -115,6 +119,7 @@ class _State(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("beams", "max_new_tokens", "cache_dtype"))
+@placed_like(lambda forward, prompt, *_: prompt)
 def _beam_search(
     forward, prompt, mask, cache, stops, length_penalty, *, beams, max_new_tokens, cache_dtype
 ) -> Beams:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax._checks import check_axes, check_callable, check_dtype, check_real, device_array
+from rope_jax._jax_internals import Tracer
 
 LogitsFunction = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """``(logits [B, V], tokens [B, T], step []) -> logits [B, V]``; see :func:`generate`."""
@@ -108,7 +109,7 @@ class LogitBias:
 def _check_positive(argument: str, value, most: float = math.inf) -> None:
     # JAX rebuilds these classes with tracers, and with leaves of its own that are no numbers.
     is_number = isinstance(value, bool | int | float | np.generic | np.ndarray | jax.Array)
-    if is_number and not isinstance(value, jax.core.Tracer):
+    if is_number and not isinstance(value, Tracer):
         number = check_real(argument, value)
         if not number > 0:
             raise ValueError(f"{argument} must be positive, got {value}")

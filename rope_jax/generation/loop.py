@@ -11,8 +11,11 @@ from jax import lax
 from rope_jax._checks import align_ranks
 from rope_jax.attention.cache import KVCache
 from rope_jax.core.primitive import unify_varying
+from rope_jax.core.serialization import serializable
+from rope_jax.generation.placement import placed_like
 
 
+@serializable
 class Generation(NamedTuple):
     """The output of :func:`generate`.
 
@@ -72,6 +75,7 @@ class _State(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("max_new_tokens", "num_samples", "cache_dtype"))
+@placed_like(lambda forward, sampler, inputs: inputs.prompt)
 def run_on_device(forward, sampler, inputs, *, max_new_tokens, num_samples, cache_dtype) -> Generation:
     sizes = dict(max_new_tokens=max_new_tokens, num_samples=num_samples, cache_dtype=cache_dtype)
     state, cache = _begin(forward, sampler, inputs, **sizes)
@@ -83,10 +87,11 @@ def run_on_device(forward, sampler, inputs, *, max_new_tokens, num_samples, cach
     state, cache = lax.while_loop(
         unfinished, lambda carry: _next_token(forward, sampler, inputs.stops, *carry), (state, cache)
     )
-    return _finish(state, cache, max_new_tokens)
+    return _finish(state, cache, max_new_tokens=max_new_tokens)
 
 
 @functools.partial(jax.jit, static_argnames=("max_new_tokens", "num_samples", "cache_dtype"))
+@placed_like(lambda forward, sampler, inputs: inputs.prompt)
 def _begin(forward, sampler, inputs, *, max_new_tokens, num_samples, cache_dtype) -> tuple[_State, KVCache]:
     """Reads the prompts and draws the first token of each answer."""
     prompt, mask = inputs.prompt, inputs.mask
@@ -121,6 +126,7 @@ def _begin(forward, sampler, inputs, *, max_new_tokens, num_samples, cache_dtype
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
+@placed_like(lambda forward, sampler, stops, state, cache: state.token)
 def _next_token(forward, sampler, stops, state: _State, cache) -> tuple[_State, KVCache]:
     """Reads the last token of each row and draws the next."""
     # Tokens after a stop are cut from the cache at the end, unless they would have evicted others.
@@ -142,7 +148,8 @@ def _next_token(forward, sampler, stops, state: _State, cache) -> tuple[_State, 
 
 
 @functools.partial(jax.jit, static_argnames="max_new_tokens", donate_argnames="cache")
-def _finish(state: _State, cache: KVCache, max_new_tokens: int) -> Generation:
+@placed_like(lambda state, cache: state.token)
+def _finish(state: _State, cache: KVCache, *, max_new_tokens: int) -> Generation:
     tokens = repeat_last(state.written[:, -max_new_tokens:], state.num_tokens)
     so_far = jnp.arange(max_new_tokens, dtype=jnp.int32)[None] < state.num_tokens[:, None]
     if cache.eviction is None:
@@ -168,4 +175,4 @@ def run_on_host(forward, sampler, inputs, on_token, sizes) -> Generation:
         done = np.asarray(current.done)
         if done.all():
             break
-    return _finish(current, cache, sizes["max_new_tokens"])
+    return _finish(current, cache, max_new_tokens=sizes["max_new_tokens"])

@@ -12,8 +12,10 @@ from jax import lax
 from rope_jax._checks import check_integer, is_concrete
 from rope_jax.attention.cache import KVCache
 from rope_jax.core.primitive import unify_varying
+from rope_jax.core.serialization import serializable
 from rope_jax.generation.forward import ForwardPass, check_one_axis
 from rope_jax.generation.loop import is_stop, repeat_last
+from rope_jax.generation.placement import placed_like
 from rope_jax.generation.prompts import check_num_positions, check_prefix, check_prompt, check_stop
 from rope_jax.generation.sample import sample
 from rope_jax.generation.sampler import make_sampler
@@ -22,6 +24,7 @@ from rope_jax.models.decoder import Decoder
 PROPOSE, ACCEPT, REPLACE = 1, 2, 3  # streams of random numbers
 
 
+@serializable
 class SpeculativeOutput(NamedTuple):
     """The output of :func:`speculative_decode`, and its cost.
 
@@ -177,6 +180,7 @@ class _State(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("max_new_tokens", "draft_tokens", "cache_dtype"))
+@placed_like(lambda target, draft, sampler, prompt, *_: prompt)
 def _speculative_decode(
     target, draft, sampler, prompt, mask, caches, stops, *, max_new_tokens, draft_tokens, cache_dtype
 ) -> SpeculativeOutput:

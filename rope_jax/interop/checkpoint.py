@@ -1,17 +1,19 @@
 """Loads a language model from a Hugging Face model folder."""
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from rope_jax.interop.config import read_json
+from rope_jax.interop.config import one_line, read_json
 from rope_jax.interop.decoders import read_decoder
 from rope_jax.interop.text import read_text
 from rope_jax.interop.weights import (
     IMAGE_TOWER,
-    check_param_dtype,
+    check_dtypes,
     open_tensors,
     prefixes,
     read_params,
@@ -38,6 +40,11 @@ class Checkpoint(NamedTuple):
     tokenizer: Any
     stop_tokens: tuple[int, ...]
     chat_template: str | None
+
+    def __repr__(self) -> str:
+        """The model and its size; the parameters alone would print for minutes."""
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return f"Checkpoint({self.model.num_layers} layers, {count:,} parameters, stop_tokens={self.stop_tokens})"
 
 
 def load_hf(folder, *, dtype=None, param_dtype=None) -> Checkpoint:
@@ -92,16 +99,21 @@ def load_hf(folder, *, dtype=None, param_dtype=None) -> Checkpoint:
       TypeError: if ``dtype`` is not floating, or ``param_dtype`` not one of these.
       ImportError: without the packages safetensors and tokenizers; install ``rope_jax[checkpoints]``.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder must be a path, got {type(folder).__name__}")
     folder = Path(folder)
     file = folder / "config.json"
-    if not file.is_file():
-        hint = "" if folder.is_dir() else ", and nothing is downloaded"
-        raise ValueError(f"folder must be a local folder that holds {file.name}, got {folder} without it{hint}")
+    if os.path.isfile(folder):
+        raise ValueError(
+            f"folder must be a folder, got the file {folder}: name its folder; load_gguf reads GGUF files"
+        )
+    if not os.path.isfile(file):  # false for a path that is too long
+        hint = "" if os.path.isdir(folder) else ", and nothing is downloaded"
+        raise ValueError(
+            one_line(f"folder must be a local folder that holds {file.name}, got {folder} without it{hint}")
+        )
     config = read_json(file)
-    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"dtype must be floating, got {dtype}")
-    if param_dtype is not None:
-        check_param_dtype(param_dtype)
+    check_dtypes(dtype, jnp.float32 if param_dtype is None else param_dtype)
     with contextlib.ExitStack() as stack:
         tensors = open_tensors(folder, stack)
         if config.get("model_type") == "gemma3":

@@ -19,21 +19,34 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
     return values
 
 
+_MOST_LETTERS = 1000
+
+
+def one_line(message: str) -> str:
+    """A message on one line, shortened: values and names in a broken file may be any text."""
+    message = "".join(letter if letter.isprintable() else " " for letter in message[: _MOST_LETTERS + 1])
+    return message if len(message) <= _MOST_LETTERS else message[:_MOST_LETTERS] + " ..."
+
+
 def load_config(config) -> Mapping[str, Any]:
     """A config as a dictionary, from a dictionary, a path or a transformers config object."""
     if isinstance(config, str | os.PathLike):
         path = Path(config)
-        if path.is_dir():
+        if os.path.isdir(path):
             path /= "config.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"config must be a local file or folder (nothing is downloaded), got {path}")
+        if not os.path.isfile(path):  # false for a path that is too long, such as the text of a config
+            raise FileNotFoundError(
+                one_line(f"config must be a local file or folder (nothing is downloaded), got {path}")
+            )
+        if path.suffix.lower() == ".gguf":
+            raise ValueError(one_line(f"config must be a JSON file, got {path}: from_gguf reads GGUF files"))
         return read_json(path)
     if not isinstance(config, Mapping):
         if not hasattr(config, "to_dict"):
@@ -206,7 +219,7 @@ class Config:
 
     def refuse(self, message: str) -> NoReturn:
         """Raises ValueError with the name of this dictionary."""
-        raise ValueError(f"{self.name}: {message}")
+        raise ValueError(one_line(f"{self.name}: {message}"))
 
     def resembles_missing(self, key: str) -> bool:
         """True if a key looks like a misspelling of a missing key."""
@@ -234,4 +247,6 @@ class Config:
             elif self.values[key] is not None and not inert(key):
                 advice = elsewhere.get(key) or did_you_mean(key, self.read)
                 advice = advice or "; remove the key if it does not change the computation"
-                raise ValueError(f"{self.name} has an unknown key {key!r} = {self.values[key]!r}{advice}")
+                raise ValueError(
+                    one_line(f"{self.name} has an unknown key {key!r:.100} = {self.values[key]!r:.400}{advice}")
+                )

@@ -106,7 +106,7 @@ def find_architecture(name: str, file: str) -> Architecture:
     lacks = [lack for names, lack in _BEYOND.items() if name in names.split()]
     reason = f", which lacks {lacks[0]}" if lacks else ""
     raise ValueError(
-        f"{file}: architecture {name!r} is not in the table of from_gguf{reason}"
+        f"{file}: architecture {name!r:.60} is not in the table of from_gguf{reason}"
         f"{did_you_mean(name, ARCHITECTURES)}; read the config.json of the same model by from_hf_config"
     )
 

@@ -15,7 +15,7 @@ from rope_jax.interop.gguf_file import GgufFile, open_gguf
 from rope_jax.interop.gguf_rope import head_sizes, metadata_of, read_ropes
 from rope_jax.interop.gguf_tokenizer import read_text, without_vocabulary
 from rope_jax.interop.layers import FULL, SLIDING
-from rope_jax.interop.weights import check_param_dtype, read_params
+from rope_jax.interop.weights import check_dtypes, read_params
 from rope_jax.models.decoder import Decoder
 
 
@@ -70,14 +70,10 @@ def load_gguf(path, *, dtype=None, param_dtype=jnp.float32) -> Checkpoint:
       TypeError: if a dtype is not one of these, or ``path`` is neither a path nor a reader.
       ImportError: without the packages gguf and tokenizers; install ``rope_jax[gguf]``.
     """
-    check_param_dtype(param_dtype)
-    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"dtype must be floating, got {dtype}")
+    check_dtypes(dtype, param_dtype)
     file = open_gguf(path)
     if file.architecture not in _FAMILIES:
-        raise ValueError(
-            f"{file.name}: architecture must be one of {', '.join(_FAMILIES)}, got {file.architecture!r}"
-        )
+        file.refuse(f"architecture must be one of {', '.join(_FAMILIES)}, got {file.architecture!r}")
     stored = jnp.dtype(param_dtype)
     tensors = {
         name: dataclasses.replace(tensor, dtype=stored)
@@ -89,7 +85,9 @@ def load_gguf(path, *, dtype=None, param_dtype=jnp.float32) -> Checkpoint:
         text = read_text(file, model.vocab_size)
         params = read_params(model, _names(file), tensors)
     except ValueError as error:  # of readers that know no file
-        raise ValueError(str(error) if file.name in str(error) else f"{file.name}: {error}") from None
+        if file.name in str(error):
+            raise
+        file.refuse(str(error))
     return Checkpoint(model, params, without_vocabulary(file.metadata), *text)
 
 
@@ -167,7 +165,7 @@ def _hf_config(file: GgufFile, config: Config) -> dict[str, Any]:
         config.refuse(f"attention.value_length must be attention.key_length = {head_dim}, got {value}")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
-        raise ValueError(f"{file.name}: tensors must include token_embd.weight, got {len(file.tensors)} without it")
+        file.refuse(f"tensors must include token_embd.weight, got {len(file.tensors)} without it")
     if (rows := config.get("vocab_size", embedding.shape[0])) != embedding.shape[0]:
         config.refuse(f"vocab_size must be the rows of token_embd.weight, {embedding.shape[0]}, got {rows}")
 

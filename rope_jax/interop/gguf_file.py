@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from rope_jax.interop.config import one_line
+
 _SCALARS = {  # struct's codes of the value types
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
@@ -98,8 +100,12 @@ class GgufFile:
         """llama.cpp's name of the model family."""
         name = self.metadata.get("general.architecture")
         if not isinstance(name, str) or not name:
-            raise ValueError(f"{self.name} must have the key 'general.architecture', a name, got {name!r}")
+            raise ValueError(f"{self.name} must have the key 'general.architecture', a name, got {name!r:.60}")
         return name
+
+    def refuse(self, message: str) -> NoReturn:
+        """Raises ValueError with the name of this file."""
+        raise ValueError(one_line(f"{self.name}: {message}"))
 
 
 def import_gguf():
@@ -135,10 +141,11 @@ def open_gguf(source) -> GgufFile:
         name, data = getattr(source.data, "filename", None) or "GGUF file", source.data
     elif isinstance(source, str | os.PathLike):
         name = path = Path(source)
-        if path.is_dir():
-            raise ValueError(f"path must be a GGUF file, got the folder {path}: name the file in it")
-        if not path.is_file():
-            raise FileNotFoundError(f"path must be a local GGUF file (nothing is downloaded), got {path}")
+        if os.path.isdir(path):
+            advice = "load_hf reads it" if (path / "config.json").is_file() else "name the file in it"
+            raise ValueError(f"path must be a GGUF file, got the folder {path}: {advice}")
+        if not os.path.isfile(path):  # false for a path that is too long
+            raise FileNotFoundError(one_line(f"path must be a local GGUF file (nothing is downloaded), got {path}"))
         if not path.stat().st_size:
             raise ValueError(f"{path} must be a GGUF file, got an empty file: download it again")
         data = np.memmap(path, np.uint8, mode="r")
@@ -200,9 +207,7 @@ class _Cursor:
         return count
 
     def refuse(self, message: str) -> NoReturn:
-        # The names in a broken file may be any bytes.
-        message = "".join(letter if letter.isprintable() else "?" for letter in message[:400])
-        raise ValueError(f"{self.name} {message}")
+        raise ValueError(one_line(f"{self.name} {message}"))
 
 
 def _parse(cursor: _Cursor, gguf) -> GgufFile:

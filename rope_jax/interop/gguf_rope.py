@@ -280,7 +280,7 @@ class _Recipe:
             # Frequencies that do not fit fail here, not at the first call.
             rope.frequencies(1 if rope.needs_context_length else None)
         except ValueError as error:  # the schedules' own checks know no file
-            raise ValueError(f"{config.name}: {error}") from None
+            config.refuse(str(error))
         return rope
 
     def _schedule(self, sliding: bool) -> Schedule:
@@ -301,7 +301,7 @@ def _divisors(file: GgufFile, name: str) -> tuple[float, ...] | None:
     if tensor is None:
         return None
     if len(tensor.shape) != 1 or tensor.shape[0] > MOST_FEATURES:
-        raise ValueError(f"{file.name}: tensor {name}.weight must have R/2 divisors, got shape {tensor.shape}")
+        file.refuse(f"tensor {name}.weight must have R/2 divisors, got shape {tensor.shape}")
     return tuple(tensor[:].tolist())
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,7 @@ _STOP_TEXTS = """
 <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> <EOT>
 _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> <｜end▁of▁sentence｜>
 """  # noqa: E501, RUF001
+_MOST_LETTERS = 2**10  # in a token: the search for its merges takes the square
 _BIG = ("tokens", "scores", "token_type", "merges")
 
 
@@ -91,7 +93,7 @@ def read_text(file: GgufFile, vocab_size: int) -> Text:
     """
     template = file.metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
-        raise ValueError(f"{file.name}: tokenizer.chat_template must be text, got {type(template).__name__}")
+        file.refuse(f"tokenizer.chat_template must be text, got {type(template).__name__}")
     if file.metadata.get("tokenizer.ggml.model") in (None, "no_vocab", "none"):
         return Text(None, (), template)
     vocabulary = _Vocabulary.read(file, vocab_size)
@@ -120,16 +122,15 @@ class _Vocabulary:
     def read(cls, file: GgufFile, vocab_size: int) -> "_Vocabulary":
         model = file.metadata["tokenizer.ggml.model"]
         if model not in ("gpt2", "llama"):
-            raise ValueError(f"{file.name}: tokenizer.ggml.model must be 'gpt2' or 'llama', got {model!r}")
+            file.refuse(f"tokenizer.ggml.model must be 'gpt2' or 'llama', got {model!r}")
         tokens = _list(file, "tokens", str)
         if len(tokens) > vocab_size:
-            raise ValueError(
-                f"{file.name}: tokenizer.ggml.tokens must fit the {vocab_size} rows of token_embd.weight, got "
-                f"{len(tokens)}"
+            file.refuse(
+                f"tokenizer.ggml.tokens must fit the {vocab_size} rows of token_embd.weight, got {len(tokens)}"
             )
         if len(set(tokens)) != len(tokens):
             twice, _ = collections.Counter(tokens).most_common(1)[0]
-            raise ValueError(f"{file.name}: tokenizer.ggml.tokens must hold each token once, got {twice!r} twice")
+            file.refuse(f"tokenizer.ggml.tokens must hold each token once, got {twice!r} twice")
         types = [1] * len(tokens)
         if "tokenizer.ggml.token_type" in file.metadata:
             types = _list(file, "token_type", int, len(tokens))
@@ -149,7 +150,7 @@ class _Vocabulary:
         except ValueError:
             raise
         except Exception as error:  # tokenizers raises plain Exception
-            raise ValueError(f"{self.file.name}: tokenizer.ggml must be a vocabulary: {error}") from None
+            self.file.refuse(f"tokenizer.ggml must be a vocabulary: {error}")
         # Special tokens of Phi-3 take the spaces after them; llama.cpp knows the model by its name.
         name = str(self.file.metadata.get("general.name")).lower()
         phi3 = "phi-3" in name or "phi3" in name
@@ -188,7 +189,7 @@ class _Vocabulary:
         for merge in merges:
             cut = merge.find(" ", 1)
             if cut < 0:
-                raise ValueError(f"{self.file.name}: tokenizer.ggml.merges must hold pairs, got {merge!r}")
+                self.file.refuse(f"tokenizer.ggml.merges must hold pairs, got {merge!r}")
             pairs.append((merge[:cut], merge[cut + 1 :]))
         tokenizer = tokenizers.Tokenizer(
             tokenizers.models.BPE(
@@ -211,10 +212,15 @@ class _Vocabulary:
             if name in names.split():
                 return splitter
         known = " ".join(sorted(" ".join(_SPLITTERS).split()))
-        raise ValueError(f"{self.file.name}: tokenizer.ggml.pre must be one of {known}, got {name!r}")
+        self.file.refuse(f"tokenizer.ggml.pre must be one of {known}, got {_short(name)}")
 
     def _sentencepiece(self, tokenizers):
         scores = _list(self.file, "scores", float, len(self.tokens))
+        longest = max(map(len, self.tokens), default=0)
+        if longest > _MOST_LETTERS:
+            self.file.refuse(
+                f"tokenizer.ggml.tokens must be of at most {_MOST_LETTERS:,} letters, got one of {longest:,}"
+            )
         vocabulary = {token: i for i, token in enumerate(self.tokens)}
         unknown = _token(self.file, "unknown", len(self.tokens))
         tokenizer = tokenizers.Tokenizer(
@@ -239,7 +245,7 @@ class _Vocabulary:
     def _flag(self, name: str, default: bool) -> bool:
         value = self.file.metadata.get(f"tokenizer.ggml.{name}", default)
         if not isinstance(value, bool):
-            raise ValueError(f"{self.file.name}: tokenizer.ggml.{name} must be true or false, got {value!r}")
+            self.file.refuse(f"tokenizer.ggml.{name} must be true or false, got {value!r}")
         return value
 
 
@@ -258,9 +264,11 @@ def _list(file: GgufFile, name: str, kind: type, length: int | None = None) -> l
     key = f"tokenizer.ggml.{name}"
     values = file.metadata.get(key)
     if not isinstance(values, list) or not all(type(value) is kind for value in values):
-        raise ValueError(f"{file.name}: {key} must be a list of {kind.__name__}, got {_short(values)}")
+        file.refuse(f"{key} must be a list of {kind.__name__}, got {_short(values)}")
+    if kind is float and any(map(math.isnan, values)):
+        file.refuse(f"{key} must be numbers, got nan")
     if length is not None and len(values) != length:
-        raise ValueError(f"{file.name}: {key} must have an entry for each of {length} tokens, got {len(values)}")
+        file.refuse(f"{key} must have an entry for each of {length} tokens, got {len(values)}")
     return values
 
 
@@ -275,5 +283,5 @@ def _token(file: GgufFile, name: str, num_tokens: int, required: bool = False) -
     if token is None and not required:
         return None
     if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < num_tokens:
-        raise ValueError(f"{file.name}: {key} must be a token below {num_tokens}, got {token!r}")
+        file.refuse(f"{key} must be a token below {num_tokens}, got {token!r}")
     return token

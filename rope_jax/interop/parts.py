@@ -5,7 +5,7 @@ from collections.abc import Collection, Container, Mapping
 from typing import Any, NamedTuple
 
 from rope_jax.interop.class_defaults import CLASS_DEFAULTS, CLASS_SIZES
-from rope_jax.interop.config import did_you_mean
+from rope_jax.interop.config import did_you_mean, one_line
 from rope_jax.interop.family import SYNONYMS, Family
 from rope_jax.interop.part_types import PART_TYPES, WITHOUT_ROTATION
 
@@ -122,6 +122,8 @@ def find_part(config: Values, part: str, like: str | None, families: Mapping[str
         name = f"config of {whose!r}, read like {like!r}" if whose else f"config, read like {like!r}"
     elif model_type:
         name = f"config of {model_type!r}"
+    elif config.get("model_type") is not None:
+        raise ValueError(one_line(f"{where or 'config'}: model_type must be a name, got {config['model_type']!r}"))
     else:
         raise ValueError(
             f"{where or 'config'} must have the key 'model_type', got keys {sorted(config)}; "

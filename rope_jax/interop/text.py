@@ -72,8 +72,12 @@ def _stop_tokens(folder: Path, config: Mapping[str, Any], vocab_size: int) -> tu
 
 def _chat_template(folder: Path) -> str | None:
     """The default Jinja template, from chat_template.jinja or tokenizer_config.json."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file():
+        try:
+            return jinja.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{jinja} must be UTF-8: {error}") from None
     file = folder / "tokenizer_config.json"
     template = read_json(file).get("chat_template") if file.is_file() else None
     if isinstance(template, list):  # several templates by name

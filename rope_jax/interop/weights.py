@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax.interop.config import read_json
+from rope_jax.interop.config import one_line, read_json
 from rope_jax.models.decoder import Decoder
 
 Tensors = Mapping[str, Any]
@@ -28,8 +29,14 @@ def open_tensors(folder: Path, stack: contextlib.ExitStack) -> Tensors:
 
     Raises:
       ValueError: if a file is missing or broken, or the index does not match the files.
+      ImportError: without the package safetensors; the message names the extra.
     """
-    import safetensors  # an optional dependency
+    try:
+        import safetensors  # an optional dependency
+    except ImportError:
+        raise ImportError(
+            "model folders need the package safetensors: pip install 'rope_jax[checkpoints]'"
+        ) from None
 
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():
@@ -43,8 +50,8 @@ def open_tensors(folder: Path, stack: contextlib.ExitStack) -> Tensors:
         raise ValueError(f"folder must hold model.safetensors or {index.name}, got {folder} without them")
     tensors, found = {}, {}
     for file in files:
-        if Path(file).name != file or not (folder / file).is_file():
-            raise ValueError(f"{index} must name files that are in the folder, got {file!r}")
+        if Path(file).name != file or not os.path.isfile(folder / file):
+            raise ValueError(one_line(f"{index} must name files that are in the folder, got {file!r}: download it"))
         try:
             opened = stack.enter_context(safetensors.safe_open(folder / file, framework="np"))
         except safetensors.SafetensorError as error:
@@ -53,9 +60,8 @@ def open_tensors(folder: Path, stack: contextlib.ExitStack) -> Tensors:
             tensors[name], found[name] = opened.get_slice(name), file
     if file_of is not None and file_of != found:
         name = min(name for name in file_of | found if file_of.get(name) != found.get(name))
-        raise ValueError(
-            f"{index} must name the file of each tensor: {name} is in {found.get(name)}, got {file_of.get(name)}"
-        )
+        right, wrong = found.get(name, "no file"), file_of.get(name, "no file")
+        raise ValueError(one_line(f"{index} must name the file of each tensor: {name} is in {right}, got {wrong}"))
     return tensors
 
 
@@ -64,7 +70,7 @@ def prefixes(tensors: Tensors) -> tuple[str, str]:
     for outer, inner in (("", "model."), ("language_model.", "model."), ("", "model.language_model.")):
         if f"{outer}{inner}embed_tokens.weight" in tensors:
             return outer + inner, f"{outer}lm_head"
-    raise ValueError(f"tensors must include model.embed_tokens.weight, got {_shortened(sorted(tensors))}")
+    raise ValueError(f"tensors must include model.embed_tokens.weight, got {_shortened(sorted(tensors)) or 'none'}")
 
 
 def stored_dtype(tensors: Tensors, name: str) -> np.dtype:
@@ -109,10 +115,20 @@ def read_params(model: Decoder, names: Mapping[str, str], tensors: Tensors, dtyp
     return {"params": flax.traverse_util.unflatten_dict(params, sep="/")}
 
 
-def check_param_dtype(dtype) -> None:
-    """Raises TypeError unless parameters can be kept in this dtype."""
-    if not any(jnp.dtype(dtype) == each for each in _DTYPES.values()):
-        raise TypeError(f"param_dtype must be float32, bfloat16 or float16, got {dtype}")
+def check_dtypes(dtype, param_dtype) -> None:
+    """Raises TypeError unless a model can compute in ``dtype`` and keep ``param_dtype``."""
+    if dtype is not None and not (_is_dtype(dtype) and jnp.issubdtype(dtype, jnp.floating)):
+        raise TypeError(f"dtype must be floating, got {dtype}")
+    if param_dtype is None or not (_is_dtype(param_dtype) and jnp.dtype(param_dtype) in _DTYPES.values()):
+        raise TypeError(f"param_dtype must be float32, bfloat16 or float16, got {param_dtype}")
+
+
+def _is_dtype(dtype) -> bool:
+    try:
+        jnp.dtype(dtype)
+    except TypeError:
+        return False
+    return True
 
 
 def _narrowed(param: np.ndarray, dtype, name: str) -> jax.Array:
@@ -183,4 +199,4 @@ def _check_tensors(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], ti
 
 
 def _shortened(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return one_line(", ".join(names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

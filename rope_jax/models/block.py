@@ -7,6 +7,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.layer import Initializer, RotaryAttention
@@ -14,6 +15,7 @@ from rope_jax.attention.layer_checks import check_fields
 from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.plan import Plan
 from rope_jax.attention.rotations import first_rope
+from rope_jax.core.explicit import dense_options, explicit_mesh
 from rope_jax.core.named import named
 from rope_jax.core.projection import dot_general, take_layer
 
@@ -71,7 +73,7 @@ class Block(nn.Module, kw_only=True):
         def dense(name, features, *axes):
             init = named(self.kernel_init, axes)
             bias_init = named(nn.initializers.zeros_init(), axes[1:])
-            return self.dense(features, kernel_init=init, bias_init=bias_init, dot_general=dot, name=name)
+            return self.dense(features, kernel_init=init, bias_init=bias_init, name=name, **dense_options(dot))
 
         gate = dense("gate", self.mlp_dim, "embed", "mlp")(x)
         up = dense("up", self.mlp_dim, "embed", "mlp")(x)
@@ -104,9 +106,14 @@ def run_layers(model, carry: tuple[jax.Array, KVCache | None], plan: Plan) -> tu
 
     With a cache, each layer is taken out of the parameters by :func:`take_layer` and multiplied by
     :func:`dot_general`; the paths of its modules, as ``nn.intercept_methods`` sees them, then begin in the layer.
-    Without a cache, and for derivatives, flax scans the layers.
+    Without a cache, for derivatives, and in plain operations, flax scans the layers.
     """
-    if carry[1] is None or model.is_initializing() or model.is_mutable_collection("intermediates"):
+    if (
+        carry[1] is None
+        or model.implementation == "plain"
+        or model.is_initializing()
+        or model.is_mutable_collection("intermediates")
+    ):
         return model.layers(carry, plan, _numbers(model))[0]
     stacks, tree = jax.tree.flatten(model.layers.variables.get("params", {}))
     for each in stacks:  # an index would be clamped
@@ -192,4 +199,14 @@ def _fields(model) -> dict:
 
 def place(x, sharding: jax.sharding.Sharding | None) -> jax.Array:
     """The residual stream, constrained to its sharding."""
-    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
+    if sharding is None:
+        return x
+    if not isinstance(sharding, NamedSharding):
+        return jax.lax.with_sharding_constraint(x, sharding)
+    if mesh := explicit_mesh(x):
+        return jax.sharding.reshard(x, NamedSharding(mesh, sharding.spec))
+    if not sharding.mesh.explicit_axes:
+        return jax.lax.with_sharding_constraint(x, sharding)
+    # Without a mesh in use, x is whole, as in model.init. Inside by_xla, the mesh in use has automatic axes.
+    in_use = not jax.sharding.get_abstract_mesh().empty
+    return jax.lax.with_sharding_constraint(x, sharding.spec) if in_use else x

@@ -20,6 +20,7 @@ from rope_jax.attention.paths import AttentionBackend
 from rope_jax.attention.plan import make_plan
 from rope_jax.attention.rotations import Ropes, check_ropes, distinct_ropes, first_rope
 from rope_jax.attention.slots import Eviction
+from rope_jax.core.explicit import placed_product
 from rope_jax.core.named import named
 from rope_jax.core.primitive import unify_varying
 from rope_jax.core.projection import dot_general
@@ -166,7 +167,9 @@ class Decoder(nn.Module, kw_only=True):
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
                 kernel_init=named(self.kernel_init, ("embed", "vocab")),
-                dot_general=functools.partial(dot_general, preferred_element_type=jnp.float32),
+                dot_general=placed_product(
+                    functools.partial(_dot_general(self), preferred_element_type=jnp.float32)
+                ),
             )
 
     def __call__(
@@ -255,7 +258,7 @@ class Decoder(nn.Module, kw_only=True):
         if self.tie_embeddings:
             table = self.embed.embedding.astype(hidden.dtype)
             numbers = ((hidden.ndim - 1,), (1,)), ((), ())
-            logits = dot_general(hidden, table, numbers, preferred_element_type=jnp.float32)
+            logits = placed_product(_dot_general(self))(hidden, table, numbers, preferred_element_type=jnp.float32)
         else:
             logits = self.unembed_kernel(hidden)
         return logits if self.output_cap is None else self.output_cap * jnp.tanh(logits / self.output_cap)
@@ -313,6 +316,10 @@ class Decoder(nn.Module, kw_only=True):
     def windows(self) -> int | tuple[int | None, ...] | None:
         """The one window of all layers, or a tuple of unlike windows."""
         return _one_or_each("window", self.window, self.num_layers)
+
+
+def _dot_general(model: Decoder) -> Callable[..., jax.Array]:
+    return jax.lax.dot_general if model.implementation == "plain" else dot_general
 
 
 def _check_fields(model: Decoder) -> None:

@@ -9,9 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rope_jax._checks import check_axes, check_dtype, check_integer, device_array, is_concrete
 from rope_jax.core.angles import rotation
+from rope_jax.core.explicit import beside, by_xla, explicit_mesh, spec_of
 from rope_jax.core.frequencies import Frequencies
 from rope_jax.core.named import named
 from rope_jax.core.nan_rows import nan_where
@@ -112,7 +114,16 @@ class LearnedPositions(nn.Module, kw_only=True):
         # Compared in the dtype of the positions, since the cast to int32 may wrap around.
         inside = (positions >= 0) & (positions < num_positions)
         index = jnp.where(inside, positions, jnp.zeros_like(positions)).astype(jnp.int32)
-        return nan_where(~inside[..., None], table[index])
+        take = by_xla(lambda table, index: table[index], PartitionSpec(*spec_of(index), None))
+        return nan_where(~inside[..., None], take(beside(index, table), index))
+
+
+def _take(embed: nn.Embed, tokens) -> jax.Array:
+    """``embed(tokens)``, divided as the tokens; features are whole."""
+    if not explicit_mesh(tokens, embed.embedding):
+        return embed(tokens)
+    take = by_xla(embed.clone(parent=None).apply, PartitionSpec(*spec_of(tokens), None))
+    return take({"params": {"embedding": beside(tokens, embed.embedding)}}, tokens)
 
 
 def embed_tokens(embed: nn.Embed, tokens, positions, mask, *, scale, position_embedding) -> jax.Array:
@@ -129,7 +140,7 @@ def embed_tokens(embed: nn.Embed, tokens, positions, mask, *, scale, position_em
       position_embedding: see :class:`PositionEmbedding`; None for no position embedding.
     """
     known = (tokens >= 0) & (tokens < embed.num_embeddings)  # nn.Embed would read a negative token from the end
-    x = embed(jnp.where(known, tokens, jnp.zeros_like(tokens)))
+    x = _take(embed, jnp.where(known, tokens, jnp.zeros_like(tokens)))
     if scale is not None:
         x *= jnp.asarray(scale, x.dtype)
     if position_embedding is not None:
@@ -141,5 +152,8 @@ def embed_tokens(embed: nn.Embed, tokens, positions, mask, *, scale, position_em
         added = added[None] if added.ndim == 2 else added
         sizes = dict(B={1, x.shape[0]}, T=x.shape[1], D=x.shape[2])
         check_axes("position_embedding(positions)", added, "B T D", **sizes)
+        if mesh := explicit_mesh(x, added):
+            spec = (axis if size > 1 else None for axis, size in zip(spec_of(x), added.shape, strict=True))
+            added = jax.sharding.reshard(added, NamedSharding(mesh, PartitionSpec(*spec)))
         x += added.astype(x.dtype)
     return nan_where(~(known if mask is None else known | ~mask)[..., None], x)

@@ -102,11 +102,12 @@ def test_nnx_decode_equals_rotary_attention(inner):
     x, mask = inputs(), jnp.array([[1] * 6, [0, 0, 1, 1, 1, 1]])
     for options, wanted, real in (
         ({}, ours(x), np.ones((2, 6), bool)),
+        (dict(is_causal=True), ours(x), np.ones((2, 6), bool)),
         (dict(mask=mask.astype(bool)[:, None, None, :]), ours(x, mask=mask), mask == 1),
     ):
         theirs.init_cache(x.shape)
-        step = nnx.jit(lambda layer, x, options: layer(x, decode=True, **options))
-        got = jnp.concatenate([step(theirs, x[:, i : i + 1], options) for i in range(6)], axis=1)
+        step = nnx.jit(lambda layer, x, options=options: layer(x, decode=True, **options))
+        got = jnp.concatenate([step(theirs, x[:, i : i + 1]) for i in range(6)], axis=1)
         np.testing.assert_allclose(got[real], wanted[real], atol=256 * oracles.EPS32)
 
 

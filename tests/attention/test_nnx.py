@@ -215,6 +215,31 @@ def test_decoding_is_compiled_once_and_in_place():
     np.testing.assert_allclose(step(layer, inputs()[:, :1])[:, 0], whole[:, 0], atol=TOLERANCE)
 
 
+def test_caches_of_a_rope_that_depends_on_the_context_length():
+    factors = dict(short_factor=(1.0, 1.0, 1.0, 1.0), long_factor=(1.0, 2.0, 3.0, 4.0))
+    rope = rope_jax.Rope(H, rope_jax.LongRope(**factors, factor=2.0, original_length=4, base=100.0))
+    for rotated in (None, True):
+        linen, layer = rope_jax.RotaryAttention(**SIZES, rope=rope), native(rope=rope)
+        layer.init_cache(batch=B, capacity=T, rotated=rotated)
+        assert layer.cache.get_value().rotated == bool(rotated)
+        cache = layer.cache.get_value()
+        for part in chunks(inputs()):
+            wanted, next_cache = linen.apply(to_linen(layer), part, cache=cache)
+            plan = make_plan(rope, part.shape[:2], cache=cache)
+            assert_same(nnx.clone(layer)(part, plan=plan, decode=True), wanted)
+            assert_same(layer(part, decode=True), wanted)
+            cache = next_cache
+            assert_same(layer.cache.get_value(), cache)
+    layer.init_cache(batch=B, capacity=T, eviction="sliding", num_sink_tokens=1, dtype=jnp.bfloat16)
+    cache = layer.cache.get_value()
+    assert (cache.eviction, cache.num_sink_tokens, cache.rotated, cache.key.dtype) == (
+        "sliding",
+        1,
+        False,
+        jnp.bfloat16,
+    )
+
+
 def test_a_cache_passed_as_a_value_under_jit():
     layer, cache = native(), caches(native())
     step = nnx.jit(lambda layer, x, cache: layer(x, cache=cache), donate_argnums=2)
@@ -314,8 +339,11 @@ def test_a_checkpoint_brings_back_parameters_cache_and_random_keys(tmp_path):
 
 
 def test_dropout():
-    layer, x = native(dropout_rate=0.5), inputs()
-    plain = native()(x)
+    rngs, x = nnx.Rngs(1), inputs()
+    layer, plain = native(dropout_rate=0.5, rngs=rngs), native()(x)
+    other = nnx.clone(layer)
+    rngs.dropout()  # the layer has a stream of its own
+    assert_same(layer(x, deterministic=False), other(x, deterministic=False))
     assert_same(layer(x), plain)
     layer.train()
     assert not layer.deterministic

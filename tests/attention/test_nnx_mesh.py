@@ -97,6 +97,7 @@ def test_named_parameters_are_values():
     assert isinstance(one, nn.LogicallyPartitioned)
     assert nn.get_partition_spec(one) == PartitionSpec("embed", "mlp")
     assert one.add_axis(0, {nn.PARTITION_NAME: "layers"}).names == ("layers", "embed", "mlp")
+    assert one == type(one)(one.value, one.names)
     assert jax.tree.structure(one) == jax.tree.structure(other)
     restored = flax.serialization.from_bytes(one, flax.serialization.to_bytes(other))
     assert type(restored) is type(one)

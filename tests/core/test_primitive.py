@@ -383,7 +383,7 @@ def test_refusals():
     xs, cos, sin = inputs(128, 128, length=128)
     rotation = rope_jax.Rotation(cos, sin)
     with pytest.raises(
-        ValueError, match=r"implementation must be None or one of \('xla', 'pallas'\), got 'triton'"
+        ValueError, match=r"implementation must be None or one of \('xla', 'pallas', 'plain'\), got 'triton'"
     ):
         rope_jax.rotate(xs[0], rotation, implementation="triton")
     with pytest.raises(

@@ -471,7 +471,7 @@ def test_broken_folders(tmp_path):
             "files that are in the folder",
         ),
         ({"weight_map": weight_map | {"model.norm.weight": "gone.safetensors"}}, "got 'gone.safetensors'"),
-        ({"weight_map": weight_map | {"x": weight_map["model.norm.weight"]}}, "x is in None, got model-0"),
+        ({"weight_map": weight_map | {"x": weight_map["model.norm.weight"]}}, "x is in no file, got model-0"),
         ({"weight_map": ["x"]}, "must hold a weight_map from tensors to files"),
         ([], "must hold a JSON object, got list"),
     ):

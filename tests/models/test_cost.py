@@ -1,6 +1,7 @@
 """What RoPE costs, counted and not timed: what is saved for the backward pass, what is evaluated, what is compiled."""
 
 import collections
+import dataclasses
 import re
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 from fast import first
 
 import rope_jax
+from rope_jax.attention import tiling
 
 V, B, T, N, K, H, D = 11, 2, 24, 4, 2, 16, 32
 ROPE = rope_jax.Rope(H, rope_jax.Standard())
@@ -182,3 +184,33 @@ def test_a_traced_cached_masked_call_checks_at_most_thirty_times():
         sys.setprofile(None)
     print(f"\n{checks.total()} checks: {dict(checks)}", end="")
     assert 0 < checks.total() <= 30 and checks["check_mask"] == 1
+
+
+# ------------------------------------------------------------------------------------- how much of a cache is read
+
+
+def keys_read(monkeypatch, capacity: int, num_tokens: int) -> int:
+    """How many keys each layer reads in a decode step, counted by the blocks that run."""
+    model, read = decoder(ROPE, num_layers=2), []
+    plain = tiling.Tiling.drop
+
+    def drop(self, weights, i, j):
+        jax.debug.callback(lambda: read.append(weights.shape[-1]))
+        return plain(self, weights, i, j)
+
+    params = nn.unbox(model.init(jax.random.key(0), TOKENS))
+    cache = model.init_cache(batch=B, capacity=capacity)
+    cache = dataclasses.replace(cache, num_tokens=jnp.array([num_tokens, 1]))
+    with monkeypatch.context() as patch:
+        patch.setattr(tiling.Tiling, "drop", drop)
+        step = jax.jit(lambda params, tokens, cache: model.apply(params, tokens, cache=cache)[0])
+        step(params, TOKENS[:, :1], cache).block_until_ready()
+        jax.effects_barrier()
+    return sum(read) // model.num_layers
+
+
+def test_a_decode_step_reads_the_tokens_of_the_longest_row_and_not_the_capacity(monkeypatch):
+    """In whole blocks of at most 1,024 keys: 68 tokens cost the same in a cache of any size."""
+    assert keys_read(monkeypatch, 256, 68) == 256
+    assert keys_read(monkeypatch, 2048, 68) == keys_read(monkeypatch, 16_384, 68) == 1024
+    assert keys_read(monkeypatch, 16_384, 5000) == 5 * 1024

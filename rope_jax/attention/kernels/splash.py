@@ -12,9 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax._src import config
-from jax.experimental.pallas.ops.tpu import splash_attention as jax_splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+from rope_jax._jax_internals import (
+    check_vma,
+    default_matmul_precision,
+    splash_attention_kernel,
+    varying_axes,
+)
+from rope_jax._jax_internals import splash_attention as jax_splash
 
 LANES = 128
 MIN_BLOCK, MAX_BLOCK = 512, 1024  # tokens, in sequences that are as long
@@ -263,7 +268,7 @@ def _moved() -> str | None:
         arguments = list(inspect.signature(function).parameters) if function else []
         if arguments[: len(_ARRAYS)] != _ARRAYS or set(arguments[len(_ARRAYS) :]) != options:
             return f"{release}: {name} has changed"
-    if not hasattr(config, "_check_vma"):
+    if check_vma is None:
         return f"{release}: _check_vma is gone"
     return None
 
@@ -297,11 +302,11 @@ def _over_batch(function, *arguments) -> list[jax.Array]:
     axis = None if segments is None or segments.shape[0] == 1 else 0
     if segments is not None and axis is None:
         segments = segments[0]
-    varying = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(arguments)))
+    varying = frozenset().union(*map(varying_axes, jax.tree.leaves(arguments)))
     # The TPU compiler multiplies float32 in either precision, and bfloat16 in the lower.
-    is_exact = jax.config.jax_default_matmul_precision not in LOW_PRECISION  # type: ignore[attr-defined]
+    is_exact = default_matmul_precision() not in LOW_PRECISION
     precision = "highest" if is_exact and arrays[0].dtype == jnp.float32 else "default"
     # The kernel's index maps need 32-bit integers. Its results name no mesh axes, as `shard_map` otherwise checks.
-    with jax.enable_x64(False), config._check_vma(False), jax.default_matmul_precision(precision):
+    with jax.enable_x64(False), check_vma(False), jax.default_matmul_precision(precision):
         results = jax.vmap(function, in_axes=(*[0] * len(arrays), axis))(*arrays, segments)
     return [lax.pcast(x, tuple(varying), to="varying") if varying else x for x in results]

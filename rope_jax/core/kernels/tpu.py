@@ -12,8 +12,10 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
+
+from rope_jax._jax_internals import pallas as pl
+from rope_jax._jax_internals import pallas_tpu as pltpu
+from rope_jax._jax_internals import struct_like
 
 LANES, SUBLANES = 128, 16  # of a register of bfloat16
 BLOCK_BYTES = 3 << 20  # of input; with the output, and prefetching of the next block, four times as much
@@ -78,10 +80,7 @@ def rotate(xs, cos, sin, *, layout: str, interpret: bool = False) -> list[jax.Ar
         grid=(math.prod(leading), pl.cdiv(length, tokens)),
         in_specs=[block(table, sharing), *map(block, heads_first)],
         out_specs=[block(x) for x in heads_first],
-        out_shape=[
-            jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
-            for x in heads_first
-        ],
+        out_shape=[struct_like(x) for x in heads_first],
         input_output_aliases={1 + i: i for i in range(len(xs))},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         interpret=interpret,
