@@ -114,7 +114,10 @@ def name_groups(app, what, name, obj, options, lines):
         lines[:] = app.hidden
     for i, line in enumerate(lines):
         if group := re.match(r":Group (\d+):", line):
-            heading = app.groups[int(group[1])].replace(": ", "\\: ")
+            # A name of a field holds no roles, and no colon before a space.
+            heading = re.sub(r":func:`(\w+)`", r"\1", app.groups[int(group[1])]).replace(
+                ": ", "\\: "
+            )
             lines[i] = line.replace(group[0], f":{heading}:")
 
 
@@ -127,7 +130,8 @@ def shorten_signature(app, what, name, obj, options, signature, returned):
         signature = inspect.stringify_signature(full, show_annotation=False)
     signature = re.sub(r", parent=<[^>]*>, name=None", "", signature)
     signature = re.sub(r"<class 'jax\.numpy\.(\w+)'>", r"jnp.\1", signature)
-    return re.sub(r"<function (?:[^<>]|<locals>)*>", "...", signature), returned
+    signature = re.sub(r"<function (?:[^<>]|<locals>)*>", "...", signature)
+    return signature.replace("<PjitFunction of ...>", "..."), returned
 
 
 def drop_missing_pages(app, docname, source):
