@@ -59,9 +59,10 @@ picture: .venv/train
 notebooks: .venv/notebooks
 	$(BIN)/python notebooks/execute.py
 
-# The site, in docs/_build/html. A warning is an error.
+# The site, in docs/_build/html. A warning is an error, and so is a link inside that leads nowhere.
 docs: .venv/docs
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m docs.links docs/_build/html
 
 .venv/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rope_jax needs Python 3.11 or newer, got " + sys.version)'

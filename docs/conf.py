@@ -5,6 +5,7 @@ import shutil
 import urllib.request
 from pathlib import Path
 
+from sphinx.util import inspect
 from sphinx.util.nodes import make_refnode
 
 import rope_jax
@@ -113,17 +114,24 @@ def name_groups(app, what, name, obj, options, lines):
         lines[:] = app.hidden
     for i, line in enumerate(lines):
         if group := re.match(r":Group (\d+):", line):
-            heading = app.groups[int(group[1])].replace(": ", "\\: ")
+            # A name of a field holds no roles, and no colon before a space.
+            heading = re.sub(r":func:`(\w+)`", r"\1", app.groups[int(group[1])]).replace(
+                ": ", "\\: "
+            )
             lines[i] = line.replace(group[0], f":{heading}:")
 
 
 def shorten_signature(app, what, name, obj, options, signature, returned):
-    """Leaves out what Flax adds to every module, and the addresses of functions."""
+    """Shows the fields of NNX modules, without the fields that Flax adds to every module, without addresses."""
     if signature is None:
         return None
+    if what == "class" and signature == "(*args, **kwargs)":  # of the metaclass of NNX
+        full = inspect.signature(obj.__init__, bound_method=True)
+        signature = inspect.stringify_signature(full, show_annotation=False)
     signature = re.sub(r", parent=<[^>]*>, name=None", "", signature)
     signature = re.sub(r"<class 'jax\.numpy\.(\w+)'>", r"jnp.\1", signature)
-    return re.sub(r"<function (?:[^<>]|<locals>)*>", "...", signature), returned
+    signature = re.sub(r"<function (?:[^<>]|<locals>)*>", "...", signature)
+    return signature.replace("<PjitFunction of ...>", "..."), returned
 
 
 def drop_missing_pages(app, docname, source):

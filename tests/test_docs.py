@@ -14,7 +14,7 @@ import pytest
 from test_public_surface import STOREYS
 
 import rope_jax
-from docs import tables
+from docs import links, tables
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -74,6 +74,14 @@ def test_links_inside_lead_somewhere(path):
     }
     if "tables" not in path.parts:
         assert {target[1:] for target in re.findall(r"\]\((#[^)]+)\)", page)} <= headings
+
+
+def test_a_link_of_the_built_site_that_leads_nowhere_is_found(tmp_path):
+    (tmp_path / "a.html").write_text(
+        '<p id="x"><a href="b.html#y"><a href="#x"><a href="https://b.c"><img src="d.png">'
+    )
+    (tmp_path / "b.html").write_text('<p id="y"><a href="a.html#y"><a href="a.html?v=1#x">')
+    assert links.broken(tmp_path) == ["a.html: d.png", "b.html: a.html#y"]
 
 
 @pytest.mark.parametrize("storey", STOREYS[1:])
