@@ -158,7 +158,9 @@ def save(manager, state, bar: tqdm.tqdm) -> None:
     """Writes a checkpoint; each process writes its own part of the arrays."""
     try:
         manager.save(step := int(state["step"]), args=ocp.args.StandardSave(state))
-    except (OSError, ValueError) as error:  # a RuntimeError is the loss of another process
+    except Exception as error:
+        if not isinstance(error, OSError) and "os_error_code" not in str(error):
+            raise  # the loss of another process, not a full disk
         bar.close()
         fail(f"the checkpoint of step {step} cannot be written, earlier checkpoints are kept: {error}")
 

@@ -41,7 +41,7 @@ def tiny(text, workdir, **change):
 def trained(text, tmp_path_factory):
     """A model of random weights that are large enough for every byte to matter."""
     config = tiny(text, tmp_path_factory.mktemp("trained"))
-    model = study.toy_lm.build_model(study.toy_config(config, "rope", 0))
+    model = study.encodings.build_model(study.toy_config(config, "rope", 0))
 
     @jax.jit
     def start():
@@ -249,7 +249,7 @@ def test_the_fine_tuning_is_long_and_of_each_seed(few, text, spied):
         assert kept["methods"]["unmodified"]["plain"][seed]["long"] == pytest.approx(seeds[seed]["long"], abs=1e-5)
         assert kept["methods"]["unmodified"]["tuned"][seed]["long"] != seeds[seed]["long"]
     units = few.Study(tiny(text, workdir, seeds=2))
-    model = few.toy_lm.build_model(few.toy_config(units.config, "rope", 1))
+    model = few.encodings.build_model(few.toy_config(units.config, "rope", 1))
     factors = kept["LongRoPE's factors"]
     assert factors[0] != factors[1]
 
@@ -290,7 +290,7 @@ def test_the_rate_of_a_table_is_the_best_of_those_tried(few, text, whole):
     units = few.Study(tiny(text, whole, seeds=2))
     assert units.rate("learned") == float(min(tried, key=tried.get)) and units.rate("rope") == 1.0
     how = few.toy_config(units.config, "learned", 1, units.rate("learned"))
-    again = few.train(few.toy_lm.build_model(how), units.text, how, few.toy_lm.build_optimizer(how))
+    again = few.train(few.encodings.build_model(how), units.text, how, few.encodings.build_optimizer(how))
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(units.kept("params-learned-1")), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
