@@ -310,7 +310,7 @@ def by_memory(kept: dict) -> str:
 
 
 def table(kept: dict) -> str:
-    """What the README shows."""
+    """The short table."""
     return "\n\n".join(part(kept) for part in (by_length, by_feature, by_filling, by_memory))
 
 

@@ -213,7 +213,7 @@ def decoding_table(rows_by_chip: dict[str, list[dict]]) -> str:
 
 
 def table(kept: dict) -> str:
-    """What the README shows."""
+    """The short table."""
     result = kept["result"]
     by_chip = {chip: found["programs"] for chip, found in result.items() if "programs" in found}
     return f"{layers_table(by_chip)}\n\n{decoding_table(by_chip)}"

@@ -186,7 +186,7 @@ def tables(kept: dict) -> str:
 
 
 def short_table(kept: dict) -> str:
-    """What the README shows of the encodings: the first and the last octaves, passkeys, and the times."""
+    """The encodings: the first and the last octaves, passkeys, and the times."""
     config = kept["config"]
     spans = octaves(config)
     chosen = [0, 1, len(spans) - 1]

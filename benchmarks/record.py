@@ -43,7 +43,7 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, as in the README."""
+    """A Markdown table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows))
 
 
@@ -56,7 +56,7 @@ def publish(
 ) -> None:
     """Writes results/<script>.json with command, machine and versions, its picture as .png, and prints its table.
 
-    A test compares the README with ``table`` of the written file.
+    A test compares the site with ``table`` of the written file.
     """
     path = Path(script)
     kept = {

@@ -243,7 +243,7 @@ def compared(found: dict) -> list[str]:
 
 
 def table(kept: dict) -> str:
-    """For the README: whole heads of 128. How near we are to the limit, and the peers' time over ours."""
+    """Whole heads of 128. How near we are to the limit, and the peers' time over ours."""
     cells: dict[tuple[str, str], list[str]] = {}
     titles = ["", "dtype"]
     for layout in LAYOUTS:

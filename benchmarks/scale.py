@@ -311,7 +311,7 @@ def cells(row: dict) -> dict[str, str]:
 
 
 def table(kept: dict) -> str:
-    """What the README shows of it."""
+    """The short table."""
     rows = [cells(row) for row in kept["result"]["cases"]]
     titles = [title for title in rows[0] if title not in ("tokens a chip", "state")]
     note = (

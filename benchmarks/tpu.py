@@ -339,7 +339,7 @@ def bars(result: dict) -> str:
 
 
 def table(kept: dict) -> str:
-    """What the README shows: each form beside the same program without rotation."""
+    """The short table: each form beside the same program without rotation."""
     result = kept["result"]
     chips = result["chips"].values()
     cells = []

@@ -16,8 +16,10 @@ from rope_jax._jax_internals import Tracer
 
 
 def shown(value) -> str:
-    """The value for a message: arrays by dtype and shape, other values as they print, on one line and cut short."""
+    """The value for a message, on one line and cut short. An array of many numbers is shown by dtype and shape."""
     if isinstance(value, np.ndarray | jax.Array | jax.ShapeDtypeStruct):
+        if is_concrete(value) and jnp.issubdtype(value.dtype, np.number) and value.size <= 8:
+            return str(np.asarray(value).tolist())
         return f"{type(value).__name__} {value.dtype} of shape {tuple(value.shape)}"
     if isinstance(value, int) and not -(10**30) < value < 10**30:  # Python prints no integer of 4,300 digits
         return f"an integer of {value.bit_length()} bits"
@@ -99,25 +101,32 @@ def check_integer(argument: str, value, least: int | None = None) -> int:
     return number
 
 
-def check_sizes(module, *fields: str, optional: str | None = None) -> None:
-    """Raises unless these fields of a module are integers of at least 1; the optional field may be None.
+def check_kinds(module, *, sizes=(), flags=(), positive=(), optional=()) -> None:
+    """Raises unless fields of a module are of their kind; an optional field may be None.
+
+    Args:
+      module: has the fields.
+      sizes: fields that are integers of at least 1.
+      flags: fields that are True or False.
+      positive: fields that are positive numbers.
+      optional: those of the fields that may be None.
 
     Raises:
-      TypeError: if a field is not an integer.
-      ValueError: if a field is below 1.
+      TypeError: if a field is of another kind.
+      ValueError: if a number is out of range.
     """
-    for field in (*fields, *([] if optional is None else [optional])):
+    for field in (*sizes, *flags, *positive):
         value = getattr(module, field)
-        if not (type(value) is int and value >= 1) and not (field == optional and value is None):
-            check_integer(field, value, least=1)
-
-
-def check_flags(module, *fields: str, optional: str | None = None) -> None:
-    """Raises TypeError unless these fields of a module are True or False; the optional field may be None."""
-    for field in (*fields, *([] if optional is None else [optional])):
-        value = getattr(module, field)
-        if value is not True and value is not False and not (field == optional and value is None):
-            check_flag(field, value)
+        if value is None and field in optional:
+            continue
+        if field in sizes:
+            if type(value) is not int or value < 1:
+                check_integer(field, value, least=1)
+        elif field in flags:
+            if type(value) is not bool:
+                check_flag(field, value)
+        elif type(value) is not float or not 0 < value < math.inf:
+            check_positive(field, value)
 
 
 def as_dtype(argument: str, dtype) -> np.dtype:
@@ -174,7 +183,7 @@ def check_positive(argument: str, value) -> None:
     if number is None:
         raise TypeError(f"{argument} must be a real number, got None")
     if isinstance(number, float) and number <= 0:
-        raise ValueError(f"{argument} must be positive, got {number}")
+        raise ValueError(f"{argument} must be positive and finite, got {shown(value)}")
 
 
 def check_choice(argument: str, value, choices: Sequence[str], optional: bool = False) -> None:

@@ -4,7 +4,8 @@ from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.bias import ALiBi, PositionBias, T5Bias, relative_buckets
 from rope_jax.attention.quantized import Quantized, quantize
 from rope_jax.attention.slots import Eviction
-from rope_jax.attention.cache import KVCache, init_cache
+from rope_jax.attention.cache import KVCache
+from rope_jax.attention.empty_cache import init_cache
 from rope_jax.attention.plan import Plan, make_plan
 from rope_jax.attention.cross_plan import make_cross_plan
 from rope_jax.attention.sharding import cache_partition_spec

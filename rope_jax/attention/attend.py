@@ -1,16 +1,26 @@
 """Masked, grouped-query dot-product attention."""
 
 import dataclasses
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_axes, check_dtype, check_flag, check_real, checked_key, device_array, shown
+from rope_jax._checks import (
+    check_axes,
+    check_choice,
+    check_dtype,
+    check_flag,
+    check_real,
+    checked_key,
+    device_array,
+    shown,
+)
 from rope_jax._jax_internals import Tracer
 from rope_jax.attention import blocks
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.mask import window_size
-from rope_jax.attention.paths import AttentionBackend, check_backend, why_not_cudnn
+from rope_jax.attention.paths import AttentionBackend, why_not_cudnn
 from rope_jax.attention.primitive import attention, attention_with_log
 from rope_jax.attention.quantized import read_layer
 from rope_jax.core.primitive import wide_dtype
@@ -258,14 +268,14 @@ def check_options(
     logit_cap: float | None, dropout_rate: float = 0.0, implementation: AttentionBackend | None = None
 ) -> None:
     """Raises TypeError or ValueError if an option of :func:`attend` is no real number, out of range or unknown."""
-    cap = check_real("logit_cap", logit_cap)
+    cap = None if logit_cap is None else check_real("logit_cap", logit_cap)
     if isinstance(cap, Tracer):
         raise TypeError("logit_cap must be a concrete number, got a traced number")
     if isinstance(cap, float) and not cap > 0:
         raise ValueError(f"logit_cap must be positive and finite, got {logit_cap}")
-    rate = check_real("dropout_rate", dropout_rate)
+    rate = dropout_rate if type(dropout_rate) is float else check_real("dropout_rate", dropout_rate)
     if not isinstance(rate, float):
         raise TypeError(f"dropout_rate must be a concrete number, got {shown(rate)}")
     if not 0 <= rate < 1:
         raise ValueError(f"dropout_rate must be in [0, 1), got {dropout_rate}")
-    check_backend(implementation)
+    check_choice("implementation", implementation, get_args(AttentionBackend), optional=True)

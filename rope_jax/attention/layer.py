@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax.attention.bias import PositionBias
-from rope_jax.attention.cache import KVCache, init_cache
+from rope_jax.attention.cache import KVCache
+from rope_jax.attention.empty_cache import init_cache
 from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.paths import AttentionBackend
 from rope_jax.attention.plan import Plan

@@ -2,15 +2,7 @@
 
 import jax.numpy as jnp
 
-from rope_jax._checks import (
-    check_axes,
-    check_callable,
-    check_dtype,
-    check_flags,
-    check_positive,
-    check_sizes,
-    shown,
-)
+from rope_jax._checks import check_axes, check_callable, check_dtype, check_kinds, shown
 from rope_jax.attention.attend import check_options
 from rope_jax.attention.cache import check_cache
 from rope_jax.attention.mask import window_size
@@ -155,14 +147,16 @@ def check_ring(layer, plan: Plan, deterministic: bool, sows: dict[str, bool]) ->
         )
 
 
-_FLAGS = "causal", "deterministic", "learn_frequencies", "learn_sinks", "qk_norm", "qk_norm_unit_offset", "use_bias"
+_FLAGS = (
+    *("causal", "deterministic", "learn_frequencies", "learn_sinks", "qk_norm", "qk_norm_unit_offset", "use_bias"),
+    "use_out_bias",
+)
 
 
 def check_fields(layer) -> None:
     """Raises unless the fields of a layer go together."""
-    check_sizes(layer, "num_heads", "head_dim", optional="num_kv_heads")
-    check_flags(layer, *_FLAGS, optional="use_out_bias")
-    check_positive("qk_norm_epsilon", layer.qk_norm_epsilon)
+    sizes, optional = ("num_heads", "head_dim", "num_kv_heads"), ("num_kv_heads", "use_out_bias")
+    check_kinds(layer, sizes=sizes, flags=_FLAGS, positive=["qk_norm_epsilon"], optional=optional)
     if layer.num_kv_heads is not None and layer.num_heads % layer.num_kv_heads:
         raise ValueError(f"num_kv_heads must divide num_heads={layer.num_heads}, got {layer.num_kv_heads}")
     if not isinstance(layer.rope, Rope | None):

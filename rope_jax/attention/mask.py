@@ -54,8 +54,9 @@ def window_size(window) -> int | jax.Array | None:
     """
     if window is None:
         return None
-    if isinstance(window, np.ndarray | jax.Array) and window.ndim:
-        raise ValueError(f"window must have shape [], got {window.shape}")
+    shape = (len(window),) if isinstance(window, list | tuple) else getattr(window, "shape", ())
+    if isinstance(window, list | tuple | np.ndarray | jax.Array) and shape:
+        raise ValueError(f"window must have shape [], got {shape}")
     if isinstance(window, Tracer):
         check_dtype("window", window, jnp.integer, "an integer")
         return as_int32(window)  # saturates: a window of 2^31 or more covers all keys anyway

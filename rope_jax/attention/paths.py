@@ -22,11 +22,6 @@ MAX_REDUCED_ROWS = 8  # rows of a product with few queries that a GPU computes w
 SYMBOLIC_BLOCK = 128  # of lengths that are not known when a program is exported
 
 
-def check_backend(implementation) -> None:
-    """Raises ValueError if there is no such implementation."""
-    check_choice("implementation", implementation, get_args(AttentionBackend), optional=True)
-
-
 def block_sizes(q, k, implementation: AttentionBackend | None, platform: str) -> BlockSizes:
     """The queries and keys of a block, for q ``[B, N, T, H]`` and k ``[..., B, K, S, H]``."""
     length, kv_length = q.shape[2], k.shape[-2]
@@ -174,7 +169,7 @@ def explain(
       blocks of 256 queries and 256 keys: the kernel is for a TPU, not for a CPU
     """
     check_choice("platform", platform, tuple(BLOCKS))
-    check_backend(implementation)
+    check_choice("implementation", implementation, get_args(AttentionBackend), optional=True)
     if not isinstance(facts, Facts):
         raise TypeError(f"facts must be Facts, as of plan.facts(), got {type(facts).__name__}")
     for name, x in (("q", q), ("k", k)):

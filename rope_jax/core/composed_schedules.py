@@ -299,4 +299,7 @@ class Negated:
 
 def _integers(name: str, values) -> tuple[int, ...]:
     """Integers as a tuple; TypeError if a value is not an integer."""
-    return tuple(check_integer(name, value) for value in check_sequence(name, values, "a sequence of integers"))
+    try:
+        return tuple(check_integer(name, value) for value in check_sequence(name, values, "integers"))
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of integers, got {shown(values)}") from None

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_callable, check_dtype, check_real, shown
+from rope_jax._checks import check_callable, check_dtype, check_positive, shown
+from rope_jax._jax_internals import Tracer
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -61,12 +62,11 @@ class Frequencies:
             shape = (self.num_pairs,) if self.num_heads is None else (self.num_heads, self.num_pairs)
             if self.phase.shape not in (shape, (*self.leading_shape, *shape)):
                 raise ValueError(f"phase must have shape {(*self.leading_shape, *shape)}, got {self.phase.shape}")
-        attention_factor = check_real("attention_factor", self.attention_factor)
-        if not isinstance(attention_factor, float):
-            raise TypeError(f"attention_factor must be a concrete number, got {shown(attention_factor)}")
-        if attention_factor <= 0:
-            raise ValueError(f"attention_factor must be positive, got {attention_factor}")
-        object.__setattr__(self, "attention_factor", attention_factor)
+        if isinstance(self.attention_factor, Tracer):
+            raise TypeError("attention_factor must be a concrete number, got a traced number")
+        if type(self.attention_factor) is not float or not 0 < self.attention_factor < math.inf:
+            check_positive("attention_factor", self.attention_factor)
+        object.__setattr__(self, "attention_factor", float(self.attention_factor))
 
     @property
     def on_host(self) -> bool:

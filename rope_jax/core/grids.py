@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import as_int32, check_dtype, check_flag, check_integer, check_real, is_concrete, shown
+from rope_jax._checks import as_int32, check_dtype, check_integer, check_real, is_concrete, shown
 from rope_jax._jax_internals import Tracer
 
 
@@ -149,7 +149,8 @@ def host_grid(sizes, *, step=1, resize_to=None, centered=False, frames=None, blo
     steps, targets, centered_axes = (_for_each_axis(name, value, num_axes) for name, value in each.items())
     axes = []
     for size, step, target, is_centered in zip(sizes, steps, targets, centered_axes, strict=True):
-        check_flag("centered", is_centered)
+        if not isinstance(is_centered, bool | np.bool):
+            raise TypeError(f"centered must be True or False, or A={num_axes} of them, got {shown(centered)}")
         if target is not None:
             if step != 1:
                 raise ValueError(

@@ -40,11 +40,10 @@ def _host_context_length(schedule, context_length) -> int:
         raise TypeError(
             f"context_length must be an integer or an integer array, got {shown(context_length)}"
         ) from None
-    if not 1 <= num_tokens < 2**63:
-        raise ValueError(
-            f"{type(schedule).__name__}: context_length must be at least 1 token, and an int64, "
-            f"got {shown(num_tokens)}"
-        )
+    if num_tokens >= 2**63:
+        raise ValueError(f"{type(schedule).__name__}: context_length must fit in int64, got {shown(num_tokens)}")
+    if num_tokens < 1:
+        raise ValueError(f"{type(schedule).__name__}: context_length must be at least 1 token, got {num_tokens}")
     return num_tokens
 
 

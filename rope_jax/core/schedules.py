@@ -7,11 +7,12 @@ this signature is a schedule.
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 
-from rope_jax._checks import check_integer, check_real, shown
+from rope_jax._checks import check_integer, shown
 from rope_jax.core.frequencies import Frequencies
 
 
@@ -46,10 +47,10 @@ def check_hyperparameters(schedule, positive: Sequence[str] = (), **at_least: fl
         value = getattr(schedule, name)
         if not isinstance(value, int | float | np.number) or isinstance(value, bool | np.complexfloating):
             raise TypeError(f"{type(schedule).__name__}: {name} must be a number, got {shown(value)}")
-        number = check_real(f"{type(schedule).__name__}: {name}", value)
-        if not (number > 0 if bound is None else number >= bound):
+        in_range = value > 0 if bound is None else value >= bound
+        if not (in_range and value <= sys.float_info.max):
             expected = "positive" if bound is None else f"at least {bound}"
-            raise ValueError(f"{type(schedule).__name__}: {name} must be {expected}, got {value}")
+            raise ValueError(f"{type(schedule).__name__}: {name} must be {expected} and finite, got {shown(value)}")
 
 
 def repr_without_defaults(self) -> str:

@@ -106,8 +106,7 @@ def beam_search(
     check_num_positions("max_new_tokens", model, prompt, mask, max_new_tokens, cache)
     if length_penalty is None or isinstance(check_real("length_penalty", length_penalty), Tracer):
         raise TypeError(f"length_penalty must be a concrete number, got {length_penalty}")
-    length_penalty = float(length_penalty)
-    if abs(length_penalty) * math.log(max_new_tokens) > 80:  # float32 ends at exp(88)
+    if abs(float(length_penalty)) * math.log(max_new_tokens) > 80:  # float32 ends at exp(88)
         raise ValueError(f"length_penalty must be moderate, got {length_penalty} for {max_new_tokens} tokens")
     stops = check_stop(model, stop_token)
     check_one_axis(model, "generate takes positions of several axes")

@@ -14,14 +14,13 @@ from rope_jax._checks import (
     check_axes,
     check_callable,
     check_dtype,
-    check_flags,
-    check_positive,
+    check_kinds,
     check_real,
-    check_sizes,
     device_array,
 )
 from rope_jax.attention.bias import PositionBias
-from rope_jax.attention.cache import KVCache, check_cache, init_cache
+from rope_jax.attention.cache import KVCache, check_cache
+from rope_jax.attention.empty_cache import init_cache
 from rope_jax.attention.layer import Initializer
 from rope_jax.attention.mask import window_size
 from rope_jax.attention.norm import RMSNorm
@@ -334,13 +333,17 @@ def _dot_general(model: Decoder) -> Callable[..., jax.Array]:
     return jax.lax.dot_general if model.implementation == "plain" else dot_general
 
 
-_FLAGS = "learn_frequencies", "mlp_bias", "norm_unit_offset", "out_bias", "post_norms", "qk_norm", "qkv_bias"
+_SIZES = "vocab_size", "num_layers", "width", "num_heads", "head_dim", "mlp_dim", "num_kv_heads"
+_FLAGS = (
+    *("learn_frequencies", "mlp_bias", "norm_unit_offset", "out_bias", "post_norms", "qk_norm", "qkv_bias"),
+    *("remat", "tie_embeddings"),
+)
+_POSITIVE = "norm_epsilon", "output_cap"
 
 
 def _check_fields(model: Decoder) -> None:
-    sizes = "vocab_size", "num_layers", "width", "num_heads", "head_dim", "mlp_dim"
-    check_sizes(model, *sizes, optional="num_kv_heads")
-    check_flags(model, *_FLAGS, "remat", "tie_embeddings")
+    optional = "num_kv_heads", "output_cap"
+    check_kinds(model, sizes=_SIZES, flags=_FLAGS, positive=_POSITIVE, optional=optional)
     windows = model.windows
     for window in windows if isinstance(windows, tuple) else (windows,):
         window_size(window)
@@ -353,10 +356,8 @@ def _check_fields(model: Decoder) -> None:
         raise ValueError(
             f"position_embedding must be left out with a rope of {first.num_axes} axes: it reads one position"
         )
-    check_positive("norm_epsilon", model.norm_epsilon)
-    if model.output_cap is not None:
-        check_positive("output_cap", model.output_cap)
-    check_real("embedding_scale", model.embedding_scale)
+    if model.embedding_scale is not None:
+        check_real("embedding_scale", model.embedding_scale)
 
 
 def _checked_tokens(tokens) -> jax.Array:

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rope_jax._checks import check_axes, check_sizes
+from rope_jax._checks import check_axes, check_kinds
 from rope_jax.attention.bias import PositionBias
-from rope_jax.attention.cache import KVCache, init_cache
+from rope_jax.attention.cache import KVCache
+from rope_jax.attention.empty_cache import init_cache
 from rope_jax.attention.layer import Initializer
 from rope_jax.attention.layer_checks import check_fields
 from rope_jax.attention.paths import AttentionBackend
@@ -105,7 +106,7 @@ class RotaryAttention(nnx.Module):
     dropout_stream: nnx.RngStream | None = dataclasses.field(init=False)
 
     def __post_init__(self, kernel_init: Initializer, bias_init: Initializer, rngs: nnx.Rngs):
-        check_sizes(self, "in_features", optional="kv_features")
+        check_kinds(self, sizes=["in_features", "kv_features"], optional=["kv_features"])
         check_fields(self)
         if not isinstance(rngs, nnx.Rngs):
             raise TypeError(f"rngs must be nnx.Rngs, got {type(rngs).__name__}: pass nnx.Rngs(seed)")

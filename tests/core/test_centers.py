@@ -104,7 +104,7 @@ zeros = np.zeros((1, 2), np.float32)
         (
             lambda: patch_centers(2, normalize="max"),
             ValueError,
-            "normalize must be one of own, longer, shorter, area, got 'max'",
+            r"normalize must be one of \('own', 'longer', 'shorter', 'area'\), got 'max'",
         ),
         (
             lambda: augment_centers(key, jnp.zeros((1, 2), int)),

@@ -223,7 +223,7 @@ row, diffuse = multimodal_positions, diffusion_positions
         (
             lambda: diffuse("sd3", 4, (2, 2)),
             ValueError,
-            "model must be one of flux, flux2, lumina2, qwen_image, z_image, got 'sd3'",
+            r"model must be one of \('flux', 'flux2', 'lumina2', 'qwen_image', 'z_image'\), got 'sd3'",
         ),
         (lambda: diffuse("flux", 4), ValueError, "sizes must be pictures, at least one, got 0"),
         (lambda: diffuse("flux", -1, (2, 2)), ValueError, "num_text_tokens must be at least 0, got -1"),

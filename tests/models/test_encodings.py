@@ -188,7 +188,7 @@ def test_nothing_is_sown_or_computed_for_it_unasked(monkeypatch):
     def never(*_, **__):
         raise AssertionError("weights that nobody asked for")
 
-    monkeypatch.setattr(rope_jax.attention.layer, "weights", never)
+    monkeypatch.setattr(rope_jax.attention.self_attention, "weights", never)
     assert program() == plain
     with pytest.raises(AssertionError, match="nobody asked"):
         program(mutable="intermediates")
