@@ -6,7 +6,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Targets share one .venv.
 .NOTPARALLEL:
-.PHONY: demo real test test-full test-all oracle real-test tpu lint format picture notebooks docs clean
+.PHONY: demo real test test-full test-all fuzz oracle real-test tpu lint format picture notebooks docs clean
 
 demo: .venv/train
 	$(BIN)/python configs/toy_lm.py
@@ -28,6 +28,10 @@ test-full: .venv/test
 
 test-all: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal --optimized
+
+# Thousands of random calls, others each time.
+fuzz: .venv/test
+	$(BIN)/python -m pytest -n 2 --hypothesis-profile=fuzz tests/test_fuzz.py
 
 oracle: .venv/oracle
 	$(BIN)/python -m pytest --optimized -m oracle -s tests/oracle

@@ -6,12 +6,26 @@ All messages have the same form: the argument, the expected value, the actual va
 import inspect
 import math
 import operator
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rope_jax._jax_internals import Tracer
+
+
+def shown(value) -> str:
+    """The value for a message: arrays by dtype and shape, other values as they print, on one line and cut short."""
+    if isinstance(value, np.ndarray | jax.Array | jax.ShapeDtypeStruct):
+        return f"{type(value).__name__} {value.dtype} of shape {tuple(value.shape)}"
+    if isinstance(value, int) and not -(10**30) < value < 10**30:  # Python prints no integer of 4,300 digits
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an integer inside may be too long to print
+        return type(value).__name__
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def is_concrete(values) -> bool:
@@ -79,9 +93,9 @@ def check_integer(argument: str, value, least: int | None = None) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool | np.bool):
-        raise TypeError(f"{argument} must be an integer, got {value!r}")
+        raise TypeError(f"{argument} must be an integer, got {shown(value)}")
     if least is not None and number < least:
-        raise ValueError(f"{argument} must be at least {least}, got {number}")
+        raise ValueError(f"{argument} must be at least {least}, got {shown(number)}")
     return number
 
 
@@ -98,6 +112,24 @@ def check_sizes(module, *fields: str, optional: str | None = None) -> None:
             check_integer(field, value, least=1)
 
 
+def check_flags(module, *fields: str, optional: str | None = None) -> None:
+    """Raises TypeError unless these fields of a module are True or False; the optional field may be None."""
+    for field in (*fields, *([] if optional is None else [optional])):
+        value = getattr(module, field)
+        if value is not True and value is not False and not (field == optional and value is None):
+            check_flag(field, value)
+
+
+def as_dtype(argument: str, dtype) -> np.dtype:
+    """``dtype`` as a dtype of numpy. Raises TypeError unless it names one."""
+    if isinstance(dtype, np.dtype | type | str):
+        try:
+            return jnp.dtype(dtype)
+        except TypeError:
+            pass
+    raise TypeError(f"{argument} must be a dtype, as jnp.float32, got {shown(dtype)}")
+
+
 def check_real(argument: str, value):
     """``value`` as a float if it is concrete; a traced number or None is returned unchanged.
 
@@ -107,13 +139,56 @@ def check_real(argument: str, value):
     """
     if value is None or isinstance(value, Tracer):
         return value
-    array = np.asarray(value)
-    if array.ndim or not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
-        raise TypeError(f"{argument} must be a real number, got {value!r}")
-    number = float(value)
+    dtype = np.dtype(type(value)) if isinstance(value, int | float) else getattr(value, "dtype", None)
+    is_real = dtype is not None and (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer))
+    if not is_real or np.ndim(value) or isinstance(value, jax.ShapeDtypeStruct):
+        raise TypeError(f"{argument} must be a real number, got {shown(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
-        raise ValueError(f"{argument} must be finite, got {value}")
+        raise ValueError(f"{argument} must be finite, got {shown(value)}")
     return number
+
+
+def check_sequence(argument: str, values, expected: str) -> list:
+    """``values`` as a list. Raises TypeError unless the values are a sequence, or an array of one axis."""
+    is_array = isinstance(values, np.ndarray | jax.Array)
+    if (is_array and values.ndim == 1) or (isinstance(values, Sequence) and not isinstance(values, str | bytes)):
+        return list(values)
+    raise TypeError(f"{argument} must be {expected}, got {shown(values)}")
+
+
+def check_reals(argument: str, values) -> tuple[float, ...]:
+    """``values`` as a tuple of floats. Raises unless the values are concrete, finite real numbers."""
+    numbers = [check_real(argument, value) for value in check_sequence(argument, values, "a sequence of numbers")]
+    if not all(isinstance(number, float) for number in numbers):
+        raise TypeError(f"{argument} must hold concrete real numbers, got {shown(values)}")
+    return tuple(numbers)
+
+
+def check_positive(argument: str, value) -> None:
+    """Raises unless ``value`` is a concrete real number above 0, or traced."""
+    number = check_real(argument, value)
+    if number is None:
+        raise TypeError(f"{argument} must be a real number, got None")
+    if isinstance(number, float) and number <= 0:
+        raise ValueError(f"{argument} must be positive, got {number}")
+
+
+def check_choice(argument: str, value, choices: Sequence[str], optional: bool = False) -> None:
+    """Raises ValueError unless ``value`` is one of the names ``choices``, or None if optional."""
+    if not (isinstance(value, str) and value in choices) and not (optional and value is None):
+        or_none = "None or " if optional else ""
+        raise ValueError(f"{argument} must be {or_none}one of {tuple(choices)}, got {shown(value)}")
+
+
+def check_flag(argument: str, value) -> bool:
+    """``value`` as a bool. Raises TypeError unless the value is True or False."""
+    if not isinstance(value, bool | np.bool):
+        raise TypeError(f"{argument} must be True or False, got {shown(value)}")
+    return bool(value)
 
 
 def check_mask(argument: str, mask, axes: str, **sizes) -> jax.Array:
@@ -148,7 +223,9 @@ def device_array(argument: str, values) -> jax.Array:
         except ValueError:
             hint = ": see rope_jax.generation.pad_prompts" if argument == "prompt" else ""
             raise ValueError(f"{argument} must be an array, got lists of unequal lengths{hint}") from None
-        if host.dtype.kind in "OUSMm":
+        except TypeError:
+            raise TypeError(f"{argument} must be an array of numbers, got {shown(values)}") from None
+        if host.dtype.kind in "OUSMm" or host.dtype.type is np.void:
             raise TypeError(f"{argument} must be an array of numbers, got {type(values).__name__}")
         narrow = jax.dtypes.canonicalize_dtype(host.dtype)
         if host.size and host.dtype.kind in "iu":
@@ -162,6 +239,16 @@ def device_array(argument: str, values) -> jax.Array:
     return values
 
 
+def checked_key(argument: str, key) -> jax.Array:
+    """A key of ``jax.random``, or keys ``[B]``; raw numbers are wrapped. Raises TypeError unless it is one."""
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if isinstance(key, jax.Array | np.ndarray) and key.dtype == jnp.uint32 and key.shape[-1:] in ((2,), (4,)):
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    hint = f"({key})" if isinstance(key, int | np.integer) and abs(int(key)) < 2**31 else "(0)"
+    raise TypeError(f"{argument} must be a key, as jax.random.key{hint}, got {shown(key)}")
+
+
 def check_callable(field: str, encoding, *arguments: str) -> None:
     """Raises TypeError unless ``encoding`` is None or a callable of these arguments."""
     if encoding is None:
@@ -170,7 +257,7 @@ def check_callable(field: str, encoding, *arguments: str) -> None:
     if isinstance(encoding, type):
         raise TypeError(f"{expected}, like {encoding.__name__}(), got the class {encoding.__name__} itself")
     if not callable(encoding):
-        raise TypeError(f"{expected}, got {encoding!r}")
+        raise TypeError(f"{expected}, got {shown(encoding)}")
     try:
         inspect.signature(encoding).bind(*arguments)
     except TypeError:

@@ -14,7 +14,7 @@ pallas, pallas_tpu                    ``jax.experimental.pallas``, and its modul
 splash_attention(_kernel)             ``jax.experimental.pallas.ops.tpu.splash_attention``
 varying_axes, struct_like             ``manual_axis_type``; ``vma`` before JAX 0.10
 check_vma                             ``jax._src.config._check_vma``, or None: a context, of shard_map's check
-is_jit_disabled, default_prng_impl,   attributes of ``jax.config``
+is_jit_disabled,                      attributes of ``jax.config``
 default_matmul_precision
 is_for_export, is_partitioned_by_xla  ``lowering_parameters``, ``axis_context`` of a context of lowering
 ====================================  ============================================================================
@@ -67,10 +67,6 @@ def struct_like(x) -> jax.ShapeDtypeStruct:
 
 def is_jit_disabled() -> bool:
     return jax.config.jax_disable_jit  # type: ignore[attr-defined]
-
-
-def default_prng_impl() -> str:
-    return jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
 
 
 def default_matmul_precision() -> str | None:

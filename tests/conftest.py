@@ -18,6 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Compilation makes the first example slow, and CI machines are noisy: no deadline, the same examples each time.
 hypothesis.settings.register_profile("house", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=3000, print_blob=True)
 hypothesis.settings.load_profile("house")
 # The workers compile thousands of small programs, most of them alike: they share what they compiled.
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))

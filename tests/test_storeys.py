@@ -13,7 +13,7 @@ STOREYS = {  # from the ground up; in a storey, the files in import order
     "_jax_internals": [],
     "_checks": [],
     "core": (
-        "named nan_rows whole positions grids centers media frequencies schedules length_schedules composed_schedules phases angles kernels explicit "
+        "named nan_rows whole explicit positions grids centers media frequencies schedules length_schedules composed_schedules phases angles kernels "
         "primitive projection rotate rope serialization"
     ).split(),
     "attention": (

@@ -4,10 +4,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from rope_jax._checks import check_axes, check_dtype, check_real, device_array
-from rope_jax._jax_internals import Tracer, default_prng_impl
+from rope_jax._checks import check_axes, check_dtype, check_flag, check_real, checked_key, device_array, shown
+from rope_jax._jax_internals import Tracer
 from rope_jax.attention import blocks
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.mask import window_size
@@ -136,7 +135,7 @@ def attention_weights(
 
 def _facts(q, k, bias, mask, causal, window, scale, logit_cap, sink_logits) -> tuple[jax.Array, Facts]:
     """The facts of a call whose tokens have the sequence indices 0, 1, 2, ...; q takes a traced scale in."""
-    window = window_size(window)
+    causal, window = check_flag("causal", causal), window_size(window)
     q, scale = fold_traced_scale(q, scale)
     sizes = q.shape[1], k.shape[1]
     if causal and sizes[0] != sizes[1]:
@@ -152,7 +151,7 @@ def _facts(q, k, bias, mask, causal, window, scale, logit_cap, sink_logits) -> t
         check_axes("sink_logits", sink_logits, "N", N=q.shape[2])
         check_dtype("sink_logits", sink_logits, jnp.floating, "floating")
     facts = Facts(
-        causal=bool(causal),
+        causal=causal,
         window=window,
         scale=scale,
         logit_cap=None if logit_cap is None else float(logit_cap),
@@ -220,15 +219,9 @@ def dropout_facts(dropout_rate: float, dropout_rng) -> dict:
         return {}
     if dropout_rng is None:
         raise ValueError(f"dropout_rng must be given with dropout_rate {dropout_rate}, got None")
-    if not isinstance(dropout_rng, jax.Array | np.ndarray):
-        raise TypeError(f"dropout_rng must be a key, as jax.random.key(0), got {type(dropout_rng).__name__}")
-    is_key = jnp.issubdtype(dropout_rng.dtype, jax.dtypes.prng_key)
-    if dropout_rng.ndim != (0 if is_key else 1):
-        raise ValueError(f"dropout_rng must be a single key, got shape {dropout_rng.shape}")
-    if is_key:
-        impl, data = str(jax.random.key_impl(dropout_rng)), jnp.asarray(jax.random.key_data(dropout_rng))
-    else:  # a key of raw numbers
-        impl, data = default_prng_impl(), jnp.asarray(dropout_rng)
+    key = checked_key("dropout_rng", dropout_rng)
+    check_axes("dropout_rng", key, "")
+    impl, data = str(jax.random.key_impl(key)), jnp.asarray(jax.random.key_data(key))
     return dict(dropout_rate=float(dropout_rate), dropout_key=data, dropout_impl=impl)
 
 
@@ -271,8 +264,8 @@ def check_options(
     if isinstance(cap, float) and not cap > 0:
         raise ValueError(f"logit_cap must be positive and finite, got {logit_cap}")
     rate = check_real("dropout_rate", dropout_rate)
-    if isinstance(rate, Tracer):
-        raise TypeError("dropout_rate must be a concrete number, got a traced number")
-    if isinstance(rate, float) and not 0 <= rate < 1:
+    if not isinstance(rate, float):
+        raise TypeError(f"dropout_rate must be a concrete number, got {shown(rate)}")
+    if not 0 <= rate < 1:
         raise ValueError(f"dropout_rate must be in [0, 1), got {dropout_rate}")
     check_backend(implementation)

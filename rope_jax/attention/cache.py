@@ -9,7 +9,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, check_mask, device_array, known_any
+from rope_jax._checks import (
+    as_dtype,
+    as_int32,
+    check_axes,
+    check_dtype,
+    check_flag,
+    check_integer,
+    check_mask,
+    device_array,
+    known_any,
+)
 from rope_jax.attention.cache_write import write_slots
 from rope_jax.attention.quantized import Quantized, is_narrow, quantize, read_layer
 from rope_jax.attention.slots import Eviction, Slots, checked_slots
@@ -117,6 +127,7 @@ class KVCache:
             )
         check_axes("cache.key", self.key, "B K S H")
         batch, heads, _, head_dim = self.key.shape
+        key, value = device_array("key", key), device_array("value", value)
         check_axes("key", key, "B T K H", B=batch, K=heads, H=head_dim)
         check_axes("value", value, "B T K H", B=batch, T=key.shape[1], K=heads, H=head_dim)
         check_dtype("key", key, jnp.floating, "floating")
@@ -380,8 +391,9 @@ def init_cache(
         if not jax.export.is_symbolic_dim(size):
             check_integer(name, size, least=1)
     num_sink_tokens = checked_slots(capacity, eviction, num_sink_tokens).num_sink_tokens
-    if not isinstance(rotated, bool):
-        raise TypeError(f"rotated must be True or False, got {rotated!r}")
+    check_flag("rotated", rotated)
+    if not (is_narrow(dtype) or jnp.issubdtype(as_dtype("dtype", dtype), jnp.floating)):
+        raise TypeError(f"dtype must be floating or int8, got {as_dtype('dtype', dtype)}")
     if num_sink_tokens and rotated:
         raise ValueError(
             "rotated must be False with sink tokens, whose positions move with the window, got True with "
@@ -393,9 +405,7 @@ def init_cache(
     def empty():  # a buffer each: a donated buffer must not be donated again
         if is_narrow(dtype):
             return Quantized(jnp.zeros(shape, dtype), jnp.zeros(shape[:-1], jnp.float32))
-        zeros = jnp.zeros(shape, dtype)
-        check_dtype("dtype", zeros, jnp.floating, "floating or int8")
-        return zeros
+        return jnp.zeros(shape, dtype)
 
     return KVCache(
         key=empty(),

@@ -2,7 +2,15 @@
 
 import jax.numpy as jnp
 
-from rope_jax._checks import check_axes, check_callable, check_dtype, check_sizes
+from rope_jax._checks import (
+    check_axes,
+    check_callable,
+    check_dtype,
+    check_flags,
+    check_positive,
+    check_sizes,
+    shown,
+)
 from rope_jax.attention.attend import check_options
 from rope_jax.attention.cache import check_cache
 from rope_jax.attention.mask import window_size
@@ -147,9 +155,14 @@ def check_ring(layer, plan: Plan, deterministic: bool, sows: dict[str, bool]) ->
         )
 
 
+_FLAGS = "causal", "deterministic", "learn_frequencies", "learn_sinks", "qk_norm", "qk_norm_unit_offset", "use_bias"
+
+
 def check_fields(layer) -> None:
     """Raises unless the fields of a layer go together."""
     check_sizes(layer, "num_heads", "head_dim", optional="num_kv_heads")
+    check_flags(layer, *_FLAGS, optional="use_out_bias")
+    check_positive("qk_norm_epsilon", layer.qk_norm_epsilon)
     if layer.num_kv_heads is not None and layer.num_heads % layer.num_kv_heads:
         raise ValueError(f"num_kv_heads must divide num_heads={layer.num_heads}, got {layer.num_kv_heads}")
     if not isinstance(layer.rope, Rope | None):
@@ -172,6 +185,8 @@ def check_fields(layer) -> None:
             raise ValueError(f"{name} must be left out with an attention_fn, got {getattr(layer, name)!r}")
     check_options(layer.logit_cap, layer.dropout_rate, layer.implementation)
     window_size(layer.window)  # a tuple is for a stack of layers
+    if not isinstance(layer.ring_axis, str | None):
+        raise TypeError(f"ring_axis must be the name of a mesh axis, got {shown(layer.ring_axis)}")
     if layer.ring_axis is not None and layer.implementation not in (None, "xla", "blocks"):
         raise ValueError(
             f"implementation must be None, 'blocks' or 'xla' with ring_axis, got {layer.implementation!r}"

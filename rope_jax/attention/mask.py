@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, device_array, is_concrete
+from rope_jax._checks import as_int32, check_axes, check_dtype, check_integer, device_array, is_concrete, shown
 from rope_jax._jax_internals import Tracer
 
 
@@ -54,8 +54,8 @@ def window_size(window) -> int | jax.Array | None:
     """
     if window is None:
         return None
-    if np.ndim(window):
-        raise ValueError(f"window must have shape [], got {np.shape(window)}")
+    if isinstance(window, np.ndarray | jax.Array) and window.ndim:
+        raise ValueError(f"window must have shape [], got {window.shape}")
     if isinstance(window, Tracer):
         check_dtype("window", window, jnp.integer, "an integer")
         return as_int32(window)  # saturates: a window of 2^31 or more covers all keys anyway
@@ -63,7 +63,7 @@ def window_size(window) -> int | jax.Array | None:
     if window < 1:
         raise ValueError(f"window must be at least 1 token, got {window}")
     if window >= 2**31:
-        raise ValueError(f"window must be below 2^31 tokens, got {window}")
+        raise ValueError(f"window must be below 2^31 tokens, got {shown(window)}")
     return window
 
 

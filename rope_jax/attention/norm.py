@@ -52,7 +52,7 @@ def rms_norm(x, scale, *, epsilon: float, unit_offset: bool) -> jax.Array:
         if unit_offset:
             scale = 1 + scale
         y = x.astype(wide)
-        y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
+        y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + jnp.asarray(epsilon, wide))
         y, scale = align_ranks(y, scale)
         return (y * scale).astype(x.dtype)
 

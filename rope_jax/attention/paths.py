@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_axes
+from rope_jax._checks import check_axes, check_choice
 from rope_jax._jax_internals import min_dim
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.kernels import splash
@@ -24,10 +24,7 @@ SYMBOLIC_BLOCK = 128  # of lengths that are not known when a program is exported
 
 def check_backend(implementation) -> None:
     """Raises ValueError if there is no such implementation."""
-    if implementation not in (None, *get_args(AttentionBackend)):
-        raise ValueError(
-            f"implementation must be None or one of {get_args(AttentionBackend)}, got {implementation!r}"
-        )
+    check_choice("implementation", implementation, get_args(AttentionBackend), optional=True)
 
 
 def block_sizes(q, k, implementation: AttentionBackend | None, platform: str) -> BlockSizes:
@@ -176,8 +173,7 @@ def explain(
       >>> print(explain(q, k, Facts(causal=True), platform="cpu"))
       blocks of 256 queries and 256 keys: the kernel is for a TPU, not for a CPU
     """
-    if platform not in BLOCKS:
-        raise ValueError(f"platform must be one of {tuple(BLOCKS)}, got {platform!r}")
+    check_choice("platform", platform, tuple(BLOCKS))
     check_backend(implementation)
     if not isinstance(facts, Facts):
         raise TypeError(f"facts must be Facts, as of plan.facts(), got {type(facts).__name__}")

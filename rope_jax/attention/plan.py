@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_callable, check_mask, device_array, is_concrete
+from rope_jax._checks import check_axes, check_callable, check_flag, check_mask, device_array, is_concrete, shown
 from rope_jax.attention.bias import BiasFunction, PositionBias, bias_function
 from rope_jax.attention.cache import CachePolicy, KVCache
 from rope_jax.attention.facts import Facts
@@ -267,12 +267,11 @@ def make_plan(
       TypeError: if an array has a dtype of another kind.
     """
     if not isinstance(shape, tuple) or len(shape) != 2:
-        raise ValueError(f"shape must be (B, T), got {shape!r}: pass x.shape[:2]")
+        raise ValueError(f"shape must be (B, T), got {shown(shape)}: pass x.shape[:2]")
     batch, length = shape
     check_layers(ropes, window)
-    if not isinstance(causal, bool | np.bool):
-        raise TypeError(f"causal must be True or False, got {causal!r}")
-    if np.ndim(context_length):
+    check_flag("causal", causal)
+    if isinstance(context_length, np.ndarray | jax.Array) and context_length.ndim:
         check_axes("context_length", context_length, "B", B={1, batch})
     check_callable("position_bias", position_bias, "distance", "num_heads", "causal")
     if position_bias is not None and num_heads is None:
@@ -281,7 +280,7 @@ def make_plan(
         raise ValueError(f"context_length must be left out with learned frequencies, got {context_length}")
     rotating = [rope for rope in distinct_ropes(ropes) if rope is not None]
     first = rotating[0] if rotating else None
-    if np.ndim(mask) == 4:
+    if getattr(mask, "ndim", 0) == 4:
         raise ValueError(
             f"mask must have shape [B, T], got {np.shape(mask)}: pass a mask [B, N, T, S] as attention_mask"
         )

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_dtype
+from rope_jax._checks import as_dtype, check_axes, check_dtype, device_array
 from rope_jax.core.nan_rows import nan_where
 from rope_jax.core.serialization import serializable
 
@@ -49,7 +49,7 @@ def is_narrow(dtype) -> bool:
     Raises:
       TypeError: if the dtype is a float of eight bits or fewer, but not supported by :func:`quantize`.
     """
-    dtype = jnp.dtype(dtype)
+    dtype = as_dtype("dtype", dtype)
     if dtype in EIGHT_BIT_DTYPES:
         return True
     if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 1:
@@ -83,8 +83,11 @@ def quantize(x, dtype=jnp.int8) -> Quantized:
       >>> quantized.values.tolist(), [round(x, 3) for x in quantized.astype(jnp.float32).tolist()]
       ([127, -64, 13], [1.0, -0.504, 0.102])
     """
-    x = jnp.asarray(x)
+    x = device_array("x", x)
+    check_axes("x", x, "... H")
     check_dtype("x", x, jnp.floating, "floating")
+    if not x.shape[-1]:
+        raise ValueError(f"x must have features, got shape {x.shape}")
     if not is_narrow(dtype):
         raise TypeError(f"dtype must be one of {', '.join(map(str, EIGHT_BIT_DTYPES))}, got {jnp.dtype(dtype)}")
     is_integer = jnp.dtype(dtype) == jnp.int8

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_axes
+from rope_jax._checks import check_axes, device_array
 from rope_jax.attention.attend import attend_by_facts, dropout_facts, fold_traced_scale
 from rope_jax.attention.blocks import weights
 from rope_jax.attention.cache import KVCache
@@ -83,7 +83,7 @@ def self_attention(
     Returns:
       ``y [B, T, D]``, or ``(y, cache)`` if a cache was given.
     """
-    x, kv = jnp.asarray(x), None if kv is None else jnp.asarray(kv)
+    x, kv = device_array("x", x), None if kv is None else device_array("kv", kv)
     own_plan = plan is None
     if plan is None:
         check_call(layer, x, cache, kv)
@@ -168,7 +168,7 @@ def _attend(layer, q, k, v, plan: Plan, deterministic: bool, stored: KVCache | N
             logit_cap=layer.logit_cap,
         )
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    options: dict = dict(scale=scale, logit_cap=layer.logit_cap)
+    options: dict = dict(scale=scale, logit_cap=None if layer.logit_cap is None else float(layer.logit_cap))
     if layer.learn_sinks:
         options["sink_logits"] = parts.sink_logits()
     if layer.dropout_rate > 0 and not deterministic:

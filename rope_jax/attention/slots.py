@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_integer, known_any
+from rope_jax._checks import check_choice, check_integer, known_any
 from rope_jax._jax_internals import Tracer
 
 Eviction = Literal["sliding"]
@@ -133,8 +133,7 @@ def checked_slots(capacity: int, eviction: Eviction | None, num_sink_tokens: int
       TypeError: if num_sink_tokens is not an integer.
       ValueError: if eviction is unknown, or sink tokens leave no room or come without eviction.
     """
-    if eviction not in (None, *get_args(Eviction)):
-        raise ValueError(f"eviction must be None or one of {get_args(Eviction)}, got {eviction!r}")
+    check_choice("eviction", eviction, get_args(Eviction), optional=True)
     num_sink_tokens = check_integer("num_sink_tokens", num_sink_tokens, least=0)
     if num_sink_tokens and eviction is None:
         raise ValueError(

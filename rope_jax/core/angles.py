@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from rope_jax._checks import align_ranks, check_axes, check_integer, device_array
+from rope_jax.core.explicit import by_xla, spec_of
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice
 from rope_jax.core.phases import (
     cos_and_sin,
@@ -270,7 +272,11 @@ def _lookup(
         return jnp.asarray(table(frequencies))
     tables = jnp.asarray(np.stack([table(option) for option in frequencies.options]))
     # An index out of range reads NaN coefficients, so its row becomes NaN.
-    return tables.at[frequencies.index].get(mode="fill", wrap_negative_indices=False)
+    take = by_xla(
+        lambda tables, index: tables.at[index].get(mode="fill", wrap_negative_indices=False),
+        PartitionSpec(*spec_of(frequencies.index), *[None] * (tables.ndim - 1)),
+    )
+    return take(tables, frequencies.index)
 
 
 # --------------------------------------------------------------------------------------- the exact path

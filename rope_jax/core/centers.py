@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_dtype, check_real, device_array, is_concrete
+from rope_jax._checks import check_axes, check_choice, check_dtype, check_real, device_array, is_concrete
 from rope_jax.core.grids import check_sizes
 
 Normalize = Literal["own", "longer", "shorter", "area"]
@@ -46,8 +46,7 @@ def patch_centers(*sizes: int, normalize: Normalize = "own") -> jax.Array:
       [[0.0, -0.75], [0.0, -0.25], [0.0, 0.25], [0.0, 0.75]]
     """
     lengths = np.array(check_sizes(sizes), np.float64)
-    if normalize not in get_args(Normalize):
-        raise ValueError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {normalize!r}")
+    check_choice("normalize", normalize, get_args(Normalize))
     divisor = {
         "own": lengths,
         "longer": lengths.max(),

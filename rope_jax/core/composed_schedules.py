@@ -1,13 +1,14 @@
 """Schedules made of other schedules: dealt to position axes, on scaled coordinates, negated."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rope_jax._checks import check_choice, check_flag, check_integer, check_real, check_reals, check_sequence, shown
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule, call_schedule, check_schedule
 from rope_jax.core.schedules import Standard, repr_without_defaults
 
@@ -66,6 +67,7 @@ class Axial:
 
     def __post_init__(self):
         sizes = _integers("Axial: sizes", self.sizes)
+        check_flag("Axial: alternating", self.alternating)
         object.__setattr__(self, "sizes", sizes)
         if not sizes or any(size < 2 or size % 2 for size in sizes):
             raise ValueError(f"Axial: sizes must be even numbers of features, at least 2, got {sizes}")
@@ -168,8 +170,7 @@ class Sections:
 
     def __post_init__(self):
         object.__setattr__(self, "sections", _integers("Sections: sections", self.sections))
-        if self.order not in get_args(SectionOrder):
-            raise ValueError(f"Sections: order must be one of {get_args(SectionOrder)}, got {self.order!r}")
+        check_choice("Sections: order", self.order, get_args(SectionOrder))
         if len(self.sections) < 2 or min(self.sections) < 0 or not sum(self.sections):
             raise ValueError(
                 f"Sections: sections must be numbers of pairs, for two axes or more, got {self.sections}"
@@ -241,10 +242,10 @@ class Affine:
     def __post_init__(self):
         for name in ("scale", "offset"):
             value = getattr(self, name)
-            if isinstance(value, Sequence | np.ndarray):
-                object.__setattr__(self, name, value := tuple(float(each) for each in value))
-            if not np.all(np.isfinite(value)):
-                raise ValueError(f"Affine: {name} must be finite, got {value}")
+            if isinstance(value, Sequence) or np.ndim(value):
+                object.__setattr__(self, name, check_reals(f"Affine: {name}", value))
+            elif not isinstance(check_real(f"Affine: {name}", value), float):
+                raise TypeError(f"Affine: {name} must be a number, or one for each axis, got {shown(value)}")
 
     def __call__(self, rotary_dim: int, *context_length) -> Frequencies | FrequencyChoice:
         def move(frequencies: Frequencies) -> Frequencies:
@@ -298,6 +299,4 @@ class Negated:
 
 def _integers(name: str, values) -> tuple[int, ...]:
     """Integers as a tuple; TypeError if a value is not an integer."""
-    if not isinstance(values, Iterable) or any(isinstance(value, bool) or int(value) != value for value in values):
-        raise TypeError(f"{name} must be a sequence of integers, got {values!r}")
-    return tuple(int(value) for value in values)
+    return tuple(check_integer(name, value) for value in check_sequence(name, values, "a sequence of integers"))

@@ -1,14 +1,13 @@
 """Frequencies of the pairs of features, as a hashable value."""
 
 import dataclasses
-import math
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_dtype
+from rope_jax._checks import check_callable, check_dtype, check_real, shown
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -62,9 +61,12 @@ class Frequencies:
             shape = (self.num_pairs,) if self.num_heads is None else (self.num_heads, self.num_pairs)
             if self.phase.shape not in (shape, (*self.leading_shape, *shape)):
                 raise ValueError(f"phase must have shape {(*self.leading_shape, *shape)}, got {self.phase.shape}")
-        if not (self.attention_factor > 0 and math.isfinite(self.attention_factor)):
-            raise ValueError(f"attention_factor must be positive and finite, got {self.attention_factor}")
-        object.__setattr__(self, "attention_factor", float(self.attention_factor))
+        attention_factor = check_real("attention_factor", self.attention_factor)
+        if not isinstance(attention_factor, float):
+            raise TypeError(f"attention_factor must be a concrete number, got {shown(attention_factor)}")
+        if attention_factor <= 0:
+            raise ValueError(f"attention_factor must be positive, got {attention_factor}")
+        object.__setattr__(self, "attention_factor", attention_factor)
 
     @property
     def on_host(self) -> bool:
@@ -110,14 +112,14 @@ class Frequencies:
         return Frequencies, (self.inv_freq, self.attention_factor, self.phase, self.num_batch_axes)
 
     def __repr__(self):
-        def shown(numbers):
+        def brief(numbers):
             if isinstance(numbers, jax.Array):
                 return f"<jax {numbers.dtype}{list(numbers.shape)}>"
             return np.array2string(numbers, precision=6, threshold=6, edgeitems=2, separator=", ")
 
-        phase = "" if self.phase is None else f", phase={shown(self.phase)}"
+        phase = "" if self.phase is None else f", phase={brief(self.phase)}"
         batch = f", num_batch_axes={self.num_batch_axes}" if self.num_batch_axes else ""
-        return f"Frequencies({shown(self.inv_freq)}, attention_factor={self.attention_factor}{phase}{batch})"
+        return f"Frequencies({brief(self.inv_freq)}, attention_factor={self.attention_factor}{phase}{batch})"
 
 
 def _as_numbers(name: str, numbers) -> np.ndarray | jax.Array:
@@ -128,12 +130,12 @@ def _as_numbers(name: str, numbers) -> np.ndarray | jax.Array:
     try:
         given = np.asarray(numbers)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be numbers of one shape, got {numbers!r}") from None
+        raise ValueError(f"{name} must be numbers of one shape, got {shown(numbers)}") from None
     if given.dtype.kind not in "iuf":
         raise TypeError(f"{name} must be real numbers, got dtype {given.dtype}")
     host = given.astype(np.float64)
     if not np.all(np.abs(host) < 2.0**64):
-        raise ValueError(f"{name} must be finite numbers below 2^64, got {numbers}")
+        raise ValueError(f"{name} must be finite numbers below 2^64, got {shown(numbers)}")
     host.flags.writeable = False
     return host
 
@@ -205,15 +207,19 @@ def check_schedule(schedule) -> None:
         hint = ": pass lambda rotary_dim: frequencies" if isinstance(schedule, Frequencies) else ""
         got = schedule if isinstance(schedule, type) else type(schedule)
         raise TypeError(f"schedule must be a schedule like Standard(), got {got.__name__}{hint}")
+    check_callable("schedule", schedule, "rotary_dim")
 
 
 def call_schedule(schedule, rotary_dim: int, *context_length) -> Frequencies | FrequencyChoice:
     """The frequencies of a schedule. Raises unless they are R/2 :class:`Frequencies`."""
     frequencies = schedule(rotary_dim, *context_length)
     if not isinstance(frequencies, Frequencies | FrequencyChoice):
-        raise TypeError(f"schedule must return Frequencies, got {type(frequencies).__name__} from {schedule!r}")
+        raise TypeError(
+            f"schedule must return Frequencies, got {type(frequencies).__name__} from {shown(schedule)}"
+        )
     if frequencies.num_pairs != rotary_dim // 2:
         raise ValueError(
-            f"schedule must give R/2 = {rotary_dim // 2} frequencies, got {frequencies.num_pairs} from {schedule!r}"
+            f"schedule must give R/2 = {rotary_dim // 2} frequencies, got {frequencies.num_pairs} "
+            f"from {shown(schedule)}"
         )
     return frequencies

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import as_int32, check_dtype, check_integer, check_real, is_concrete
+from rope_jax._checks import as_int32, check_dtype, check_flag, check_integer, check_real, is_concrete, shown
+from rope_jax._jax_internals import Tracer
 
 
 def grid_positions(
@@ -91,9 +92,9 @@ def packed_grid_positions(
       ([[0, 0], [0, 1], [0, 0], [1, 0]], [0, 0, 1, 1])
     """
     if not is_sequence(sizes) or len(sizes) == 0 or not all(map(is_sequence, sizes)):
-        raise ValueError(f"sizes must be one or more grids, [(height, width), ...], got {sizes!r}")
+        raise ValueError(f"sizes must be one or more grids, [(height, width), ...], got {shown(sizes)}")
     if len({len(size) for size in sizes}) > 1:
-        raise ValueError(f"sizes must have the same number of axes A in each grid, got {sizes!r}")
+        raise ValueError(f"sizes must have the same number of axes A in each grid, got {shown(sizes)}")
     return _place([host_grid(size, **options) for size in sizes], origin, num_prefix_tokens)
 
 
@@ -101,7 +102,7 @@ def check_sizes(sizes: Sequence[int], argument: str = "sizes") -> list[int]:
     """``sizes`` as ints. Raises unless the sizes are one or more integers of at least 1."""
     checked = [check_integer(argument, size) for size in sizes]
     if not checked or min(checked) < 1:
-        raise ValueError(f"{argument} must be one or more lengths of at least 1, got {sizes}")
+        raise ValueError(f"{argument} must be one or more lengths of at least 1, got {shown(sizes)}")
     return checked
 
 
@@ -115,12 +116,12 @@ def floor_steps(indices: Sequence[int], step) -> list[int]:
 
 def check_step(argument: str, step) -> Any:
     """``step`` as an exact number or a float. Raises unless the step is a known real number below 2^31."""
-    if not is_concrete(step):
-        raise TypeError(f"{argument} must be known when the program is traced, got {step}")
+    if isinstance(step, Tracer):
+        raise TypeError(f"{argument} must be known when the program is traced, got {shown(step)}")
     if isinstance(step, bool) or not isinstance(step, numbers.Rational):
         step = check_real(argument, step)
     if step is None or abs(step) >= 2**31:
-        raise ValueError(f"{argument} must be a number between -2^31 and 2^31, got {step}")
+        raise ValueError(f"{argument} must be a number between -2^31 and 2^31, got {shown(step)}")
     return step
 
 
@@ -136,7 +137,7 @@ def int32_positions(cells: np.ndarray, origin: Sequence[int]) -> np.ndarray:
         for ends in (cells.min(axis=0), cells.max(axis=0))
     )
     if min(low) < -(2**31) or max(high) >= 2**31:
-        raise ValueError(f"positions must fit in int32, got positions from {min(low)} to {max(high)}")
+        raise ValueError(f"positions must fit in int32, got positions from {shown(min(low))} to {shown(max(high))}")
     return (cells + np.array(origin)).astype(np.int32)
 
 
@@ -148,17 +149,18 @@ def host_grid(sizes, *, step=1, resize_to=None, centered=False, frames=None, blo
     steps, targets, centered_axes = (_for_each_axis(name, value, num_axes) for name, value in each.items())
     axes = []
     for size, step, target, is_centered in zip(sizes, steps, targets, centered_axes, strict=True):
-        if not isinstance(is_centered, bool | np.bool):
-            raise TypeError(f"centered must be True or False, or A={num_axes} of them, got {centered!r}")
+        check_flag("centered", is_centered)
         if target is not None:
             if step != 1:
-                raise ValueError(f"pass step or resize_to for an axis, not both, got {step!r} and {target!r}")
+                raise ValueError(
+                    f"pass step or resize_to for an axis, not both, got {shown(step)} and {shown(target)}"
+                )
             step = Fraction(check_integer("resize_to", target, least=1), size)
         first = -((size + 1) // 2) if is_centered else 0
         axes.append(floor_steps(range(first, first + size), check_step("step", step)))
     if frames is not None:
         if not is_sequence(frames) or len(frames) != sizes[0]:
-            raise ValueError(f"frames must be sizes[0]={sizes[0]} integers, got {frames!r}")
+            raise ValueError(f"frames must be sizes[0]={sizes[0]} integers, got {shown(frames)}")
         axes[0] = [check_integer("frames", frame) for frame in frames]
     cells = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     if block > 1:
@@ -174,7 +176,7 @@ def _for_each_axis(argument: str, value, num_axes: int) -> list:
     if not is_sequence(value):
         return [value] * num_axes
     if len(value) != num_axes:
-        raise ValueError(f"{argument} must be one value or A={num_axes} values, got {value}")
+        raise ValueError(f"{argument} must be one value or A={num_axes} values, got {shown(value)}")
     return list(value)
 
 

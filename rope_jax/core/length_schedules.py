@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_dtype, device_array, known_any
+from rope_jax._checks import check_dtype, check_reals, device_array, known_any, shown
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice
 from rope_jax.core.schedules import check_hyperparameters, geometric, ntk_ramp
 
@@ -37,9 +37,14 @@ def _host_context_length(schedule, context_length) -> int:
     try:
         num_tokens = operator.index(context_length)
     except TypeError:
-        raise TypeError(f"context_length must be an integer or an integer array, got {context_length!r}") from None
-    if num_tokens < 1:
-        raise ValueError(f"{type(schedule).__name__}: context_length must be at least 1 token, got {num_tokens}")
+        raise TypeError(
+            f"context_length must be an integer or an integer array, got {shown(context_length)}"
+        ) from None
+    if not 1 <= num_tokens < 2**63:
+        raise ValueError(
+            f"{type(schedule).__name__}: context_length must be at least 1 token, and an int64, "
+            f"got {shown(num_tokens)}"
+        )
     return num_tokens
 
 
@@ -121,9 +126,9 @@ class LongRope:
     def __post_init__(self):
         check_hyperparameters(self, positive=["base"], factor=1, original_length=2)
         for name in ("short_factor", "long_factor"):
-            divisors = tuple(float(x) for x in getattr(self, name))
-            if not all(x > 0 and math.isfinite(x) for x in divisors):
-                raise ValueError(f"LongRope: {name} must hold positive finite numbers, got {divisors}")
+            divisors = check_reals(f"LongRope: {name}", getattr(self, name))
+            if min(divisors, default=1.0) <= 0:
+                raise ValueError(f"LongRope: {name} must hold positive numbers, got {divisors}")
             object.__setattr__(self, name, divisors)
         for name in ("attention_factor", "long_attention_factor"):
             if getattr(self, name) is not None:

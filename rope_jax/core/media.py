@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import as_int32, check_dtype, check_integer, device_array, is_concrete
+from rope_jax._checks import as_int32, check_choice, check_dtype, check_integer, device_array, is_concrete, shown
 from rope_jax.core.grids import check_sizes, check_step, host_grid, int32_positions, is_sequence
 
 Resume = Literal["all", "plane"] | Callable[[tuple[int, ...]], int]
@@ -76,8 +76,8 @@ def multimodal_positions(
     num_axes = check_integer("num_axes", num_axes, least=1)
     segments = _check_segments(segments, num_axes)
     grid_steps = iter(_check_steps(steps, sum(not isinstance(segment, int) for segment in segments)))
-    if not callable(resume) and resume not in ("all", "plane"):
-        raise ValueError(f"resume must be 'all', 'plane' or a function of the sizes of a grid, got {resume!r}")
+    if not callable(resume) and not (isinstance(resume, str) and resume in ("all", "plane")):
+        raise ValueError(f"resume must be 'all', 'plane' or a function of the sizes of a grid, got {shown(resume)}")
 
     start = 0
     row = [np.zeros((0, num_axes), np.int64)]
@@ -137,8 +137,7 @@ def diffusion_positions(model: DiffusionModel, num_text_tokens: int, *sizes: Seq
       >>> rope_jax.core.diffusion_positions("flux2", 2, (1, 1), (1, 1)).tolist()
       [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0], [10, 0, 0, 0]]
     """
-    if model not in get_args(DiffusionModel):
-        raise ValueError(f"model must be one of {', '.join(get_args(DiffusionModel))}, got {model!r}")
+    check_choice("model", model, get_args(DiffusionModel))
     rule = _RULES[model]
     num_text_tokens = check_integer("num_text_tokens", num_text_tokens, least=0)
     if not 1 <= len(sizes) <= rule.max_pictures:
@@ -188,14 +187,18 @@ _RULES = {
 def _check_picture(size) -> tuple[int, ...]:
     """Frames, height and width."""
     if not is_sequence(size) or len(size) not in (2, 3):
-        raise ValueError(f"sizes must be (height, width) or (frames, height, width) for each picture, got {size!r}")
+        raise ValueError(
+            f"sizes must be (height, width) or (frames, height, width) for each picture, got {shown(size)}"
+        )
     return (1,) * (3 - len(size)) + tuple(check_sizes(size))
 
 
 def _check_segments(segments, num_axes: int) -> list[int | tuple[int, ...]]:
     """The lengths of text and the sizes of grids."""
     if not isinstance(segments, Sequence) or not segments:
-        raise ValueError(f"segments must be lengths of text and sizes of grids, [5, (1, 4, 6)], got {segments!r}")
+        raise ValueError(
+            f"segments must be lengths of text and sizes of grids, [5, (1, 4, 6)], got {shown(segments)}"
+        )
     checked: list[int | tuple[int, ...]] = []
     for segment in segments:
         if not is_sequence(segment):

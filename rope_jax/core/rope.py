@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_dtype, check_integer, device_array
+from rope_jax._checks import check_axes, check_dtype, check_integer, device_array, shown
 from rope_jax.core.angles import Rotation, leading_axes, rotation, rotation_change
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice, Schedule, call_schedule, check_schedule
 from rope_jax.core.primitive import Layout, RotateBackend
@@ -79,7 +79,7 @@ class Rope:
         try:
             hash(self.schedule)
         except TypeError:
-            raise TypeError(f"schedule must be hashable, got {self.schedule!r}") from None
+            raise TypeError(f"schedule must be hashable, got {shown(self.schedule)}") from None
 
     @property
     def num_pairs(self) -> int:
@@ -159,7 +159,7 @@ class Rope:
         implementation: RotateBackend | None = None,
     ) -> list[jax.Array]:
         """Rotates arrays ``[..., T, N, H]`` of equal T together, in a single launch if a kernel is used."""
-        xs = [jnp.asarray(x) for x in xs]
+        xs = [device_array("x", x) for x in xs]
         for x in xs:
             check_axes("x", x, _axes_of("N", token_axis), H=self.head_dim)
         if isinstance(rotation, Rotation):
@@ -261,6 +261,7 @@ class Rope:
         return q, k
 
     def _checked_rotation(self, q, k, positions, context_length, token_axis: int) -> Rotation:
+        q, k = device_array("q", q), device_array("k", k)
         check_axes("q", q, _axes_of("N", token_axis), H=self.head_dim)
         length = q.shape[token_axis]
         check_axes("k", k, _axes_of("K", token_axis), T=length, H=self.head_dim)

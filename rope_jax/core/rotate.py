@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rope_jax._checks import check_axes, check_dtype, check_integer
+from rope_jax._checks import check_axes, check_choice, check_dtype, check_integer, device_array
 from rope_jax.core.angles import Rotation
 from rope_jax.core.primitive import Layout, RotateBackend, join_unrotated, rotate_arrays
 
@@ -86,7 +86,7 @@ def rotate_all(
 
     If a kernel is used, the arrays share all axes but N, and tokens are before heads, a single launch rotates all.
     """
-    xs = [jnp.asarray(x) for x in xs]
+    xs = [device_array("x", x) for x in xs]
     if not isinstance(rotation, Rotation):
         raise TypeError(
             f"rotation must be a Rotation, as rope.rotation(positions) gives, got {type(rotation).__name__}"
@@ -96,8 +96,7 @@ def rotate_all(
         check_dtype(name, part, jnp.floating, "floating")
     check_pairing(layout, start, blocks)
     check_token_axis(token_axis)
-    if implementation not in (None, *get_args(RotateBackend)):
-        raise ValueError(f"implementation must be None or one of {get_args(RotateBackend)}, got {implementation!r}")
+    check_choice("implementation", implementation, get_args(RotateBackend), optional=True)
     for x in xs:
         _check_shapes(x, rotation, layout, start, blocks, token_axis)
     options: dict = dict(layout=layout, start=start, blocks=blocks, token_axis=token_axis)
@@ -158,8 +157,7 @@ def check_token_axis(token_axis: int) -> None:
 
 def check_pairing(layout: Layout, start: int, blocks: int) -> None:
     """Raises unless the layout is known, and start and blocks are integers in range."""
-    if layout not in get_args(Layout):
-        raise ValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}")
+    check_choice("layout", layout, get_args(Layout))
     check_integer("start", start, 0)
     if check_integer("blocks", blocks, 1) > 1 and layout == "interleaved":
         raise ValueError(f"blocks must be 1 with interleaved pairs, which are neighbours anyway, got {blocks}")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rope_jax._checks import check_integer, check_real, shown
 from rope_jax.core.frequencies import Frequencies
 
 
@@ -32,8 +33,8 @@ def geometric(rotary_dim: int, base: float) -> np.ndarray:
       >>> rope_jax.core.geometric(4, 10_000.0).tolist()
       [1.0, 0.01]
     """
-    if rotary_dim < 2 or rotary_dim % 2:
-        raise ValueError(f"rotary_dim must be even and at least 2, got {rotary_dim}")
+    if check_integer("rotary_dim", rotary_dim) < 2 or rotary_dim % 2:
+        raise ValueError(f"rotary_dim must be even and at least 2, got {shown(rotary_dim)}")
     if not (base > 0 and math.isfinite(base)):
         raise ValueError(f"base must be positive and finite, got {base}")
     return base ** -(np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
@@ -43,12 +44,12 @@ def check_hyperparameters(schedule, positive: Sequence[str] = (), **at_least: fl
     """Raises unless the named fields are finite numbers, positive or at least their bound."""
     for name, bound in [(name, None) for name in positive] + list(at_least.items()):
         value = getattr(schedule, name)
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-            raise TypeError(f"{type(schedule).__name__}: {name} must be a number, got {value!r}")
-        in_range = value > 0 if bound is None else value >= bound
-        if not (in_range and math.isfinite(value)):
+        if not isinstance(value, int | float | np.number) or isinstance(value, bool | np.complexfloating):
+            raise TypeError(f"{type(schedule).__name__}: {name} must be a number, got {shown(value)}")
+        number = check_real(f"{type(schedule).__name__}: {name}", value)
+        if not (number > 0 if bound is None else number >= bound):
             expected = "positive" if bound is None else f"at least {bound}"
-            raise ValueError(f"{type(schedule).__name__}: {name} must be {expected} and finite, got {value}")
+            raise ValueError(f"{type(schedule).__name__}: {name} must be {expected}, got {value}")
 
 
 def repr_without_defaults(self) -> str:

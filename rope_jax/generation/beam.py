@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rope_jax._checks import check_integer, check_real
+from rope_jax._checks import check_real
 from rope_jax._jax_internals import Tracer
 from rope_jax.attention.cache import KVCache
 from rope_jax.core.primitive import unify_varying
@@ -17,7 +17,14 @@ from rope_jax.core.serialization import serializable
 from rope_jax.generation.forward import ForwardPass, check_one_axis
 from rope_jax.generation.loop import is_stop, repeat_last
 from rope_jax.generation.placement import placed_like
-from rope_jax.generation.prompts import check_num_positions, check_prefix, check_prompt, check_stop
+from rope_jax.generation.prompts import (
+    check_model,
+    check_num_positions,
+    check_num_tokens,
+    check_prefix,
+    check_prompt,
+    check_stop,
+)
 from rope_jax.models.decoder import Decoder
 
 
@@ -91,14 +98,15 @@ def beam_search(
       >>> result.tokens.shape, bool(result.score[0, 0] >= result.score[0, 3])
       ((1, 4, 3), True)
     """
-    check_integer("beams", beams, least=1)
-    check_integer("max_new_tokens", max_new_tokens, least=1)
+    check_model("model", model)
+    beams, max_new_tokens = check_num_tokens("beams", beams), check_num_tokens("max_new_tokens", max_new_tokens)
     prompt, mask = check_prompt(model, prompt, mask)
     if cache is not None:
         check_prefix(model, cache, prompt, mask, cache_dtype)
     check_num_positions("max_new_tokens", model, prompt, mask, max_new_tokens, cache)
     if length_penalty is None or isinstance(check_real("length_penalty", length_penalty), Tracer):
         raise TypeError(f"length_penalty must be a concrete number, got {length_penalty}")
+    length_penalty = float(length_penalty)
     if abs(length_penalty) * math.log(max_new_tokens) > 80:  # float32 ends at exp(88)
         raise ValueError(f"length_penalty must be moderate, got {length_penalty} for {max_new_tokens} tokens")
     stops = check_stop(model, stop_token)

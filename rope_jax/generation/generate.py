@@ -9,7 +9,6 @@ from rope_jax._checks import (
     as_int32,
     check_axes,
     check_dtype,
-    check_integer,
     device_array,
     is_concrete,
 )
@@ -18,7 +17,9 @@ from rope_jax.generation.forward import ForwardPass, check_one_axis
 from rope_jax.generation.logits import LogitsFunction, as_pytrees
 from rope_jax.generation.loop import Generation, Inputs, run_on_device, run_on_host
 from rope_jax.generation.prompts import (
+    check_model,
     check_num_positions,
+    check_num_tokens,
     check_prefix,
     check_prefix_length,
     check_prompt,
@@ -145,10 +146,11 @@ def generate(
     nearly equal logits. If frequencies depend on the length and no ``context_length`` is given, the deeper layers
     of a cache keep the values that they computed at its earlier length.
     """
+    check_model("model", model)
     prompt, mask = check_prompt(model, prompt, mask)
     stops = check_stop(model, stop_token)
-    check_integer("max_new_tokens", max_new_tokens, least=1)
-    check_integer("num_samples", num_samples, least=1)
+    max_new_tokens = check_num_tokens("max_new_tokens", max_new_tokens)
+    num_samples = check_num_tokens("num_samples", num_samples)
     if cache is not None:
         check_prefix(model, cache, prompt, mask, cache_dtype)
     check_num_positions("max_new_tokens", model, prompt, mask, max_new_tokens, cache)

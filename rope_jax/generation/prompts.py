@@ -13,9 +13,11 @@ from rope_jax._checks import (
     check_dtype,
     check_integer,
     check_mask,
+    check_sequence,
     device_array,
     is_concrete,
     known_any,
+    shown,
 )
 from rope_jax.attention.cache import KVCache, check_cache
 from rope_jax.attention.prefix import checked_prefix_length, divided_prefix
@@ -48,7 +50,7 @@ def pad_prompts(prompts, *, buckets: int | Sequence[int] = 16) -> tuple[jax.Arra
       >>> rope_jax.generation.pad_prompts([range(40)])[0].shape
       (1, 64)
     """
-    rows = [np.array(list(prompt)) if isinstance(prompt, bytes) else np.asarray(prompt) for prompt in prompts]
+    rows = [_tokens_of(f"prompts[{index}]", prompt) for index, prompt in enumerate(_prompts(prompts))]
     if not rows:
         raise ValueError("prompts must hold at least one prompt, got none")
     for index, row in enumerate(rows):
@@ -68,9 +70,24 @@ def pad_prompts(prompts, *, buckets: int | Sequence[int] = 16) -> tuple[jax.Arra
     return jnp.asarray(tokens), jnp.asarray(mask)
 
 
+def _prompts(prompts) -> list:
+    """The prompts as a list: a sequence, or an array ``[B, T]``."""
+    if isinstance(prompts, np.ndarray | jax.Array) and prompts.ndim == 2:
+        return list(np.asarray(prompts))
+    return check_sequence("prompts", prompts, "a sequence of prompts")
+
+
+def _tokens_of(argument: str, prompt) -> np.ndarray:
+    """The tokens of a prompt."""
+    try:
+        return np.array(list(prompt)) if isinstance(prompt, bytes) else np.asarray(prompt)
+    except (TypeError, ValueError):
+        raise TypeError(f"{argument} must be a sequence of integers, got {shown(prompt)}") from None
+
+
 def _bucket(longest: int, buckets: int | Sequence[int]) -> int:
     """The smallest allowed width for the longest prompt."""
-    if isinstance(buckets, Sequence):
+    if isinstance(buckets, Sequence) and not isinstance(buckets, str | bytes):
         widths = [check_integer("buckets", width, least=1) for width in buckets]
         if not widths or max(widths) < longest:
             raise ValueError(f"buckets must hold the longest prompt, T={longest}, got {tuple(widths)}")
@@ -81,8 +98,24 @@ def _bucket(longest: int, buckets: int | Sequence[int]) -> int:
     return width
 
 
+def check_model(argument: str, model) -> None:
+    """Raises TypeError unless the model is a :class:`Decoder`."""
+    if not isinstance(model, Decoder):
+        raise TypeError(f"{argument} must be a Decoder, got {shown(model)}")
+
+
+def check_num_tokens(argument: str, number) -> int:
+    """A number of tokens, of steps or of rows as an int, from 1 to 2^31 - 1."""
+    number = check_integer(argument, number, least=1)
+    if number >= 2**31:
+        raise ValueError(f"{argument} must be below 2^31, got {shown(number)}")
+    return number
+
+
 def check_prompt(model: Decoder, prompt, mask) -> tuple[jax.Array, jax.Array | None]:
     """Checks the prompt ``[B, T]`` and its mask, and returns them as int32 and bool."""
+    if isinstance(prompt, str):
+        raise TypeError("prompt must be an array of tokens, got text: encode it, as tokenizer.encode(text).ids")
     prompt = device_array("prompt", prompt)
     check_axes("prompt", prompt, "B T")
     check_dtype("prompt", prompt, jnp.integer, "integer")
@@ -107,11 +140,14 @@ def check_stop(model: Decoder, stop_token: int | Collection[int] | None) -> jax.
     if stop_token is None:
         stop_token = ()
     # isinstance(array, Collection) holds for arrays without axes too, so arrays are flattened first.
-    tokens: Any = np.ravel(stop_token) if isinstance(stop_token, np.ndarray | jax.Array) else stop_token
+    tokens: Any = stop_token
+    if isinstance(stop_token, np.ndarray | jax.Array):
+        check_dtype("stop_token", stop_token, jnp.integer, "integer")
+        tokens = np.ravel(stop_token)
     tokens = tokens if isinstance(tokens, Collection) else (tokens,)
     stops = sorted(check_integer("stop_token", token) for token in tokens)
     if stops and not 0 <= stops[0] <= stops[-1] < model.vocab_size:
-        raise ValueError(f"stop_token must be in [0, V={model.vocab_size}), got {stop_token}")
+        raise ValueError(f"stop_token must be in [0, V={model.vocab_size}), got {shown(stop_token)}")
     return jnp.array(stops, jnp.int32)
 
 

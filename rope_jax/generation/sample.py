@@ -4,7 +4,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rope_jax._checks import check_integer, check_real, is_concrete
+from rope_jax._checks import (
+    check_axes,
+    check_dtype,
+    check_integer,
+    check_real,
+    checked_key,
+    device_array,
+    is_concrete,
+)
 
 
 def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None) -> jax.Array:
@@ -26,7 +34,8 @@ def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None
       not finite, or if a traced argument is out of range.
 
     Raises:
-      TypeError: if ``temperature`` or ``top_p`` is not a real number, or ``top_k`` not an integer.
+      TypeError: if logits are not floating, ``rng`` is not a key, ``temperature`` or ``top_p`` is not a real
+        number, or ``top_k`` not an integer.
       ValueError: if an argument is out of range.
 
     Example:
@@ -35,11 +44,19 @@ def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None
       1
     """
     check_sampling(temperature, top_k, top_p)
-    logits = jnp.asarray(logits)
+    logits = device_array("logits", logits)
+    check_axes("logits", logits, "... V")
+    check_dtype("logits", logits, jnp.floating, "floating")
+    if not logits.shape[-1]:
+        raise ValueError(f"logits must be of one token or more, got shape {logits.shape}")
+    greedy = is_concrete(temperature) and temperature == 0
+    temperature = jnp.asarray(temperature, jnp.float32)
+    if not greedy:
+        rng = checked_key("rng", rng)
     # Traced arguments can only be checked at run time.
-    invalid = without_a_likeliest(logits) | ~(jnp.asarray(temperature) >= 0)
+    invalid = without_a_likeliest(logits) | ~(temperature >= 0)
     likeliest = jnp.where(invalid, -1, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
-    if is_concrete(temperature) and temperature == 0:
+    if greedy:
         return likeliest
     scaled, out_of_range = cut_logits(logits, temperature, top_k, top_p)
     drawn = jax.random.categorical(rng, scaled, axis=-1)
@@ -77,6 +94,8 @@ def cut_logits(logits, temperature, top_k: int | None, top_p) -> tuple[jax.Array
 
 def check_sampling(temperature, top_k, top_p) -> None:
     """Raises TypeError or ValueError if a concrete argument of :func:`sample` is out of range."""
+    if temperature is None:
+        raise TypeError("temperature must be a real number, got None")
     number = check_real("temperature", temperature)
     if isinstance(number, float) and number < 0:
         raise ValueError(f"temperature must be 0 or above and finite, got {temperature}")

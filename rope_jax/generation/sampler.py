@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from rope_jax._checks import check_axes, is_concrete
+from rope_jax._checks import check_axes, checked_key, is_concrete
 from rope_jax.generation.logits import checked_logits
 from rope_jax.generation.sample import check_sampling, cut_logits, sample, without_a_likeliest
 
@@ -100,11 +99,6 @@ def make_sampler(rng, temperature, top_k, top_p, batch: int, logits_fns: tuple[C
 
 def _checked_key(rng, batch: int) -> jax.Array:
     """Checks a key ``[]`` or a key for each row ``[B]``, and wraps raw key data."""
-    if isinstance(rng, int | np.integer):
-        raise TypeError(f"rng must be a key, as jax.random.key({rng}), got the integer {rng}")
-    if not isinstance(rng, jax.Array | np.ndarray):
-        raise TypeError(f"rng must be a key, as jax.random.key(0), got {rng!r}")
-    if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
-        rng = jax.random.wrap_key_data(jnp.asarray(rng))
+    rng = checked_key("rng", rng)
     check_axes("rng", rng, "B" if rng.ndim else "", B=batch)
     return rng

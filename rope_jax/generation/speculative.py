@@ -9,14 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rope_jax._checks import check_integer, is_concrete
+from rope_jax._checks import is_concrete
 from rope_jax.attention.cache import KVCache
 from rope_jax.core.primitive import unify_varying
 from rope_jax.core.serialization import serializable
 from rope_jax.generation.forward import ForwardPass, check_one_axis
 from rope_jax.generation.loop import is_stop, repeat_last
 from rope_jax.generation.placement import placed_like
-from rope_jax.generation.prompts import check_num_positions, check_prefix, check_prompt, check_stop
+from rope_jax.generation.prompts import (
+    check_model,
+    check_num_positions,
+    check_num_tokens,
+    check_prefix,
+    check_prompt,
+    check_stop,
+)
 from rope_jax.generation.sample import sample
 from rope_jax.generation.sampler import make_sampler
 from rope_jax.models.decoder import Decoder
@@ -124,14 +131,16 @@ def speculative_decode(
       >>> out.tokens.tolist() == greedy.tokens.tolist()
       True
     """
+    check_model("model", model)
+    check_model("draft", draft)
     if draft.vocab_size != model.vocab_size:
         raise ValueError(
             f"draft must have the target's vocabulary, V={model.vocab_size} tokens, got V={draft.vocab_size}"
         )
     for each in (model, draft):
         check_one_axis(each, "generate takes positions of several axes")
-    check_integer("max_new_tokens", max_new_tokens, least=1)
-    check_integer("draft_tokens", draft_tokens, least=1)
+    max_new_tokens = check_num_tokens("max_new_tokens", max_new_tokens)
+    draft_tokens = check_num_tokens("draft_tokens", draft_tokens)
     prompt, mask = check_prompt(model, prompt, mask)
     stops = check_stop(model, stop_token)
     if (cache is None) != (draft_cache is None):

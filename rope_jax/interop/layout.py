@@ -5,6 +5,7 @@ from typing import TypeVar, get_args
 import jax
 import numpy as np
 
+from rope_jax._checks import check_choice, check_integer
 from rope_jax.core.primitive import Layout
 
 Weight = TypeVar("Weight", np.ndarray, jax.Array)
@@ -65,14 +66,12 @@ def convert_layout(
     """
     if not isinstance(weight, np.ndarray | jax.Array):
         raise TypeError(f"weight must be a numpy or jax array, got {type(weight).__name__}")
-    if to not in get_args(Layout):
-        raise ValueError(f"to must be one of {get_args(Layout)}, got {to!r}")
+    check_choice("to", to, get_args(Layout))
     integers = dict(head_dim=head_dim, start=start, axis=axis)
     if rotary_dim is not None:
         integers["rotary_dim"] = rotary_dim
     for name, value in integers.items():
-        if not isinstance(value, int | np.integer):
-            raise TypeError(f"{name} must be an integer, got {value!r}")
+        check_integer(name, value)
     if not 0 <= start < head_dim:
         raise ValueError(f"start must be from 0 to below head_dim={head_dim}, got {start}")
     rotary_dim = head_dim - start if rotary_dim is None else rotary_dim

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import as_int32, check_axes, check_callable, check_dtype, check_sizes, device_array
+from rope_jax._checks import (
+    as_int32,
+    check_axes,
+    check_callable,
+    check_dtype,
+    check_flags,
+    check_positive,
+    check_real,
+    check_sizes,
+    device_array,
+)
 from rope_jax.attention.bias import PositionBias
 from rope_jax.attention.cache import KVCache, check_cache, init_cache
 from rope_jax.attention.layer import Initializer
@@ -261,7 +270,10 @@ class Decoder(nn.Module, kw_only=True):
             logits = placed_product(_dot_general(self))(hidden, table, numbers, preferred_element_type=jnp.float32)
         else:
             logits = self.unembed_kernel(hidden)
-        return logits if self.output_cap is None else self.output_cap * jnp.tanh(logits / self.output_cap)
+        if self.output_cap is None:
+            return logits
+        cap = float(self.output_cap)
+        return cap * jnp.tanh(logits / cap)
 
     def init_cache(
         self,
@@ -322,9 +334,13 @@ def _dot_general(model: Decoder) -> Callable[..., jax.Array]:
     return jax.lax.dot_general if model.implementation == "plain" else dot_general
 
 
+_FLAGS = "learn_frequencies", "mlp_bias", "norm_unit_offset", "out_bias", "post_norms", "qk_norm", "qkv_bias"
+
+
 def _check_fields(model: Decoder) -> None:
     sizes = "vocab_size", "num_layers", "width", "num_heads", "head_dim", "mlp_dim"
     check_sizes(model, *sizes, optional="num_kv_heads")
+    check_flags(model, *_FLAGS, "remat", "tie_embeddings")
     windows = model.windows
     for window in windows if isinstance(windows, tuple) else (windows,):
         window_size(window)
@@ -337,8 +353,10 @@ def _check_fields(model: Decoder) -> None:
         raise ValueError(
             f"position_embedding must be left out with a rope of {first.num_axes} axes: it reads one position"
         )
-    if model.output_cap is not None and not 0 < model.output_cap < math.inf:
-        raise ValueError(f"output_cap must be positive and finite, got {model.output_cap}")
+    check_positive("norm_epsilon", model.norm_epsilon)
+    if model.output_cap is not None:
+        check_positive("output_cap", model.output_cap)
+    check_real("embedding_scale", model.embedding_scale)
 
 
 def _checked_tokens(tokens) -> jax.Array:

@@ -20,6 +20,7 @@ from rope_jax.attention.paths import AttentionBackend
 from rope_jax.attention.plan import Plan
 from rope_jax.attention.self_attention import Parts, learnable_frequencies, self_attention
 from rope_jax.attention.slots import Eviction
+from rope_jax.core.explicit import dense_options
 from rope_jax.core.rope import Rope
 from rope_jax.nnx.norm import RMSNorm
 from rope_jax.nnx.parameters import named
@@ -112,7 +113,8 @@ class RotaryAttention(nnx.Module):
             nnx.LinearGeneral,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            dot_general=None if self.dot_general is None else _DotGeneral(self.dot_general),
+            dot_general=_DotGeneral(self.dot_general),
+            promote_dtype=_promote_dtype,
             rngs=rngs,
         )
 
@@ -306,9 +308,13 @@ def _dropout_key(rngs: nnx.Rngs | nnx.RngStream | None) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class _DotGeneral:
-    """``dot_general`` as :class:`flax.nnx.LinearGeneral` calls it. Equal by value, so that layers compile once."""
+    """``dot_general`` for any mesh, as NNX calls it. Equal by value, so that equal layers compile once."""
 
-    function: Callable[..., jax.Array]
+    function: Callable[..., jax.Array] | None
 
     def __call__(self, *args, out_sharding=None, **options) -> jax.Array:
-        return self.function(*args, **options)
+        return dense_options(self.function)["dot_general"](*args, **options)
+
+
+def _promote_dtype(arrays, /, *, dtype=None, inexact=True):
+    return dense_options()["promote_dtype"](*arrays, dtype=dtype, inexact=inexact)

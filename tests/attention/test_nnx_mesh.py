@@ -11,7 +11,7 @@ import oracles
 import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 import rope_jax
 from rope_jax.core.named import named
@@ -141,6 +141,29 @@ class EightDevices:
                 optimizer, layer, gradient
             )
         assert [("model" in spec) for spec in specs] == [rules == "every name"] * 2
+
+    @pytest.mark.parametrize("rules", [None, "every name"])
+    def test_the_layer_on_a_mesh_of_explicit_axes(self, rules):
+        fields = SIZES | dict(in_features=32, qk_norm=True, use_bias=True, learn_sinks=True)
+        plain, x = RotaryAttention(**fields, rngs=nnx.Rngs(0)), inputs("attention")
+        wanted = nnx.grad(lambda layer: jnp.sum(layer(x) ** 2))(plain)
+        mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+        with jax.set_mesh(mesh), nnx.logical_axis_rules(tuple((RULES if rules else {}).items())):
+            layer = RotaryAttention(**fields, rngs=nnx.Rngs(0))
+            assert (jax.typeof(layer.out.kernel[...]).sharding.spec[0] == "model") == (rules is not None)
+            rows = jax.device_put(x, PartitionSpec("data"))
+            run = nnx.jit(lambda layer, x, decode: layer(x, decode=decode), static_argnums=2)
+            np.testing.assert_allclose(run(layer, rows, False), plain(x), atol=TOLERANCE)
+            layer.init_cache(batch=2, capacity=6)
+            for token in range(6):
+                y = run(layer, rows[:, token : token + 1], True)
+                np.testing.assert_allclose(y[:, 0], plain(x)[:, token], atol=TOLERANCE)
+            gradient = nnx.jit(nnx.grad(lambda layer: jnp.sum(layer(rows) ** 2)))(layer)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max()),
+            nnx.to_pure_dict(nnx.state(gradient, nnx.Param)),
+            nnx.to_pure_dict(nnx.state(wanted, nnx.Param)),
+        )
 
     def test_a_ring(self):
         layer = RotaryAttention(**SIZES, in_features=32, rngs=nnx.Rngs(0))

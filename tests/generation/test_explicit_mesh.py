@@ -199,6 +199,29 @@ class EightDevices:
         assert jax.tree.map(spec_of, got[2]) == jax.tree.map(spec_of, cache)
         assert spec_of(got[1]) == ("data", None, None)
 
+    @pytest.mark.parametrize("rotated", first(1, [True, False]))
+    def test_frequencies_that_depend_on_the_context_length(self, rotated):
+        """Some rows outgrow the short list: their stored keys are rotated again."""
+        mesh = make_mesh()
+        long = rope_jax.LongRope(
+            short_factor=(1.0,) * 4, long_factor=(2.0, 3.0, 4.0, 5.0), factor=4.0, original_length=6
+        )
+        params, placed = decoder_on(mesh, MODEL)
+        model = MODEL.clone(rope=rope_jax.Rope(H, long))
+        mask = jnp.ones((B, 5), bool).at[::2, :2].set(False)
+
+        @jax.jit
+        def steps(params, tokens, mask, cache):
+            _, cache = model.apply(params, tokens[:, :5], mask=mask, cache=cache)
+            return model.apply(params, tokens[:, 5:7], cache=cache)
+
+        cache = model.init_cache(batch=B, capacity=S, rotated=rotated)
+        want = steps(params, text(B, T), mask, cache)
+        with jax.set_mesh(mesh):
+            got = steps(placed, *put(mesh, (text(B, T), mask), "data"), cache_on(mesh, cache))
+        assert_close(got, want)
+        assert len(set(want[1].context_length.tolist())) == (2 if rotated else 1)
+
     def test_a_cache_changes_rows_and_size(self):
         mesh = make_mesh()
         cache = rope_jax.init_cache(batch=B, capacity=S, num_kv_heads=K, head_dim=H, num_layers=2)

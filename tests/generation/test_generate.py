@@ -409,7 +409,7 @@ PROMPT = jnp.zeros((2, 3), int)
         (dict(stop_token=V), ValueError, r"stop_token must be in \[0, V=13\), got 13"),
         (dict(stop_token=(-1, 3)), ValueError, r"stop_token must be in \[0, V=13\), got \(-1, 3\)"),
         (dict(stop_token=(1, 2.5)), TypeError, "stop_token must be an integer, got 2.5"),
-        (dict(rng=7), TypeError, r"rng must be a key, as jax.random.key\(7\), got the integer 7"),
+        (dict(rng=7), TypeError, r"rng must be a key, as jax.random.key\(7\), got 7"),
         (
             dict(rng=jax.random.split(jax.random.key(0), 3)),
             ValueError,
