@@ -21,7 +21,7 @@ STOREYS = {  # from the ground up; in a storey, the files in import order
         "zigzag ring layer_checks self_attention layer adapter"
     ).split(),
     "nnx": "parameters norm attention".split(),
-    "models": "embedding block decoder".split(),
+    "models": "embedding block decoder_checks decoder".split(),
     "generation": "prompts forward placement sample logits sampler loop generate speculative beam".split(),
     "interop": (
         "layout model_rope config sections rope_types family hooks families layers part_types class_defaults parts read "

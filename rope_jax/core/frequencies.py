@@ -1,6 +1,7 @@
 """Frequencies of the pairs of features, as a hashable value."""
 
 import dataclasses
+import math
 from typing import Protocol
 
 import jax

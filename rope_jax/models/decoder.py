@@ -9,24 +9,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import (
-    as_int32,
-    check_axes,
-    check_callable,
-    check_dtype,
-    check_kinds,
-    check_real,
-    device_array,
-)
 from rope_jax.attention.bias import PositionBias
-from rope_jax.attention.cache import KVCache, check_cache
+from rope_jax.attention.cache import KVCache
 from rope_jax.attention.empty_cache import init_cache
 from rope_jax.attention.layer import Initializer
-from rope_jax.attention.mask import window_size
 from rope_jax.attention.norm import RMSNorm
 from rope_jax.attention.paths import AttentionBackend
 from rope_jax.attention.plan import make_plan
-from rope_jax.attention.rotations import Ropes, check_ropes, distinct_ropes, first_rope
+from rope_jax.attention.rotations import Ropes, check_ropes, distinct_ropes
 from rope_jax.attention.slots import Eviction
 from rope_jax.core.explicit import placed_product
 from rope_jax.core.named import named
@@ -34,6 +24,7 @@ from rope_jax.core.primitive import unify_varying
 from rope_jax.core.projection import dot_general
 from rope_jax.core.rope import Rope
 from rope_jax.models.block import place, run_layers, stack
+from rope_jax.models.decoder_checks import check_fields, check_positions, check_stack_cache, checked_tokens
 from rope_jax.models.embedding import PositionEmbedding, embed_tokens
 
 
@@ -153,7 +144,7 @@ class Decoder(nn.Module, kw_only=True):
     activation_sharding: jax.sharding.Sharding | None = None
 
     def setup(self):
-        _check_fields(self)
+        check_fields(self)
         self.embed = nn.Embed(
             self.vocab_size,
             self.width,
@@ -232,10 +223,10 @@ class Decoder(nn.Module, kw_only=True):
         context_length=None,
     ):
         """As the call, but ``[B, T, D]`` before the unembedding: for callers that need the logits of few tokens."""
-        tokens = _checked_tokens(tokens)
+        tokens = checked_tokens(tokens)
         if cache is not None:
-            _check_cache(self, cache, tokens.shape[0])
-        _check_positions(self, positions, tokens.shape[1], mask, segment_ids)
+            check_stack_cache(self, cache, tokens.shape[0])
+        check_positions(self, positions, tokens.shape[1], mask, segment_ids)
         plan = make_plan(
             self.ropes,
             tokens.shape,
@@ -253,11 +244,9 @@ class Decoder(nn.Module, kw_only=True):
             argument="tokens",
         )
         options: dict = dict(scale=self.embedding_scale, position_embedding=self.position_embedding)
-        x = embed_tokens(self.embed, tokens, plan.positions, plan.mask, **options)
-        x = place(x, self.activation_sharding)
+        x = place(embed_tokens(self.embed, tokens, plan.positions, plan.mask, **options), self.activation_sharding)
         x, cache = unify_varying((x, None if cache is None else plan.begin(cache)))
-        plan = dataclasses.replace(plan, in_stack=True)
-        x, cache = run_layers(self, (x, cache), plan)
+        x, cache = run_layers(self, (x, cache), dataclasses.replace(plan, in_stack=True))
         x = self.final_norm(x)
         return x if cache is None else (x, plan.end(cache))
 
@@ -269,10 +258,7 @@ class Decoder(nn.Module, kw_only=True):
             logits = placed_product(_dot_general(self))(hidden, table, numbers, preferred_element_type=jnp.float32)
         else:
             logits = self.unembed_kernel(hidden)
-        if self.output_cap is None:
-            return logits
-        cap = float(self.output_cap)
-        return cap * jnp.tanh(logits / cap)
+        return logits if self.output_cap is None else _soft_cap(logits, float(self.output_cap))
 
     def init_cache(
         self,
@@ -333,64 +319,8 @@ def _dot_general(model: Decoder) -> Callable[..., jax.Array]:
     return jax.lax.dot_general if model.implementation == "plain" else dot_general
 
 
-_SIZES = "vocab_size", "num_layers", "width", "num_heads", "head_dim", "mlp_dim", "num_kv_heads"
-_FLAGS = (
-    *("learn_frequencies", "mlp_bias", "norm_unit_offset", "out_bias", "post_norms", "qk_norm", "qkv_bias"),
-    *("remat", "tie_embeddings"),
-)
-_POSITIVE = "norm_epsilon", "output_cap"
-
-
-def _check_fields(model: Decoder) -> None:
-    optional = "num_kv_heads", "output_cap"
-    check_kinds(model, sizes=_SIZES, flags=_FLAGS, positive=_POSITIVE, optional=optional)
-    windows = model.windows
-    for window in windows if isinstance(windows, tuple) else (windows,):
-        window_size(window)
-    check_ropes(model.ropes)
-    first = first_rope(model.ropes)
-    if model.learn_frequencies and (first is None or isinstance(model.ropes, tuple)):
-        raise ValueError(f"rope must be one rope for all layers with learn_frequencies, got {model.rope}")
-    check_callable("position_embedding", model.position_embedding, "positions", "width")
-    if model.position_embedding is not None and first is not None and first.num_axes > 1:
-        raise ValueError(
-            f"position_embedding must be left out with a rope of {first.num_axes} axes: it reads one position"
-        )
-    if model.embedding_scale is not None:
-        check_real("embedding_scale", model.embedding_scale)
-
-
-def _checked_tokens(tokens) -> jax.Array:
-    """Tokens, as int32 ``[B, T]``."""
-    tokens = device_array("tokens", tokens)
-    check_axes("tokens", tokens, "B T")
-    check_dtype("tokens", tokens, jnp.integer, "integer")
-    return as_int32(tokens)
-
-
-def _check_cache(model: Decoder, cache, batch: int) -> None:
-    """Raises unless the cache is one of all layers of this model."""
-    check_cache(cache)
-    if cache.key.ndim != 5:
-        raise ValueError(
-            "cache must be one of all layers, from model.init_cache: key [layers, B, K, S, H], "
-            f"got {cache.key.shape}"
-        )
-    heads = dict(K=model.num_kv_heads or model.num_heads, H=model.head_dim)
-    check_axes("cache.key", cache.key, "layers B K S H", layers=model.num_layers, B=batch, **heads)
-
-
-def _check_positions(model: Decoder, positions, length, mask, segment_ids) -> None:
-    """Raises if nothing would read the positions, or the position embedding has too few."""
-    if positions is not None and first_rope(model.ropes) is None and model.position_embedding is None:
-        raise ValueError("positions must be left out without rope and position_embedding: nothing reads them")
-    longest = getattr(model.position_embedding, "num_positions", None)
-    counted = positions is None and mask is None and segment_ids is None and isinstance(length, int)
-    if counted and longest is not None and length > longest:
-        raise ValueError(
-            f"tokens must be at most T={longest}, the positions of position_embedding, got T={length}: "
-            "raise num_positions"
-        )
+def _soft_cap(logits, cap: float) -> jax.Array:
+    return cap * jnp.tanh(logits / cap)
 
 
 def _one_or_each(field: str, value, num_layers: int):
