@@ -42,7 +42,8 @@ def rows(folder: Path) -> dict[str, dict]:
     for path in sorted(folder.glob("*.xml"), key=lambda path: path.stat().st_mtime):
         for suite in ET.parse(path).iter("testsuite"):
             for case in suite.iter("testcase"):
-                found[suite.get("name", "")][case.get("classname"), case.get("name")] = storey(case), outcome(case)
+                if name := case.get("name"):  # none: the run was interrupted
+                    found[suite.get("name", "")][case.get("classname"), name] = storey(case), outcome(case)
     return found
 
 
