@@ -34,6 +34,7 @@ REPORT = """<testsuites><testsuite name="Python 3.13.0, jax {jax}, jaxlib {jax},
 <testcase classname="tests.core.test_rope" name="b">{b}</testcase>
 <testcase classname="tests.attention.test_layer" name="c"><skipped/></testcase>
 <testcase classname="tests.test_house" name="d"/>
+<testcase time="0.000"/>
 </testsuite></testsuites>"""
 
 
