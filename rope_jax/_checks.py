@@ -177,11 +177,13 @@ def check_reals(argument: str, values) -> tuple[float, ...]:
     return tuple(numbers)
 
 
-def check_positive(argument: str, value) -> None:
-    """Raises unless ``value`` is a concrete real number above 0, or traced."""
+def check_positive(argument: str, value, *, concrete: bool = False) -> None:
+    """Raises unless ``value`` is a real number above 0, or traced if it need not be concrete."""
     number = check_real(argument, value)
     if number is None:
         raise TypeError(f"{argument} must be a real number, got None")
+    if concrete and not isinstance(number, float):
+        raise TypeError(f"{argument} must be a concrete number, got a traced number")
     if isinstance(number, float) and number <= 0:
         raise ValueError(f"{argument} must be positive and finite, got {shown(value)}")
 

@@ -30,6 +30,7 @@ STOREYS = {  # from the ground up; in a storey, the files in import order
     "_analysis_arguments": [],
     "analysis": [],
     "plot": [],
+    "__main__": [],
 }
 ORDER = [(storey, file) for storey, files in STOREYS.items() for file in files or [""]]
 FILES = [path for path in (ROOT / "rope_jax").rglob("*.py") if path.name != "__init__.py"]

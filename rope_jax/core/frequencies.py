@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_jax._checks import check_callable, check_dtype, check_positive, shown
-from rope_jax._jax_internals import Tracer
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -63,10 +62,8 @@ class Frequencies:
             shape = (self.num_pairs,) if self.num_heads is None else (self.num_heads, self.num_pairs)
             if self.phase.shape not in (shape, (*self.leading_shape, *shape)):
                 raise ValueError(f"phase must have shape {(*self.leading_shape, *shape)}, got {self.phase.shape}")
-        if isinstance(self.attention_factor, Tracer):
-            raise TypeError("attention_factor must be a concrete number, got a traced number")
         if type(self.attention_factor) is not float or not 0 < self.attention_factor < math.inf:
-            check_positive("attention_factor", self.attention_factor)
+            check_positive("attention_factor", self.attention_factor, concrete=True)
         object.__setattr__(self, "attention_factor", float(self.attention_factor))
 
     @property
