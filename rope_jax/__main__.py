@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 import rope_jax
 from rope_jax._jax_internals import default_matmul_precision
-from rope_jax.attention import Facts, explain
+from rope_jax.attention.facts import Facts
+from rope_jax.attention.paths import explain
 
 CHIPS: dict[str, Literal["cpu", "gpu", "tpu"]] = dict(cpu="cpu", gpu="gpu", cuda="gpu", rocm="gpu", tpu="tpu")
 PACKAGES = ["jax", "jaxlib", "flax", "numpy", "chex", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin"]
