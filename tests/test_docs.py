@@ -7,6 +7,7 @@ import importlib
 import re
 from pathlib import Path
 
+import eight_devices
 import jax
 import pages
 import prose
@@ -38,6 +39,18 @@ def test_the_blocks_of_a_page_run_and_print_what_the_page_shows(path, tmp_path, 
         shown = list(pages.printed(page, str(path)))
     for block, text in shown:
         assert (block[2] or "").rstrip("\n") == text, "python tests/pages.py writes what the blocks print"
+
+
+def test_on_eight_devices():
+    eight_devices.run(__file__)
+
+
+class EightDevices:
+    def test_the_page_of_meshes_holds_for_the_shape_that_it_names(self):
+        page = (DOCS / "howto/many_devices.md").read_text()
+        assert "on eight, write `(2, 4)`" in page and page.count("make_mesh((1, 1), ") == 3
+        for block, text in pages.printed(page.replace("make_mesh((1, 1), ", "make_mesh((2, 4), "), "page"):
+            assert (block[2] or "").rstrip("\n") == text
 
 
 def test_a_block_that_prints_something_else_is_found():
