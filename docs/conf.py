@@ -134,14 +134,6 @@ def shorten_signature(app, what, name, obj, options, signature, returned):
     return signature.replace("<PjitFunction of ...>", "..."), returned
 
 
-def drop_missing_pages(app, docname, source):
-    """Leaves out of the contents the pages that come with a later version."""
-    if docname == "index":
-        for later in ("versions", "limits"):
-            if not (HERE / f"{later}.md").exists():
-                source[0] = source[0].replace(f"\n{later}\n", "\n")
-
-
 def resolve_short_name(app, env, node, contnode):
     """Finds a public name by its last parts: docstrings say ``Rope`` and ``KVCache.write``, and
     ``rope_jax.attention.KVCache`` is documented as ``rope_jax.KVCache``."""
@@ -170,5 +162,4 @@ def setup(app):
     app.connect("autodoc-process-docstring", number_groups, priority=400)
     app.connect("autodoc-process-docstring", name_groups, priority=600)
     app.connect("autodoc-process-signature", shorten_signature)
-    app.connect("source-read", drop_missing_pages)
     app.connect("missing-reference", resolve_short_name)

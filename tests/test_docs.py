@@ -7,6 +7,7 @@ import importlib
 import re
 from pathlib import Path
 
+import eight_devices
 import jax
 import pages
 import prose
@@ -40,6 +41,18 @@ def test_the_blocks_of_a_page_run_and_print_what_the_page_shows(path, tmp_path, 
         assert (block[2] or "").rstrip("\n") == text, "python tests/pages.py writes what the blocks print"
 
 
+def test_on_eight_devices():
+    eight_devices.run(__file__)
+
+
+class EightDevices:
+    def test_the_page_of_meshes_holds_for_the_shape_that_it_names(self):
+        page = (DOCS / "howto/many_devices.md").read_text()
+        assert "on eight, write `(2, 4)`" in page and page.count("make_mesh((1, 1), ") == 3
+        for block, text in pages.printed(page.replace("make_mesh((1, 1), ", "make_mesh((2, 4), "), "page"):
+            assert (block[2] or "").rstrip("\n") == text
+
+
 def test_a_block_that_prints_something_else_is_found():
     page = "```python\nprint(1)\n```\n\n```text\n2\n```\n\n```python\nx = 3\n```\n"
     shown = [(block[2], text) for block, text in pages.printed(page, "page")]
@@ -50,6 +63,27 @@ def test_a_block_that_prints_something_else_is_found():
 @pytest.mark.parametrize("file, text", tables.tables().items(), ids=list(tables.tables()))
 def test_tables_are_those_of_the_measured_files(file, text):
     assert (tables.TABLES / file).read_text() == text, "python -m docs.tables writes them"
+
+
+def test_the_page_of_speed_names_where_a_peer_is_ahead():
+    """By the whole span of the quartiles."""
+    ahead = set()
+    for section in (ROOT / "benchmarks/results/rotate.md").read_text().split("\n## ")[1:]:
+        for peer, ratio, high in re.findall(
+            r"^\| ([^|]+) \|[^|]+\|[^|]+\| (\S+) \(\S+ to (\S+)\) \|", section, re.M
+        ):
+            if float(ratio) < 1 and float(high) <= 1 and "x * 2" not in peer:
+                ahead.add((section.splitlines()[0], peer))
+    assert ahead == {
+        ("one token, half, 128 of 128, bfloat16", "transformers compiled"),
+        ("one token, interleaved, 128 of 128, bfloat16", "transformers compiled"),
+        ("rotate, half, 32 of 128, bfloat16", "transformers compiled"),
+        ("backward, half, 64 of 64, float32", "equinox"),
+        ("backward, half, 256 of 256, float32", "equinox"),
+    }
+    said = " ".join((DOCS / "results/cpu.md").read_text().split())
+    assert "behind `torch.compile` in bfloat16 for a single token, and for 32 rotated features of 128" in said
+    assert "behind Equinox for heads of 64 and 256 in float32" in said
 
 
 def test_no_table_is_left_over():

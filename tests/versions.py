@@ -14,11 +14,7 @@ from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "versions.md"
 STOREYS = "core attention models generation interop programs".split()
-HEAD = """---
-orphan: true
----
-
-# Versions that were tested
+HEAD = """# Versions that were tested
 
 `nox -s tests` ran the tests in each version below, and `nox -s table` wrote this page on {date}. Columns count the
 tests that passed, by the storey that they test. Warnings are errors, deprecations included.
