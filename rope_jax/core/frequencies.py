@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -63,11 +63,12 @@ class Frequencies:
             shape = (self.num_pairs,) if self.num_heads is None else (self.num_heads, self.num_pairs)
             if self.phase.shape not in (shape, (*self.leading_shape, *shape)):
                 raise ValueError(f"phase must have shape {(*self.leading_shape, *shape)}, got {self.phase.shape}")
-        if isinstance(self.attention_factor, Tracer):
+        factor: Any = self.attention_factor
+        if isinstance(factor, Tracer):
             raise TypeError("attention_factor must be a concrete number, got a traced number")
-        if type(self.attention_factor) is not float or not 0 < self.attention_factor < math.inf:
-            check_positive("attention_factor", self.attention_factor)
-        object.__setattr__(self, "attention_factor", float(self.attention_factor))
+        if type(factor) is not float or not 0 < factor < math.inf:
+            check_positive("attention_factor", factor)
+        object.__setattr__(self, "attention_factor", float(factor))
 
     @property
     def on_host(self) -> bool:
