@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import event
-from hypothesis import strategies as st
 
 import rope_jax
 
@@ -69,7 +68,6 @@ WRONG = {
     "jax key": lambda: jax.random.key(0),
     "only a shape": lambda: jax.ShapeDtypeStruct((2, 3), jnp.float32),
 }
-names_of_wrong = st.sampled_from(sorted(WRONG))
 
 
 def frames_of(error: BaseException) -> list[pathlib.Path]:
@@ -105,12 +103,5 @@ def parameters(function) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 
-def with_a_wrong_value(data, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, one of them replaced."""
-    name = data.draw(st.sampled_from(sorted(arguments)), "argument")
-    wrong = data.draw(names_of_wrong, "value")
-    return {**arguments, name: WRONG[wrong]()}
-
-
-def report(name: str, arguments: dict, got) -> None:
+def report(name: str, got) -> None:
     event(f"{name}: {type(got).__name__ if isinstance(got, Exception) else 'a result'}")

@@ -33,9 +33,8 @@ def test_the_blocks_of_a_page_run_and_print_what_the_page_shows(path, tmp_path, 
     monkeypatch.chdir(tmp_path)
     page = path.read_text()
     assert len(list(pages.BLOCK.finditer(page))) == page.count("```python")
-    with jax.numpy_dtype_promotion(
-        "standard"
-    ):  # as for a reader of the page; optax is not written for strict promotion
+    # As for a reader of the page: optax is not written for strict promotion.
+    with jax.numpy_dtype_promotion("standard"):
         shown = list(pages.printed(page, str(path)))
     for block, text in shown:
         assert (block[2] or "").rstrip("\n") == text, "python tests/pages.py writes what the blocks print"

@@ -182,6 +182,7 @@ FIELDS = dict(
     implementation=None,
     attention_fn=None,
     ring_axis=None,
+    decode=False,
 )
 LAYER = rope_jax.RotaryAttention(**FIELDS)
 X = jnp.ones((2, 3, 16))
@@ -511,7 +512,7 @@ def test_a_changed_config_is_read_or_refused(data):
     elif how == "misspelled":
         place[path[-1] + "x"] = value
     got = fuzz.outcome(rope_jax.from_hf_config, {"config": config}, {"config", path[-1], *map(str, path)})
-    fuzz.report("from_hf_config", {}, got)
+    fuzz.report("from_hf_config", got)
 
 
 def walk(node):

@@ -199,7 +199,7 @@ class KVCache:
           >>> decode(x, x, x, cache)[0].tolist()
           [[[[nan, nan]]]]
         """
-        batch = self.num_tokens.shape[0]
+        values, batch = device_array("values", values), self.num_tokens.shape[0]
         if values.ndim == 0 or values.shape[0] != batch:
             raise ValueError(f"values must have shape [B, ...] with B={batch}, got {values.shape}")
         check_dtype("values", values, jnp.floating, "floating")

@@ -67,7 +67,7 @@ def init_cache(
         if not jax.export.is_symbolic_dim(size):
             check_integer(name, size, least=1)
     num_sink_tokens = checked_slots(capacity, eviction, num_sink_tokens).num_sink_tokens
-    check_flag("rotated", rotated)
+    rotated = check_flag("rotated", rotated)
     if not (is_narrow(dtype) or jnp.issubdtype(as_dtype("dtype", dtype), jnp.floating)):
         raise TypeError(f"dtype must be floating or int8, got dtype {as_dtype('dtype', dtype)}")
     if num_sink_tokens and rotated:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rope_jax._checks import check_flag
 from rope_jax.attention.bias import PositionBias
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.empty_cache import init_cache
@@ -198,7 +199,7 @@ class RotaryAttention(nn.Module, kw_only=True):
           ``y [B, T, D]``, or ``(y, cache)`` if a cache was given. A row whose cache overflowed is NaN.
         """
         deterministic = self.deterministic if deterministic is None else deterministic
-        held = _held_cache(self, x, cache, plan) if self.decode else None
+        held = None if self.decode is False else _held_cache(self, x, cache, plan)
         arguments: dict = dict(
             positions=positions,
             sequence_index=sequence_index,
@@ -237,8 +238,10 @@ class RotaryAttention(nn.Module, kw_only=True):
         return y
 
 
-def _held_cache(layer: RotaryAttention, x, cache, plan) -> nn.Variable:
+def _held_cache(layer: RotaryAttention, x, cache, plan) -> nn.Variable | None:
     """The variable ``kv`` of the collection ``cache``; ``init`` makes it, with room for as many tokens as x has."""
+    if not check_flag("decode", layer.decode):
+        return None
     for name, value in dict(cache=cache, plan=plan).items():
         if value is not None:
             raise ValueError(f"{name} must be left out with decode=True, got {type(value).__name__}")

@@ -91,9 +91,15 @@ def check_plan(layer, plan: Plan, x, cache, arguments: dict, kv=None) -> None:
     if plan.kv_length != (None if kv is None else kv.shape[1]):
         wanted = "without kv, of make_plan" if kv is None else f"for S={kv.shape[1]}, of make_cross_plan"
         raise ValueError(f"plan must be {wanted}, got a plan for S={plan.kv_length}")
+    if plan.ropes != layer.rope:
+        raise ValueError(f"plan must be for the rope {layer.rope} of this layer, got a plan for {plan.ropes}")
     batch, length, _ = x.shape
-    rows = {array.shape[0] for array in (plan.mask, plan.key_mask, plan.segments, plan.slots) if array is not None}
-    rows |= {plan.sequence_index.shape[0]} - {1}  # alike in all rows
+    with_rows = [plan.mask, plan.key_mask, plan.segments, plan.slots]
+    rows = {array.shape[0] for array in with_rows if array is not None}
+    rank = 2 if layer.rope is None or layer.rope.num_axes == 1 else 3  # of positions that differ between rows
+    positions = [at for at in (plan.positions, plan.key_positions) if at is not None and at.ndim == rank]
+    alike = [plan.sequence_index, plan.query_index, plan.attention_mask, *positions]  # with one row for all, or B
+    rows |= {array.shape[0] for array in alike if array is not None} - {1}
     if plan.sequence_index.shape[1] != length or not rows <= {batch}:
         planned = f"B={max(rows, default=1)}, T={plan.sequence_index.shape[1]}"
         raise ValueError(f"plan must be for B={batch}, T={length}, as x has, got a plan for {planned}")
@@ -101,8 +107,6 @@ def check_plan(layer, plan: Plan, x, cache, arguments: dict, kv=None) -> None:
         plan.check_cache(cache)
     elif plan.slots is not None:
         raise ValueError("cache must be given with a plan that was made with one, got None")
-    if plan.ropes != layer.rope:
-        raise ValueError(f"plan must be for the rope {layer.rope} of this layer, got a plan for {plan.ropes}")
     if plan.causal != layer.causal:
         raise ValueError(f"plan must be for causal={layer.causal}, got a plan for causal={plan.causal}")
     # A traced window comes by the plan alone.
@@ -148,8 +152,8 @@ def check_ring(layer, plan: Plan, deterministic: bool, sows: dict[str, bool]) ->
 
 
 _FLAGS = (
-    *("causal", "deterministic", "learn_frequencies", "learn_sinks", "qk_norm", "qk_norm_unit_offset", "use_bias"),
-    "use_out_bias",
+    *("causal", "decode", "deterministic", "learn_frequencies", "learn_sinks", "qk_norm", "qk_norm_unit_offset"),
+    *("use_bias", "use_out_bias"),
 )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rope_jax._checks import check_integer, shown
+from rope_jax._checks import check_flag, check_integer, shown
 from rope_jax.core.frequencies import Frequencies
 
 
@@ -47,6 +47,8 @@ def check_hyperparameters(schedule, positive: Sequence[str] = (), **at_least: fl
         value = getattr(schedule, name)
         if not isinstance(value, int | float | np.number) or isinstance(value, bool | np.complexfloating):
             raise TypeError(f"{type(schedule).__name__}: {name} must be a number, got {shown(value)}")
+        if isinstance(value, np.number):  # float32 beside the largest float64 would overflow, to infinity
+            value = value.item()
         in_range = value > 0 if bound is None else value >= bound
         if not (in_range and value <= sys.float_info.max):
             expected = "positive" if bound is None else f"at least {bound}"
@@ -163,6 +165,11 @@ class Yarn:
     def __post_init__(self):
         check_hyperparameters(self, positive=["base", "beta_slow"], factor=1, original_length=1)
         check_hyperparameters(self, beta_fast=self.beta_slow)
+        check_flag("Yarn: truncate", self.truncate)
+        if self.mscale is not None:
+            check_hyperparameters(self, mscale=0)
+        if self.mscale_all_dim is not None:
+            check_hyperparameters(self, mscale_all_dim=0)
         if not self.base > 1:
             raise ValueError(f"Yarn: base must be above 1, got {self.base}")
         if self.attention_factor is not None:

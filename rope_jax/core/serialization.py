@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import flax.serialization
 import jax.export
+import numpy as np
 
 from rope_jax.core.angles import Rotation
 from rope_jax.core.composed_schedules import Affine, Axial, Negated, Sections
@@ -94,6 +95,8 @@ def _check_version(name: str, version) -> None:
 
 def _write(value, argument: str):
     """A static field as JSON: a number, a text, None, a tuple, or a rope or schedule of rope_jax."""
+    if isinstance(value, np.generic):  # a number of numpy is equal to Python's, and has the same hash
+        value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, tuple):

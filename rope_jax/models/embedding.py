@@ -139,9 +139,8 @@ def embed_tokens(embed: nn.Embed, tokens, positions, mask, *, scale, position_em
       scale: multiplies the token embeddings, in their dtype; None is 1.
       position_embedding: see :class:`PositionEmbedding`; None for no position embedding.
     """
-    known = (tokens >= 0) & (
-        tokens < int(embed.num_embeddings)
-    )  # nn.Embed would read a negative token from the end
+    # nn.Embed would read a negative token from the end.
+    known = (tokens >= 0) & (tokens < int(embed.num_embeddings))
     x = _take(embed, jnp.where(known, tokens, jnp.zeros_like(tokens)))
     if scale is not None:
         x *= jnp.asarray(scale, x.dtype)

@@ -97,3 +97,19 @@ def test_keeps_its_own_dtype():
 def test_refusals(call, error, says):
     with pytest.raises(error, match=says):
         call()
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "says"),
+    [
+        ("x", TypeError, "values must be an array of numbers, got str"),
+        ([1, 2], TypeError, "values must be floating, got dtype int32"),
+        (1.0, ValueError, r"values must have shape \[B, \.\.\.\] with B=2, got \(\)"),
+        (np.ones((3, 4), np.float32), ValueError, r"values must have shape \[B, \.\.\.\] with B=2, got \(3, 4\)"),
+    ],
+)
+def test_values_without_a_row_for_each_row_of_the_cache_are_refused(values, error, says):
+    cache = rope_jax.init_cache(batch=2, capacity=3, num_kv_heads=1, head_dim=2)
+    assert cache.nan_if_overflowed([1.0, 2.0]).tolist() == [1.0, 2.0]
+    with pytest.raises(error, match=says):
+        cache.nan_if_overflowed(values)

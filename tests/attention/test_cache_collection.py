@@ -178,3 +178,5 @@ def test_refusals():
         layer.apply(variables, jnp.ones((B, T + 1, D)), mutable="cache")
     with pytest.raises(ValueError, match="causal must be True with a cache"):
         layer.clone(causal=False).init(jax.random.key(0), x)
+    with pytest.raises(TypeError, match="decode must be True or False, got 'yes'"):
+        layer.clone(decode="yes").init(jax.random.key(0), x)

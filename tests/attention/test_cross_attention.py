@@ -93,6 +93,11 @@ def test_one_plan_serves_many_layers():
     np.testing.assert_array_equal(LAYER.apply(PARAMS, X, kv=KV, plan=plan), want)
     with pytest.raises(ValueError, match=r"plan must be for S=4, of make_cross_plan, got a plan for S=8"):
         LAYER.apply(PARAMS, X, kv=KV[:, :4], plan=plan)
+    for name in ("positions", "kv_positions"):
+        rows = dict(positions=AT[:1], kv_positions=KV_AT[:1])
+        plan_of_three = make_cross_plan(ROPE, (3, T), S, **(rows | {name: np.repeat(rows[name], 3, axis=0)}))
+        with pytest.raises(ValueError, match="plan must be for B=2, T=5, as x has, got a plan for B=3, T=5"):
+            LAYER.apply(PARAMS, X, kv=KV, plan=plan_of_three)
     with pytest.raises(ValueError, match="plan must be without kv, of make_plan, got a plan for S=8"):
         LAYER.apply(PARAMS, X, plan=plan)
     with pytest.raises(ValueError, match="plan must be for S=8, of make_cross_plan, got a plan for S=None"):

@@ -561,6 +561,18 @@ def test_a_plan_for_another_layer_or_call_is_refused():
             dict(plan=make_plan(rope, (3, T), mask=np.ones((3, T), bool))),
             "plan must be for B=2, T=10, as x has",
         ),
+        *(
+            (
+                {},
+                dict(plan=make_plan(rope, (3, T), **rows)),
+                "plan must be for B=2, T=10, .* got a plan for B=3, T=10",
+            )
+            for rows in (
+                dict(attention_mask=np.ones((3, 1, T, T), bool)),
+                dict(prefix_length=jnp.array([1, 2, 3])),
+                dict(positions=jnp.zeros((3, T), int)),
+            )
+        ),
         (
             {},
             dict(plan=make_plan((rope, ROPES["yarn"]), (B, T))),

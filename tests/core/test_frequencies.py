@@ -214,9 +214,12 @@ class TestFrequencies:
         with pytest.raises(ValueError, match="inv_freq must be"):
             rope_jax.Frequencies(bad)
 
-    @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
-    def test_bad_factors(self, bad):
-        with pytest.raises(ValueError, match="attention_factor must be (positive and )?finite"):
+    @pytest.mark.parametrize(
+        ("bad", "says"),
+        [(0.0, "positive and finite"), (-1.0, "positive and finite"), (math.nan, "finite"), (math.inf, "finite")],
+    )
+    def test_bad_factors(self, bad, says):
+        with pytest.raises(ValueError, match=f"attention_factor must be {says}, got {bad}"):
             rope_jax.Frequencies([1.0], bad)
 
     def test_bad_jax_arrays(self):
@@ -249,6 +252,12 @@ LONGROPE = dict(short_factor=SHORT, long_factor=LONG, original_length=64, factor
     [
         (lambda: rope_jax.Standard(base=0.0), "Standard: base must be positive and finite, got 0.0"),
         (lambda: rope_jax.Standard(base=math.inf), "Standard: base must be positive and finite, got inf"),
+        (
+            lambda: rope_jax.Standard(base=np.float32(math.inf)),
+            "Standard: base must be positive and finite, got inf",
+        ),
+        (lambda: rope_jax.Standard(base=10**400), "Standard: base must be positive and finite, got an integer of"),
+        (lambda: rope_jax.Yarn(factor=2.0, original_length=64, mscale=-0.5), "Yarn: mscale must be at least 0 and"),
         (lambda: rope_jax.Linear(factor=0.5), "Linear: factor must be at least 1 and finite, got 0.5"),
         (lambda: rope_jax.Linear(factor=math.nan), "Linear: factor must be at least 1 and finite, got nan"),
         (lambda: rope_jax.NTKAware(factor=0.5), "NTKAware: factor must be at least 1"),
@@ -279,6 +288,14 @@ LONGROPE = dict(short_factor=SHORT, long_factor=LONG, original_length=64, factor
 def test_refusals(call, says):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+@pytest.mark.parametrize(
+    ("field", "says"), [("mscale", "a number"), ("mscale_all_dim", "a number"), ("truncate", "True or False")]
+)
+def test_yarn_takes_no_array(field, says):
+    with pytest.raises(TypeError, match=f"Yarn: {field} must be {says}, got ndarray int64 of shape"):
+        rope_jax.Yarn(factor=2.0, original_length=64, **{field: np.zeros((2, 9), np.int64)})
 
 
 def test_misspelled_hyperparameter():

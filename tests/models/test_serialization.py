@@ -116,6 +116,17 @@ def test_every_schedule_survives(case):
     assert hash(serialization._read(written)) == hash(rope)
 
 
+def test_numbers_of_numpy_survive():
+    rope = rope_jax.Rope(
+        8, rope_jax.Yarn(base=np.float32(1e4), factor=np.float16(2.5), original_length=np.int64(16))
+    )
+    value = rope_jax.init_cache(batch=1, capacity=3, num_kv_heads=1, head_dim=8, rope=rope, rotated=np.True_)
+    program = export.export(jax.jit(lambda value: value))(value)
+    assert export.deserialize(program.serialize()).in_tree == program.in_tree
+    assert equal(export.deserialize(program.serialize()).call(value), value)
+    assert equal(flax.serialization.from_bytes(value, flax.serialization.to_bytes(value)), value)
+
+
 def test_another_version_is_an_error(monkeypatch):
     value = values()["cache"]
     program = export.export(jax.jit(lambda value: value.num_tokens))(value).serialize()
