@@ -126,7 +126,7 @@ def check_kinds(module, *, sizes=(), flags=(), positive=(), optional=()) -> None
             if type(value) is not bool:
                 check_flag(field, value)
         elif type(value) is not float or not 0 < value < math.inf:
-            check_positive(field, value)
+            check_positive(field, value, concrete=True)
 
 
 def as_dtype(argument: str, dtype) -> np.dtype:

@@ -20,7 +20,7 @@ def explicit_mesh(*operands) -> AbstractMesh | None:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         meshes = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(operands))
-        mesh = next((each for each in meshes if not each.empty), mesh)
+        mesh = next((each for each in meshes if each.explicit_axes), mesh)
     return mesh if mesh.explicit_axes else None
 
 
@@ -53,10 +53,11 @@ def by_xla(program: Callable, specs) -> Callable:
 
 def dense_options(dot_general: Callable | None = None) -> dict[str, Any]:
     """Fields ``dot_general`` and ``promote_dtype`` of a dense layer of flax, for any mesh."""
-    return dict(dot_general=placed_product(dot_general), promote_dtype=_promote_dtype)
+    return dict(dot_general=placed_product(dot_general), promote_dtype=promoted_beside)
 
 
-def _promote_dtype(x, kernel, bias, **options):
+def promoted_beside(x, kernel, bias, **options):
+    """x, kernel and bias in one dtype; the bias lies beside x."""
     return promote_dtype(x, kernel, None if bias is None else beside(x, bias), **options)
 
 

@@ -21,7 +21,7 @@ from rope_jax.attention.paths import AttentionBackend
 from rope_jax.attention.plan import Plan
 from rope_jax.attention.self_attention import Parts, learnable_frequencies, self_attention
 from rope_jax.attention.slots import Eviction
-from rope_jax.core.explicit import dense_options
+from rope_jax.core.explicit import placed_product, promoted_beside
 from rope_jax.core.rope import Rope
 from rope_jax.nnx.norm import RMSNorm
 from rope_jax.nnx.parameters import named
@@ -314,8 +314,8 @@ class _DotGeneral:
     function: Callable[..., jax.Array] | None
 
     def __call__(self, *args, out_sharding=None, **options) -> jax.Array:
-        return dense_options(self.function)["dot_general"](*args, **options)
+        return placed_product(self.function)(*args, **options)
 
 
 def _promote_dtype(arrays, /, *, dtype=None, inexact=True):
-    return dense_options()["promote_dtype"](*arrays, dtype=dtype, inexact=inexact)
+    return promoted_beside(*arrays, dtype=dtype, inexact=inexact)
