@@ -78,7 +78,9 @@ def _fits(size, expected) -> bool:
 
 
 def check_dtype(argument: str, array, kind, expected: str) -> None:
-    """Raises TypeError unless the dtype of ``array`` is a sub-dtype of ``kind``."""
+    """Raises TypeError unless ``array`` is an array whose dtype is a sub-dtype of ``kind``."""
+    if not hasattr(array, "dtype"):
+        raise TypeError(f"{argument} must be an array, got {type(array).__name__}")
     if not jnp.issubdtype(array.dtype, kind):
         raise TypeError(f"{argument} must be {expected}, got dtype {array.dtype}")
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rope_jax._checks import check_axes, check_kinds
+from rope_jax._checks import check_axes, check_flag, check_kinds
 from rope_jax.attention.bias import PositionBias
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.empty_cache import init_cache
@@ -110,6 +110,8 @@ class RotaryAttention(nnx.Module):
         check_fields(self)
         if not isinstance(rngs, nnx.Rngs):
             raise TypeError(f"rngs must be nnx.Rngs, got {type(rngs).__name__}: pass nnx.Rngs(seed)")
+        if not ("params" in rngs or "default" in rngs):
+            raise ValueError(f"rngs must have a stream named 'params', got {sorted(rngs)}: pass nnx.Rngs(seed)")
         linear = functools.partial(
             nnx.LinearGeneral,
             dtype=self.dtype,
@@ -203,7 +205,7 @@ class RotaryAttention(nnx.Module):
             check_axes("kv", kv, "B S D", D=self.kv_features or self.in_features)
         elif self.kv_features not in (None, self.in_features):
             raise ValueError(f"kv must be given with kv_features={self.kv_features}, got None")
-        decode, held = self.decode if decode is None else decode, self.cache
+        decode, held = self.decode if decode is None else check_flag("decode", decode), self.cache
         if decode:
             if cache is not None:
                 raise ValueError("cache must be left out with decode=True, which takes the cache inside the module")

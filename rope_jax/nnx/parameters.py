@@ -4,9 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen
+import jax
+import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
+from rope_jax._checks import shown
 from rope_jax.core.named import placement
 
 
@@ -39,14 +42,25 @@ def from_linen(module: nnx.Module, variables: Mapping[str, Any]) -> None:
       variables: of ``init``, boxed (:func:`flax.linen.unbox`) or not. Other collections are not read.
 
     Raises:
+      TypeError: if the module is not of NNX, the variables are no mapping of collections, or a parameter is no
+        array.
       ValueError: if parameters are missing or unexpected, or a shape differs.
     """
+    own = to_linen(module)["params"]
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"variables must be a mapping of collections, as from init, got {shown(variables)}")
+    if "params" not in variables:
+        raise ValueError(f"variables must have the collection 'params', got {sorted(map(str, variables))}")
     params = flax.linen.unbox(variables["params"])
-    given, held = (flatten_dict(tree, sep="/") for tree in (params, to_linen(module)["params"]))
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params must be a mapping of names, got {shown(params)}")
+    given, held = (flatten_dict(tree, sep="/") for tree in (params, own))
     for kind, names in (("miss", held.keys() - given.keys()), ("have unexpected", given.keys() - held.keys())):
         if names:
             raise ValueError(f"variables must be those of the module, got params that {kind} {sorted(names)}")
     for name, array in given.items():
+        if not isinstance(array, np.ndarray | jax.Array | jax.ShapeDtypeStruct):
+            raise TypeError(f"params of {name} must be an array, got {shown(array)}")
         if array.shape != held[name].shape:
             raise ValueError(f"params of {name} must have shape {held[name].shape}, got {array.shape}")
     nnx.update(module, params)
@@ -63,5 +77,10 @@ def to_linen(module: nnx.Module) -> dict[str, dict]:
       >>> variables = rope_jax.nnx.to_linen(attention)
       >>> rope_jax.RotaryAttention(**fields).apply(variables, jnp.ones((2, 5, 64))).shape
       (2, 5, 64)
+
+    Raises:
+      TypeError: if the module is not of NNX.
     """
+    if not isinstance(module, nnx.Module):
+        raise TypeError(f"module must be an nnx.Module, got {type(module).__name__}")
     return {"params": nnx.to_pure_dict(nnx.state(module, nnx.Param))}

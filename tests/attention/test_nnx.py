@@ -514,7 +514,31 @@ def test_parameters_of_another_module_are_refused():
         from_linen(native(use_bias=True), wanted)
     with pytest.raises(ValueError, match=r"params of out/kernel must have shape \(2, 8, 16\), got \(4, 8, 16\)"):
         from_linen(native(num_heads=2), wanted)
+    lists = jax.tree.map(np.ndarray.tolist, jax.tree.map(np.asarray, wanted))
+    for variables, error, message in (
+        ({}, ValueError, r"variables must have the collection 'params', got \[\]"),
+        (wanted["params"], ValueError, r"variables must have the collection 'params', got \['key', 'out'"),
+        (None, TypeError, "variables must be a mapping of collections, as from init, got None"),
+        ({"params": "text"}, TypeError, "params must be a mapping of names, got 'text'"),
+        (lists, TypeError, "params of key/kernel must be an array"),
+    ):
+        with pytest.raises(error, match=message):
+            from_linen(layer, variables)
+    for exchange in (to_linen, lambda module: from_linen(module, wanted)):
+        with pytest.raises(TypeError, match="module must be an nnx.Module, got dict"):
+            exchange(wanted)
     assert_same(to_linen(layer), wanted)
+
+
+def test_flags_and_streams_of_a_wrong_kind_are_refused():
+    with pytest.raises(ValueError, match=r"rngs must have a stream named 'params', got \['dropout'\]"):
+        native(rngs=nnx.Rngs(dropout=0))
+    with pytest.raises(TypeError, match="decode must be True or False, got 'no'"):
+        native(decode="no")
+    layer = native()
+    layer.init_cache(batch=2, capacity=T)
+    with pytest.raises(TypeError, match="decode must be True or False, got 'no'"):
+        layer(jnp.ones((2, T, D)), decode="no")
 
 
 def test_flax_nnx_is_loaded_at_first_use():
