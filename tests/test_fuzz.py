@@ -22,8 +22,6 @@ from hypothesis import strategies as st
 
 import rope_jax
 
-pytestmark = pytest.mark.full
-
 EPS = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}  # one unit in the last place, relative
 DTYPES = st.sampled_from(sorted(EPS))
 INT32 = st.integers(-(2**31), 2**31 - 1)
