@@ -103,6 +103,8 @@ def check_sizes(sizes: Sequence[int], argument: str = "sizes") -> list[int]:
     checked = [check_integer(argument, size) for size in sizes]
     if not checked or min(checked) < 1:
         raise ValueError(f"{argument} must be one or more lengths of at least 1, got {shown(sizes)}")
+    if math.prod(checked) >= 2**31:
+        raise ValueError(f"{argument} must be a grid of fewer than 2^31 cells, got {shown(sizes)}")
     return checked
 
 
@@ -184,6 +186,8 @@ def _for_each_axis(argument: str, value, num_axes: int) -> list:
 def _place(grids: list[np.ndarray], origin, num_prefix_tokens) -> tuple[jax.Array, jax.Array]:
     """Moves the grids ``[T, A]`` to the origin, behind their prefix tokens: positions and segment ids."""
     num_axes, num_prefix_tokens = grids[0].shape[1], check_integer("num_prefix_tokens", num_prefix_tokens, least=0)
+    if num_prefix_tokens >= 2**31:
+        raise ValueError(f"num_prefix_tokens must be below 2^31, got {shown(num_prefix_tokens)}")
     shift = None  # a traced origin
     if isinstance(origin, jax.Array):
         check_dtype("origin", origin, jnp.integer, "integer")

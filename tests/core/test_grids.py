@@ -201,3 +201,14 @@ grid, packed = rope_jax.grid_positions, packed_grid_positions
 def test_refusals(call, error, says):
     with pytest.raises(error, match=says):
         call()
+
+
+def test_a_grid_of_too_many_cells_is_an_error_at_once():
+    with pytest.raises(
+        ValueError, match=r"sizes must be a grid of fewer than 2\^31 cells, got \[1099511627776, 2\]"
+    ):
+        rope_jax.core.packed_grid_positions([[2**40, 2]])
+    with pytest.raises(ValueError, match=r"sizes must be a grid of fewer than 2\^31 cells"):
+        rope_jax.grid_positions(2**16, 2**15)
+    with pytest.raises(ValueError, match=r"num_prefix_tokens must be below 2\^31, got 2147483648"):
+        rope_jax.grid_positions(2, 2, num_prefix_tokens=2**31)
