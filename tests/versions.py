@@ -20,7 +20,8 @@ HEAD = """# Versions that were tested
 tests that passed, by the storey that they test. Warnings are errors, deprecations included.
 
 The run of Python 3.13 is complete. The other runs were of some files, or were ended by a time limit. Python 3.14 was not
-run. Two tests failed in the run of 3.13 and passed alone: a worker process died in one of them.
+run. Two tests failed in the run of 3.13: a grid of 2^120 cells took all memory, which is an error since, and a test
+beside it, which passes alone.
 The compiler of jaxlib 0.11.2 crashes on `generate` with sampling inside `shard_map`: the failure in its row.
 The same program compiles on jaxlib 0.11.1 and 0.12.0.1. JAX 0.11 and later need Python 3.12.
 
