@@ -26,8 +26,7 @@ class NamedParameter(nn.LogicallyPartitioned, eq=False):  # the __eq__ of the ba
 
     def to_nnx_metadata(self) -> dict[str, Any]:
         """The names as metadata of an ``nnx.Variable``."""
-        names = self.names
-        return super().to_nnx_metadata() | placement(names)
+        return super().to_nnx_metadata() | placement(self.names)
 
 
 def placement(names: tuple[str | None, ...]) -> dict[str, Any]:

@@ -495,22 +495,6 @@ WORDS = "<s> </s> the quick brown fox jumps over a lazy dog . ?".split()
 SCRIPT = Path(__file__).parents[2] / "examples/generate.py"
 
 
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs the script in this process, which has jax loaded and its programs compiled: exit status, stdout, stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        status = 0
-        try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def talking(tmp_path_factory):
     """A folder with a tokenizer of one token for each word."""

@@ -37,22 +37,6 @@ def script():
     return runpy.run_path(str(SCRIPT))
 
 
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs the script: exit status, stdout, stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        status = 0
-        try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-
-    return run
-
-
 def render(script, checkpoint, template):
     return script["render"](script["Config"](), checkpoint._replace(chat_template=template), MESSAGES)
 
