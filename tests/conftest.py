@@ -14,6 +14,7 @@ import jax
 import jaxlib
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from memory import resident_bytes
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Compilation makes the first example slow, and CI machines are noisy: no deadline, the same examples each time.
@@ -68,12 +69,6 @@ def release_memory():
     jax.clear_caches()
     if sys.platform == "linux":
         getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
-
-
-def resident_bytes():
-    if sys.platform != "linux":
-        return 0
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 # Compiling takes nearly all of the time, and most programs run once: without optimisations it takes a tenth of it.

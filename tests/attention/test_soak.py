@@ -2,12 +2,12 @@
 
 import gc
 
-import conftest
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from memory import resident_bytes
 
 import rope_jax
 
@@ -42,9 +42,9 @@ def test_a_ring_of_slots_is_right_after_100_000_steps_and_does_not_grow():
             np.testing.assert_allclose(y[:, -1], expected, atol=2e-6, rtol=2e-6)
         if t == STEPS // 10:
             gc.collect()
-            arrays, bytes_used = len(jax.live_arrays()), conftest.resident_bytes()
+            arrays, bytes_used = len(jax.live_arrays()), resident_bytes()
     gc.collect()
     assert int(cache.num_tokens[0]) == STEPS
     assert traces == [(1, 1, WIDTH)]  # compiled once
     assert len(jax.live_arrays()) <= arrays + 2
-    assert conftest.resident_bytes() < bytes_used + 50e6
+    assert resident_bytes() < bytes_used + 50e6
