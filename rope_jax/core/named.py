@@ -1,5 +1,6 @@
 """Gives parameters logical axis names."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,8 @@ class NamedParameter(nn.LogicallyPartitioned, eq=False):  # the __eq__ of the ba
 
     def to_nnx_metadata(self) -> dict[str, Any]:
         """The names as metadata of an ``nnx.Variable``."""
-        return super().to_nnx_metadata() | placement(self.names)
+        # Of a copy: the method of Flax takes the names out of the object itself.
+        return super(NamedParameter, copy.copy(self)).to_nnx_metadata() | placement(self.names)
 
 
 def placement(names: tuple[str | None, ...]) -> dict[str, Any]:

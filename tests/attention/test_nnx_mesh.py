@@ -102,6 +102,8 @@ def test_named_parameters_are_values():
     restored = flax.serialization.from_bytes(one, flax.serialization.to_bytes(other))
     assert type(restored) is type(one)
     np.testing.assert_array_equal(restored.value, one.value)
+    assert one.to_nnx_metadata()["out_sharding"] == ("embed", "mlp")
+    assert one.names == ("embed", "mlp")  # asking for the metadata leaves the parameter as it was
 
 
 class EightDevices:
