@@ -48,7 +48,12 @@ class TestWhatIsKept:
         assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
         outputs = [output for cell in cells for output in cell.outputs]
         assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
-        assert [output for output in outputs if "image/png" in output.get("data", {})], "a picture, at least"
+        pictures = ["image/png" in output.data for output in outputs if "<Figure" in str(output.get("data"))]
+        assert pictures and all(pictures), "a figure is stored without its picture"
+
+    def test_begins_with_a_question_and_ends_with_changes_to_try(self, path):
+        notes = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
+        assert "**The question:**" in notes[0] and "## What to try next" in notes[-1]
 
     def test_is_small_and_knows_nothing_of_the_machine(self, path):
         text = path.read_text()
