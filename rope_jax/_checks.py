@@ -260,7 +260,7 @@ def checked_key(argument: str, key) -> jax.Array:
         try:
             return jax.random.wrap_key_data(jnp.asarray(key))
         except TypeError:
-            impl = jax.config.jax_default_prng_impl
+            impl = str(jax.random.key_impl(jax.random.key(0)))
             raise TypeError(
                 f"{argument} must be a key of {impl!r}, got {key.shape[-1]} raw numbers: pass "
                 "jax.random.wrap_key_data(numbers, impl=...)"

@@ -82,7 +82,7 @@ def placed_product(dot_general: Callable | None = None) -> Callable:
             return dot_general(x, kernel, dimension_numbers, *arguments, **options)
 
         def multiply(x, kernel, more):
-            return dot_general(x, kernel, dimension_numbers, *arguments, **options, **more)
+            return dot_general(x, kernel, dimension_numbers, *arguments, **(options | more))
 
         # by_xla hands on another array than this kernel, by which no stack is found.
         more = dot_general.stack_of(kernel) if hasattr(dot_general, "stack_of") else {}
