@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Hashable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,15 +93,7 @@ class KVCache:
         """
         return self.slots.overflowed(self.num_tokens)
 
-    def write(
-        self,
-        key,
-        value,
-        mask=None,
-        *,
-        max_window: int | None = None,
-        implementation: Literal["plain"] | None = None,
-    ) -> "KVCache":
+    def write(self, key, value, mask=None, *, max_window: int | None = None, implementation=None) -> "KVCache":
         """Appends the real tokens of each row.
 
         Args:

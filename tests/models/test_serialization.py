@@ -180,7 +180,7 @@ def test_a_state_of_another_kind_is_an_error():
         (value, state | {"key": None}, (TypeError, ValueError), "of rope_jax.(Quantized|KVCache)"),
         (wide, state, ValueError, "target.key must be as written in the state of rope_jax.KVCache, {'values"),
         (value, flax.serialization.to_state_dict(wide), TypeError, "state of rope_jax.Quantized must be a mapping"),
-        (of_stack, state, ValueError, "target.key must be as written in the state of rope_jax.KVCache"),
+        (of_stack, state, ValueError, "target.values must be as written in the state of rope_jax.Quantized"),
     ):
         with pytest.raises(error, match=message):
             flax.serialization.from_state_dict(target, given)
