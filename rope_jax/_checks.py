@@ -257,7 +257,14 @@ def checked_key(argument: str, key) -> jax.Array:
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return key
     if isinstance(key, jax.Array | np.ndarray) and key.dtype == jnp.uint32 and key.shape[-1:] in ((2,), (4,)):
-        return jax.random.wrap_key_data(jnp.asarray(key))
+        try:
+            return jax.random.wrap_key_data(jnp.asarray(key))
+        except TypeError:
+            impl = str(jax.random.key_impl(jax.random.key(0)))
+            raise TypeError(
+                f"{argument} must be a key of {impl!r}, got {key.shape[-1]} raw numbers: pass "
+                "jax.random.wrap_key_data(numbers, impl=...)"
+            ) from None
     hint = f"({key})" if isinstance(key, int | np.integer) and abs(int(key)) < 2**31 else "(0)"
     raise TypeError(f"{argument} must be a key, as jax.random.key{hint}, got {shown(key)}")
 

@@ -123,3 +123,20 @@ def test_lists_of_unequal_lengths_are_padded_first():
         rope_jax.generation.generate(model, {}, [[1, 2], [3]], max_new_tokens=1, temperature=0)
     with pytest.raises(ValueError, match="k must be an array, got lists of unequal lengths$"):
         rope_jax.attend(jnp.ones((1, 1, 1, 2)), [[1.0], [1.0, 2.0]], jnp.ones((1, 1, 1, 2)))
+
+
+@pytest.mark.parametrize(("impl", "wrong"), [("threefry2x32", 4), ("rbg", 2)])
+def test_raw_numbers_of_another_kind_of_key(impl, wrong):
+    model = rope_jax.Decoder(vocab_size=9, num_layers=1, width=16, num_heads=2, head_dim=8, mlp_dim=8, rope=None)
+    prompt, q = jnp.zeros((2, 3), jnp.int32), jnp.ones((1, 3, 2, 8))
+    params = model.init(jax.random.key(0), prompt)
+    calls = {
+        "rng": lambda key: rope_jax.generate(model, params, prompt, max_new_tokens=1, rng=key),
+        "dropout_rng": lambda key: rope_jax.attend(q, q, q, dropout_rate=0.5, dropout_rng=key),
+    }
+    with jax.default_prng_impl(impl):
+        for name, call in calls.items():
+            call(jnp.zeros(6 - wrong, jnp.uint32))
+            for key in (np.zeros(wrong, np.uint32), jnp.zeros((2, wrong), jnp.uint32)):
+                with pytest.raises(TypeError, match=f"^{name} must be a key of '{impl}', got {wrong} raw numbers"):
+                    call(key)

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 from rope_jax._checks import (
     as_int32,
     check_axes,
+    check_choice,
     check_dtype,
     check_integer,
     check_mask,
@@ -92,7 +93,7 @@ class KVCache:
         """
         return self.slots.overflowed(self.num_tokens)
 
-    def write(self, key, value, mask=None, *, max_window: int | None = None) -> "KVCache":
+    def write(self, key, value, mask=None, *, max_window: int | None = None, implementation=None) -> "KVCache":
         """Appends the real tokens of each row.
 
         Args:
@@ -101,6 +102,7 @@ class KVCache:
           mask: bool or integer ``[B, T]``, nonzero at real tokens; other tokens are not stored. Without a mask all
             tokens are real.
           max_window: the window of the attention that will read the cache, in tokens.
+          implementation: ``"plain"`` for operations of JAX alone: see :func:`rope_jax.attention.explain`.
 
         Returns:
           A cache whose ``num_tokens`` grew by the real tokens of each row. A row whose tokens do not fit drops the
@@ -131,6 +133,7 @@ class KVCache:
         check_dtype("key", key, jnp.floating, "floating")
         check_dtype("value", value, jnp.floating, "floating")
         max_window = None if max_window is None else check_integer("max_window", max_window, least=1)
+        check_choice("implementation", implementation, ("plain",), optional=True)
         tokens = key.shape[1]
         if mask is not None:
             mask = check_mask("mask", mask, "B T", B=batch, T=tokens)
@@ -138,7 +141,8 @@ class KVCache:
         slots = self.slots.of_new_tokens(self.num_tokens, real)
         num_tokens = self.slots.advance("key", self.num_tokens, tokens, mask, max_window=max_window)
         consecutive = self.slots.consecutive(mask)
-        return dataclasses.replace(self.store(key, value, slots, consecutive=consecutive), num_tokens=num_tokens)
+        cache = self.store(key, value, slots, consecutive=consecutive, plain=implementation == "plain")
+        return dataclasses.replace(cache, num_tokens=num_tokens)
 
     def store(self, key, value, slots, *, consecutive: bool = False, plain: bool = False) -> "KVCache":
         """Writes keys and values ``[B, T, K, H]`` to slots ``[B, T]``; slot S drops a token. Counters stay.

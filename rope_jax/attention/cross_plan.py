@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from rope_jax._checks import check_integer, check_mask
 from rope_jax.attention.plan import Plan
-from rope_jax.attention.plan_arguments import checked_attention_mask, checked_positions
+from rope_jax.attention.plan_arguments import checked_attention_mask, checked_positions, checked_sizes
 from rope_jax.attention.rotations import rotations_at
 from rope_jax.core.rope import Rope
 
@@ -58,11 +58,9 @@ def make_cross_plan(
     """
     if not isinstance(rope, Rope | None):
         raise TypeError(f"rope must be a Rope or None, got {type(rope).__name__}")
-    if not isinstance(shape, tuple) or len(shape) != 2:
-        raise ValueError(f"shape must be (B, T), got {shape!r}: pass x.shape[:2]")
+    batch, length, num_heads = checked_sizes(shape, num_heads, learn_frequencies=learn_frequencies)
     if learn_frequencies and context_length is not None:
         raise ValueError(f"context_length must be left out with learned frequencies, got {context_length}")
-    batch, length = shape
     if not jax.export.is_symbolic_dim(kv_length):
         check_integer("kv_length", kv_length, least=0)
     lengths = dict(positions=length, kv_positions=kv_length)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_callable, check_flag, check_mask, device_array, is_concrete, shown
+from rope_jax._checks import check_axes, check_callable, check_mask, device_array, is_concrete
 from rope_jax.attention.bias import BiasFunction, PositionBias, bias_function
 from rope_jax.attention.cache import CachePolicy, KVCache
 from rope_jax.attention.facts import Facts
@@ -24,6 +24,7 @@ from rope_jax.attention.plan_arguments import (
     check_with_cache,
     checked_attention_mask,
     checked_positions,
+    checked_sizes,
     count,
     windows,
 )
@@ -266,11 +267,9 @@ def make_plan(
       ValueError: if the arguments do not go together, or tokens are known at trace time not to fit in the cache.
       TypeError: if an array has a dtype of another kind.
     """
-    if not isinstance(shape, tuple) or len(shape) != 2:
-        raise ValueError(f"shape must be (B, T), got {shown(shape)}: pass x.shape[:2]")
-    batch, length = shape
+    flags = dict(causal=causal, learn_frequencies=learn_frequencies)
+    batch, length, num_heads = checked_sizes(shape, num_heads, **flags)
     check_layers(ropes, window)
-    check_flag("causal", causal)
     if isinstance(context_length, np.ndarray | jax.Array) and context_length.ndim:
         check_axes("context_length", context_length, "B", B={1, batch})
     check_callable("position_bias", position_bias, "distance", "num_heads", "causal")

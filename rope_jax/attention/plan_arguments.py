@@ -1,9 +1,11 @@
 """Checks and defaults of the arguments of a plan."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_axes, check_dtype, device_array
+from rope_jax._checks import check_axes, check_dtype, check_flag, check_integer, device_array, shown
 from rope_jax.attention.cache import KVCache, check_cache
 from rope_jax.attention.mask import window_size
 from rope_jax.attention.rotations import Ropes, check_ropes, first_rope
@@ -27,6 +29,26 @@ def count(shape: tuple[int, int], real, starts, seen) -> jax.Array:
     else:
         count = count_positions(jnp.ones_like(starts) if real is None else real, starts)
     return count if seen is None else count + seen[:, None]
+
+
+def checked_sizes(shape, num_heads, **flags) -> tuple[Any, Any, int | None]:
+    """B, T and N, or None for N: integers or symbolic sizes.
+
+    Raises:
+      TypeError: if a size is of another kind, or a flag is neither True nor False.
+      ValueError: if a size is out of range, or ``shape`` is not ``(B, T)``.
+    """
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        raise ValueError(f"shape must be (B, T), got {shown(shape)}: pass x.shape[:2]")
+    for size in shape:
+        if not (type(size) is int and size >= 0) and not jax.export.is_symbolic_dim(size):
+            check_integer("shape", size, least=0)
+    if num_heads is not None and not (type(num_heads) is int and num_heads > 0):
+        num_heads = check_integer("num_heads", num_heads, least=1)
+    for name, flag in flags.items():
+        if type(flag) is not bool:
+            check_flag(name, flag)
+    return *shape, num_heads
 
 
 def check_layers(ropes: Ropes, window: Windows) -> None:
@@ -89,6 +111,8 @@ def checked_positions(
 ) -> jax.Array:
     """The given positions, if the rope and the cache can take them."""
     positions = device_array(argument, positions)
+    if not jnp.issubdtype(positions.dtype, jnp.integer) and positions.dtype not in (jnp.float32, jnp.float64):
+        raise TypeError(f"{argument} must be integers, float32 or float64, got dtype {positions.dtype}")
     num_axes = 1 if rope is None else rope.num_axes
     if num_axes > 1:
         positions = _with_axes(positions, shape, num_axes, argument)

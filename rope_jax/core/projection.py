@@ -4,6 +4,7 @@ XLA for CPUs widens such weights to float32 before a product that rounds to thei
 single row. It writes and reads six bytes for each byte of the weights.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -54,6 +55,29 @@ def dot_general(
     return project_p.bind(x, *(of_stack or (kernel,)), **options)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerProduct:
+    """:func:`dot_general` in a loop over layers, for the kernels of one layer.
+
+    Attributes:
+      stacks: kernels of all layers ``[layers, ...]``.
+      taken: the kernel of the layer for each stack, of :func:`take_layer`.
+      layer: int32 ``[]``.
+    """
+
+    stacks: list[jax.Array]
+    taken: list[jax.Array]
+    layer: jax.Array
+
+    def __call__(self, x, kernel, *arguments, **options) -> jax.Array:
+        return dot_general(x, kernel, *arguments, **(self.stack_of(kernel) | options))
+
+    def stack_of(self, kernel) -> dict[str, jax.Array]:
+        """The arguments ``stack`` and ``layer`` of a kernel; none if the kernel is not one of the layer."""
+        found = (stack for stack, one in zip(self.stacks, self.taken, strict=True) if one is kernel)
+        return {"stack": stack, "layer": self.layer} if (stack := next(found, None)) is not None else {}
+
+
 def take_layer(stack, layer) -> jax.Array:
     """Layer ``int32 []`` of weights ``[layers, ...]``, in a loop over layers.
 
@@ -99,6 +123,10 @@ def _project_on_cpu(x, kernel, *layer, dimension_numbers, precision, preferred_e
     out = by_parts(x.reshape(-1).astype(jnp.float32), kernel, *layer, terms=terms)
     features = [n for axis, n in enumerate(shape) if axis not in kernel_axes]
     return out.reshape(*rows, *features).astype(dtype)
+
+
+def _project_divided(x, kernel, *layer, **options) -> jax.Array:
+    return _dot_general(x, take_layer(kernel, *layer) if layer else kernel, **options)
 
 
 def _sum_of_rows(row, kernel, *layer, terms: int) -> jax.Array:
@@ -203,7 +231,7 @@ def _batch(operands, axes, *, dimension_numbers, **options):
 
 def _lower_on_cpu(context, *operands, **options):
     divided = is_partitioned_by_xla(context.module_context)
-    program = _dot_general if divided else _project_on_cpu
+    program = _project_divided if divided else _project_on_cpu
     return mlir.lower_fun(program, multiple_results=False)(context, *operands, **options)
 
 

@@ -2,17 +2,19 @@
 
 A serialized program of :mod:`jax.export` takes and returns such values. The process that reads the program imports
 rope_jax first. :func:`flax.serialization.to_bytes` writes them, and ``from_bytes`` restores them into a value with
-the same static fields.
+the same static fields, and arrays of the same rank. As always in Flax, the sizes are those that were written.
 """
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import flax.serialization
 import jax.export
 import numpy as np
 
+from rope_jax._checks import shown
 from rope_jax.core.angles import Rotation
 from rope_jax.core.composed_schedules import Affine, Axial, Negated, Sections
 from rope_jax.core.length_schedules import DynamicNTK, LongRope
@@ -52,10 +54,13 @@ def serializable(cls: T) -> T:
         state = {field: flax.serialization.to_state_dict(getattr(value, field)) for field in arrays}
         return state | {"version": VERSION} | {field: _text(getattr(value, field)) for field in static}
 
-    def from_state(target, state: dict[str, Any]):
+    def from_state(target, state: Mapping[str, Any]):
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state of {name} must be a mapping of its fields, got {shown(state)}")
         _check_version(name, state.get("version"))
-        if missing := {*arrays, *static} - state.keys():
-            raise ValueError(f"state of {name} must have the fields {sorted({*arrays, *static})}, not {missing}")
+        if state.keys() != {"version", *arrays, *static}:
+            wanted = sorted({*arrays, *static})
+            raise ValueError(f"state of {name} must have the fields {wanted}, got {sorted(map(str, state))}")
         for field in static:
             if state[field] != (own := _text(getattr(target, field))):
                 raise ValueError(
@@ -65,6 +70,12 @@ def serializable(cls: T) -> T:
             field: flax.serialization.from_state_dict(getattr(target, field), state[field], field)
             for field in arrays
         }
+        for field, value in restored.items():
+            own = getattr(target, field)
+            if jax.tree.map(np.ndim, value) != jax.tree.map(np.ndim, own):
+                raise ValueError(
+                    f"target.{field} must be as written in the state of {name}, {shown(value)}, got {shown(own)}"
+                )
         return dataclasses.replace(target, **restored)
 
     flax.serialization.register_serialization_state(cls, to_state, from_state)

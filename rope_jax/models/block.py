@@ -17,7 +17,7 @@ from rope_jax.attention.plan import Plan
 from rope_jax.attention.rotations import first_rope
 from rope_jax.core.explicit import dense_options, explicit_mesh
 from rope_jax.core.named import named
-from rope_jax.core.projection import dot_general, take_layer
+from rope_jax.core.projection import LayerProduct, take_layer
 
 
 class Block(nn.Module, kw_only=True):
@@ -105,7 +105,7 @@ def run_layers(model, carry: tuple[jax.Array, KVCache | None], plan: Plan) -> tu
     """The residual stream and the cache after all layers of a :class:`Decoder`.
 
     With a cache, each layer is taken out of the parameters by :func:`take_layer` and multiplied by
-    :func:`dot_general`; the paths of its modules, as ``nn.intercept_methods`` sees them, then begin in the layer.
+    :class:`LayerProduct`; the paths of its modules, as ``nn.intercept_methods`` sees them, then begin in the layer.
     Without a cache, for derivatives, and in plain operations, flax scans the layers.
     """
     if (
@@ -141,10 +141,7 @@ def run_layers(model, carry: tuple[jax.Array, KVCache | None], plan: Plan) -> tu
     def step(stacks, plan, carry, layer):
         taken = [take_layer(each, layer) for each in stacks]
 
-        def dot(x, kernel, *arguments, **options):
-            of_all = next((each for each, one in zip(stacks, taken, strict=True) if one is kernel), None)
-            return dot_general(x, kernel, *arguments, **options, stack=of_all, layer=layer)
-
+        dot = LayerProduct(stacks, taken, layer)
         of_layer = nn.meta.remove_axis(jax.tree.unflatten(tree, taken), 0, _LAYERS)
         return block.apply({"params": of_layer}, carry, plan, layer, dot)
 

@@ -1,5 +1,7 @@
 """Cross-attention: keys and values of another sequence, with positions of their own."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -181,3 +183,32 @@ def test_a_cache_is_refused():
     cache = rope_jax.init_cache(batch=B, capacity=S, num_kv_heads=K, head_dim=H)
     with pytest.raises(ValueError, match="cache must be left out with kv, got KVCache"):
         LAYER.apply(PARAMS, X, **WHERE, cache=cache)
+
+
+CROSS = functools.partial(make_cross_plan, kv_length=S, positions=AT, kv_positions=KV_AT)
+
+
+@pytest.mark.parametrize("make", [make_plan, CROSS], ids=["self", "cross"])
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        (dict(shape=(2.0, T)), TypeError, "shape must be an integer, got 2.0"),
+        (dict(shape=(B, None)), TypeError, "shape must be an integer, got None"),
+        (dict(shape=("a", T)), TypeError, "shape must be an integer, got 'a'"),
+        (dict(shape=(True, T)), TypeError, "shape must be an integer, got True"),
+        (dict(shape=(-1, T)), ValueError, "shape must be at least 0, got -1"),
+        (dict(num_heads="4"), TypeError, "num_heads must be an integer, got '4'"),
+        (dict(num_heads=0), ValueError, "num_heads must be at least 1, got 0"),
+        (dict(learn_frequencies="x"), TypeError, "learn_frequencies must be True or False, got 'x'"),
+    ],
+)
+def test_sizes_and_flags_of_a_plan_are_of_their_kind(make, options, error, says):
+    with pytest.raises(error, match=says):
+        make(LAYER.rope, **(dict(shape=(B, T)) | options))
+
+
+@pytest.mark.parametrize("name", ["positions", "kv_positions"])
+def test_positions_of_another_dtype_are_named(name):
+    for dtype in (jnp.float16, jnp.bfloat16, bool, jnp.complex64):
+        with pytest.raises(TypeError, match=f"^{name} must be integers, float32 or float64, got dtype"):
+            LAYER.apply(PARAMS, X, **(WHERE | {name: WHERE[name].astype(dtype)}))

@@ -541,6 +541,21 @@ def test_flags_and_streams_of_a_wrong_kind_are_refused():
         layer(jnp.ones((2, T, D)), decode="no")
 
 
+@pytest.mark.parametrize("flag", ["deterministic", "decode", "sow_weights"])
+def test_flags_of_a_call_are_true_or_false(flag):
+    layer, x = native(), jnp.ones((2, T, D))
+    for value in ("x", 1, jnp.ones(2)):
+        with pytest.raises(TypeError, match=f"^{flag} must be True or False, got "):
+            layer(x, **{flag: value})
+        if flag != "sow_weights":
+            with pytest.raises(TypeError, match=f"^{flag} must be True or False, got "):
+                nnx.view(layer, **{flag: value})
+    if flag == "deterministic":
+        linen = rope_jax.RotaryAttention(**SIZES, rope=ROPE)
+        with pytest.raises(TypeError, match="^deterministic must be True or False, got 'x'"):
+            linen.init(jax.random.key(0), x, deterministic="x")
+
+
 def test_flax_nnx_is_loaded_at_first_use():
     program = (
         "import sys, rope_jax; assert 'flax.nnx' not in sys.modules; rope_jax.nnx.RotaryAttention; "

@@ -1,13 +1,16 @@
 """Products for decoding: numbers, derivatives, batches, and what a CPU compiles."""
 
+import contextlib
 import functools
 import re
 
+import eight_devices
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rope_jax
 from rope_jax.core.projection import MIN_WEIGHTS, dot_general, take_layer
@@ -125,15 +128,22 @@ def test_other_platforms_keep_the_ordinary_product(platform):
 SIZES = dict(num_layers=6, width=192, num_heads=4, num_kv_heads=2, head_dim=48, mlp_dim=384, vocab_size=640)
 
 
-def compiled_step(dtype, rows):
-    """One step of decoding, compiled for a CPU, and the bytes of the weights."""
+def compiled_step(dtype, rows, mesh=None, *axis):
+    """One step of decoding, compiled for a CPU, and the bytes of the weights. A mesh axis divides the MLP."""
     model = rope_jax.Decoder(**SIZES, rope=rope_jax.Rope(48, rope_jax.Standard()), dtype=dtype, param_dtype=dtype)
     token = jax.ShapeDtypeStruct((rows, 1), jnp.int32)
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), token))
     cache = jax.eval_shape(lambda: model.init_cache(batch=rows, capacity=32))
+    if mesh is not None:
+        on_mesh = lambda leaf, *spec: leaf.update(sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+        token, cache, params = jax.tree.map(on_mesh, (token, cache, params))
+        block = params["params"]["layers"]
+        for name, spec in dict(gate=(None, None, *axis), up=(None, None, *axis), down=(None, *axis)).items():
+            block[name]["kernel"] = on_mesh(block[name]["kernel"], *spec)
     step = jax.jit(lambda params, token, cache: model.apply(params, token, cache=cache), donate_argnames="cache")
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    return step.lower(params, token, cache).compile(), weights
+    with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+        return step.lower(params, token, cache).compile(), weights
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
@@ -151,3 +161,27 @@ def test_a_row_is_multiplied_by_the_weights_in_place():
     """Without a copy of the kernels of a layer."""
     compiled, weights = compiled_step(jnp.float32, 1)
     assert compiled.memory_analysis().temp_size_in_bytes < weights / SIZES["num_layers"] / 4
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_a_mesh_of_a_single_device_costs_no_memory(dtype):
+    want = compiled_step(dtype, 1)[0].memory_analysis().temp_size_in_bytes
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((1,), ("model",), axis_types=(kind,), devices=jax.devices()[:1])
+        assert compiled_step(dtype, 1, mesh)[0].memory_analysis().temp_size_in_bytes <= want + 1000, kind
+
+
+def test_on_eight_devices():
+    eight_devices.run(__file__)
+
+
+class EightDevices:
+    @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+    @pytest.mark.parametrize("rows", [1, 4])
+    def test_a_divided_step_holds_no_copy_of_all_weights(self, rows, dtype, kind):
+        """At most the kernels of one layer, in float32."""
+        mesh = jax.make_mesh((8,), ("model",), axis_types=(kind,))
+        compiled, weights = compiled_step(dtype, rows, mesh, "model")
+        of_layer = weights / SIZES["num_layers"] * 4 / jnp.dtype(dtype).itemsize
+        assert compiled.memory_analysis().temp_size_in_bytes < of_layer + 100_000

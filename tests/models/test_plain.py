@@ -124,6 +124,29 @@ def test_a_decoder_with_its_gradient_and_its_cache(change):
             np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), atol=bound, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
+def test_a_cache_in_a_model_of_your_own(dtype):
+    """The default asks whether XLA divides the program, and writes the tokens of a row at once if not."""
+    new = random(B, T, K, H)
+    mask = jnp.ones((B, T), bool).at[0, 2].set(False)
+
+    def step(new, real, cache, **options):
+        cache = cache.write(new, -new, **options).write(new[:, :1], new[:, 1:2], real[:, :1], **options)
+        out = rope_jax.attend(new.repeat(2, 2), *cache.read(new.dtype), implementation="plain")
+        return cache, cache.nan_if_overflowed(out)
+
+    plain = functools.partial(step, implementation="plain")
+    for capacity in (T + 2, T + 1, T):
+        cache = rope_jax.init_cache(batch=B, capacity=capacity, num_kv_heads=K, head_dim=H, dtype=dtype)
+        step, plain = jax.jit(step), jax.jit(plain)
+        if capacity == T + 2:
+            assert names(step, new, mask, cache) & OURS and not names(plain, new, mask, cache) & OURS
+        for a, b in zip(*map(jax.tree.leaves, (plain(new, mask, cache), step(new, mask, cache))), strict=True):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match=r"implementation must be None or one of \('plain',\), got 'xla'"):
+        cache.write(new, new, implementation="xla")
+
+
 def test_the_list_of_our_primitives_is_whole():
     """The search of this file would miss a primitive that is not in the list."""
     from rope_jax.attention import cache_write, memory_order, primitive

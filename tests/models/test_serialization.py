@@ -165,6 +165,27 @@ def test_a_state_without_a_field_is_an_error():
         flax.serialization.from_state_dict(value, state)
 
 
+def test_a_state_of_another_kind_is_an_error():
+    """Flax itself would put what it was given in place of the arrays."""
+    value = values()["quantized cache"]
+    state = flax.serialization.to_state_dict(value)
+    wide = dataclasses.replace(value, key=value.key.astype(jnp.float32), value=value.value.astype(jnp.float32))
+    stack = jax.tree.map(lambda leaf: leaf[None], (value.key, value.value))
+    of_stack = dataclasses.replace(value, key=stack[0], value=stack[1])
+    for target, given, error, message in (
+        (value, None, TypeError, "state of rope_jax.KVCache must be a mapping of its fields, got None"),
+        (value, [1], TypeError, r"state of rope_jax.KVCache must be a mapping of its fields, got \[1\]"),
+        (value, state | {"extra": 1}, ValueError, "state of rope_jax.KVCache must have the fields .*'extra'"),
+        (value, state | {"num_tokens": "abc"}, ValueError, "target.num_tokens must be as written in the state"),
+        (value, state | {"key": None}, (TypeError, ValueError), "of rope_jax.(Quantized|KVCache)"),
+        (wide, state, ValueError, "target.key must be as written in the state of rope_jax.KVCache, {'values"),
+        (value, flax.serialization.to_state_dict(wide), TypeError, "state of rope_jax.Quantized must be a mapping"),
+        (of_stack, state, ValueError, "target.values must be as written in the state of rope_jax.Quantized"),
+    ):
+        with pytest.raises(error, match=message):
+            flax.serialization.from_state_dict(target, given)
+
+
 def of_my_own(rotary_dim):
     return rope_jax.Standard()(rotary_dim)
 
