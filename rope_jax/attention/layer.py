@@ -198,7 +198,7 @@ class RotaryAttention(nn.Module, kw_only=True):
         Returns:
           ``y [B, T, D]``, or ``(y, cache)`` if a cache was given. A row whose cache overflowed is NaN.
         """
-        deterministic = self.deterministic if deterministic is None else deterministic
+        deterministic = self.deterministic if deterministic is None else check_flag("deterministic", deterministic)
         held = None if self.decode is False else _held_cache(self, x, cache, plan)
         arguments: dict = dict(
             positions=positions,

@@ -200,6 +200,8 @@ class RotaryAttention(nnx.Module):
         Returns:
           ``y [B, T, D]``, or ``(y, cache)`` if a cache was given. A row whose cache overflowed is NaN.
         """
+        deterministic = self.deterministic if deterministic is None else check_flag("deterministic", deterministic)
+        sow_weights = check_flag("sow_weights", sow_weights)
         check_axes("x", x, "B T D", D=self.in_features)
         if kv is not None:
             check_axes("kv", kv, "B S D", D=self.kv_features or self.in_features)
@@ -230,7 +232,7 @@ class RotaryAttention(nnx.Module):
             kv=kv,
             cache=cache,
             plan=plan,
-            deterministic=self.deterministic if deterministic is None else deterministic,
+            deterministic=deterministic,
             parts=Parts(
                 project=self._project,
                 out=lambda y, _: self.out(y),
@@ -289,8 +291,9 @@ class RotaryAttention(nnx.Module):
           deterministic: whether dropout is off.
           decode: whether calls read and extend the cache inside the module.
         """
-        self.deterministic = self.deterministic if deterministic is None else deterministic
-        self.decode = self.decode if decode is None else decode
+        for name, value in dict(deterministic=deterministic, decode=decode).items():
+            if value is not None:
+                setattr(self, name, check_flag(name, value))
 
     def _project(self, x, kv=None) -> tuple[jax.Array, jax.Array, jax.Array]:
         kv = x if kv is None else kv
