@@ -12,6 +12,7 @@ import rope_jax
 
 ROPE = rope_jax.Rope(8, rope_jax.Standard())
 NTK = rope_jax.Rope(8, rope_jax.DynamicNTK(factor=2.0, original_length=64))
+LONG = rope_jax.Rope(8, rope_jax.LongRope(**fuzz_schedules.LONG_ROPE))
 KV = jnp.ones((2, 3, 2, 8))
 SIZES = dict(batch=2, capacity=8, num_kv_heads=2, head_dim=8)
 CACHE = rope_jax.init_cache(**SIZES)
@@ -83,9 +84,13 @@ CALLS = {
     ),
     "rope.frequencies": (NTK.frequencies, dict(context_length=3), {}),
     "rope.rerotate": (
-        NTK.rerotate,
+        LONG.rerotate,
         {"*k": KV, "*positions": jnp.arange(3), "old_context_length": 64, "new_context_length": 65},
-        {"old_context_length": "context_length", "new_context_length": "context_length"},
+        {
+            "*positions": "rotation.cos",
+            "old_context_length": "context_length",
+            "new_context_length": "context_length",
+        },
     ),
     "rotation": (rope_jax.rotation, dict(positions=jnp.arange(3), frequencies=ROPE.frequencies()), {}),
     "rotate": (
@@ -144,8 +149,13 @@ CALLS = {
     ),
     "patch_centers": (
         rope_jax.core.patch_centers,
-        {"*height": 2, "*width": 3, "normalize": "separate"},
+        {"*height": 2, "*width": 3, "normalize": "own"},
         {"*height": "sizes", "*width": "sizes"},
+    ),
+    "augment_centers": (
+        rope_jax.core.augment_centers,
+        {"*key": jax.random.key(0), "*centers": jnp.ones((3, 2)), "shift": 0.0, "jitter": 1.0, "rescale": 1.0},
+        {},
     ),
     "convert_layout": (
         rope_jax.convert_layout,
@@ -171,9 +181,12 @@ CALLS = {
     ),
     "init_cache": (
         rope_jax.init_cache,
-        dict(
-            **SIZES, num_layers=2, dtype=jnp.float32, eviction=None, num_sink_tokens=0, rotated=True, rope=None
-        ),
+        dict(**SIZES, num_layers=2, dtype=jnp.float32, eviction=None, num_sink_tokens=0, rotated=True, rope=None),
+        {},
+    ),
+    "RMSNorm": (
+        lambda **given: rope_jax.attention.RMSNorm(**given).init(jax.random.key(0), KV),
+        dict(axis="head_dim", epsilon=1e-6, unit_offset=False),
         {},
     ),
     "write": (CACHE.write, dict(key=KV, value=KV, mask=jnp.ones((2, 3), bool), max_window=2), {}),
@@ -187,9 +200,13 @@ CALLS = {
     "make_plan with a prefix": (
         rope_jax.attention.make_plan,
         PLAN | {"prefix_length": jnp.array([1, 2]), "attention_mask": jnp.ones((2, 4, 1, 8), bool)},
-        {"*ropes": "rope"},
+        {"*ropes": "rope", "cache": "attention_mask", "num_heads": "attention_mask"},
     ),
-    "make_cross_plan": (rope_jax.attention.make_cross_plan, CROSS, {}),
+    "make_cross_plan": (
+        rope_jax.attention.make_cross_plan,
+        CROSS,
+        {"*kv_length": "kv_positions", "num_heads": "attention_mask"},
+    ),
 }
 
 

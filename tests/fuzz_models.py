@@ -109,6 +109,7 @@ MODEL_FIELDS = dict(
 MODEL = rope_jax.Decoder(**MODEL_FIELDS)
 TOKENS = jnp.array([[1, 2, 3], [4, 5, 6]])
 MODEL_PARAMS = nn.unbox(MODEL.init(jax.random.key(0), TOKENS))
+EMPTY = dict(batch=2, capacity=8, dtype=None, eviction=None, num_sink_tokens=0, rotated=None)
 WRITING = {
     "*model": MODEL,
     "*params": MODEL_PARAMS,
@@ -121,6 +122,27 @@ WRITING = {
     "context_length": None,
 }
 DRAWING = {"temperature": 0.5, "rng": jax.random.key(0), "top_k": 3, "top_p": 0.9}
+GENERATE = {
+    **WRITING,
+    **DRAWING,
+    "num_samples": 1,
+    "logits_fn": (),
+    "on_token": None,
+    "positions": None,
+    "next_position": None,
+    "prefix_length": None,
+}
+BEAMS = {**WRITING, "beams": 2, "length_penalty": 0.0}
+DRAFTING = {
+    "*model": MODEL,
+    "*params": MODEL_PARAMS,
+    "*draft": MODEL,
+    "*draft_params": MODEL_PARAMS,
+    **{name: value for name, value in WRITING.items() if name not in ("*model", "*params")},
+    **DRAWING,
+    "draft_tokens": 2,
+    "draft_cache": None,
+}
 
 
 def layer_of(**given):
@@ -131,9 +153,9 @@ def decoder_of(**given):
     return rope_jax.Decoder(**given).init(jax.random.key(0), TOKENS)
 
 
-def traced(make):
-    """Makes parameters without compiling, so that hundreds of calls take seconds."""
-    return lambda **given: jax.eval_shape(lambda: make(**given))
+def traced(function):
+    """The function without compiling, so that hundreds of calls take seconds."""
+    return lambda *positional, **given: jax.eval_shape(lambda: function(*positional, **given))
 
 
 def of_layer(layer):
@@ -150,22 +172,23 @@ CALLS = {
     "RotaryAttention": (layer_of, FIELDS, {}),
     "RotaryAttention, traced": (traced(layer_of), FIELDS, {}),
     "layer": (of_layer(LAYER), CALL, {}),
-    "layer with a prefix": (of_layer(PREFIX_LAYER), PREFIX, {}),
+    "layer with a prefix": (of_layer(PREFIX_LAYER), PREFIX, {"cache": "attention_mask"}),
     "layer with kv": (of_layer(CROSS_LAYER), CROSS, {}),
-    "nnx.RotaryAttention": (rope_jax.nnx.RotaryAttention, NNX_FIELDS, {}),
+    "nnx.RotaryAttention": (
+        lambda **given: rope_jax.nnx.RotaryAttention(**given)(X),
+        NNX_FIELDS,
+        {"in_features": "x"},
+    ),
     "nnx layer": (NNX_LAYER, CALL | {"decode": False, "rngs": None, "sow_weights": False}, {}),
     "nnx layer that decodes": (decoding, {"*x": X, "mask": jnp.ones((2, 3), int), "decode": True}, {}),
-    "nnx layer with a prefix": (NNX_PREFIX_LAYER, PREFIX, {}),
+    "nnx layer with a prefix": (NNX_PREFIX_LAYER, PREFIX, {"cache": "attention_mask"}),
     "nnx layer with kv": (NNX_CROSS_LAYER, CROSS, {}),
-    "nnx init_cache": (
-        NNX_LAYER.init_cache,
-        dict(batch=2, capacity=8, dtype=None, eviction=None, num_sink_tokens=0, rotated=None),
-        {},
-    ),
+    "nnx init_cache": (NNX_LAYER.init_cache, EMPTY, {}),
+    "decoder.init_cache": (MODEL.init_cache, EMPTY, {}),
     "nnx.RMSNorm": (
-        lambda **given: rope_jax.nnx.RMSNorm(8, **given)(KV),
-        dict(axis="head_dim", epsilon=1e-6, unit_offset=False, param_dtype=jnp.float32),
-        {},
+        lambda num_features, **given: rope_jax.nnx.RMSNorm(num_features, **given)(KV),
+        dict(num_features=8, axis="head_dim", epsilon=1e-6, unit_offset=False, param_dtype=jnp.float32),
+        {"num_features": "x"},
     ),
     "to_linen": (rope_jax.nnx.to_linen, {"*module": NNX_LAYER}, {}),
     "from_linen": (rope_jax.nnx.from_linen, {"*module": NNX_LAYER, "*variables": PARAMS}, {}),
@@ -190,35 +213,12 @@ CALLS = {
         {"*tokens": TOKENS, "prefix_length": jnp.array([1, 2])},
         {},
     ),
-    "generate": (
-        rope_jax.generate,
-        {
-            **WRITING,
-            **DRAWING,
-            "num_samples": 1,
-            "logits_fn": (),
-            "on_token": None,
-            "positions": None,
-            "next_position": None,
-            "prefix_length": None,
-        },
-        {},
-    ),
-    "beam_search": (rope_jax.generation.beam_search, {**WRITING, "beams": 2, "length_penalty": 0.0}, {}),
-    "speculative_decode": (
-        rope_jax.generation.speculative_decode,
-        {
-            "*model": MODEL,
-            "*params": MODEL_PARAMS,
-            "*draft": MODEL,
-            "*draft_params": MODEL_PARAMS,
-            **{name: value for name, value in WRITING.items() if name not in ("*model", "*params")},
-            **DRAWING,
-            "draft_tokens": 2,
-            "draft_cache": None,
-        },
-        {},
-    ),
+    "generate": (rope_jax.generate, GENERATE, {}),
+    "generate, traced": (traced(rope_jax.generate), GENERATE, {}),
+    "beam_search": (rope_jax.generation.beam_search, BEAMS, {}),
+    "beam_search, traced": (traced(rope_jax.generation.beam_search), BEAMS, {}),
+    "speculative_decode": (rope_jax.generation.speculative_decode, DRAFTING, {}),
+    "speculative_decode, traced": (traced(rope_jax.generation.speculative_decode), DRAFTING, {}),
     "sample": (
         rope_jax.generation.sample,
         {"*rng": jax.random.key(0), "*logits": jnp.zeros((2, 5)), "temperature": 0.5, "top_k": 3, "top_p": 0.5},

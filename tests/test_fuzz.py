@@ -3,6 +3,7 @@
 ``make fuzz`` runs many more of them, other ones each time.
 """
 
+import inspect
 import itertools
 import json
 import math
@@ -12,7 +13,6 @@ import fuzz
 import jax.numpy as jnp
 import numpy as np
 import oracles
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +21,7 @@ import rope_jax
 EPS = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}  # one unit in the last place, relative
 DTYPES = st.sampled_from(sorted(EPS))
 INT32 = st.integers(-(2**31), 2**31 - 1)
+
 
 def numbers(data, shape, dtype):
     seed = data.draw(st.integers(0, 9), "seed")
@@ -163,7 +164,8 @@ def test_a_changed_config_is_read_or_refused(data):
         )
     elif how == "misspelled":
         place[path[-1] + "x"] = value
-    got = fuzz.outcome(rope_jax.from_hf_config, {"config": config}, {"config", path[-1], *map(str, path)})
+    words = {*map(str, path), *inspect.signature(rope_jax.from_hf_config).parameters}
+    got = fuzz.outcome(rope_jax.from_hf_config, {"config": config}, words)
     fuzz.report("from_hf_config", got)
 
 

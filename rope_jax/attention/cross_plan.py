@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_integer, check_mask
+from rope_jax._checks import check_flag, check_integer, check_mask, shown
 from rope_jax.attention.plan import Plan
-from rope_jax.attention.plan_arguments import checked_attention_mask, checked_positions
+from rope_jax.attention.plan_arguments import checked_attention_mask, checked_num_heads, checked_positions
 from rope_jax.attention.rotations import rotations_at
 from rope_jax.core.rope import Rope
 
@@ -59,7 +59,9 @@ def make_cross_plan(
     if not isinstance(rope, Rope | None):
         raise TypeError(f"rope must be a Rope or None, got {type(rope).__name__}")
     if not isinstance(shape, tuple) or len(shape) != 2:
-        raise ValueError(f"shape must be (B, T), got {shape!r}: pass x.shape[:2]")
+        raise ValueError(f"shape must be (B, T), got {shown(shape)}: pass x.shape[:2]")
+    num_heads = checked_num_heads(num_heads)
+    check_flag("learn_frequencies", learn_frequencies)
     if learn_frequencies and context_length is not None:
         raise ValueError(f"context_length must be left out with learned frequencies, got {context_length}")
     batch, length = shape

@@ -23,6 +23,7 @@ from rope_jax.attention.plan_arguments import (
     check_layers,
     check_with_cache,
     checked_attention_mask,
+    checked_num_heads,
     checked_positions,
     count,
     windows,
@@ -271,9 +272,15 @@ def make_plan(
     batch, length = shape
     check_layers(ropes, window)
     check_flag("causal", causal)
+    if type(learn_frequencies) is not bool:
+        check_flag("learn_frequencies", learn_frequencies)
+    if not isinstance(argument, str):
+        raise TypeError(f"argument must be a name, got {shown(argument)}")
     if isinstance(context_length, np.ndarray | jax.Array) and context_length.ndim:
         check_axes("context_length", context_length, "B", B={1, batch})
     check_callable("position_bias", position_bias, "distance", "num_heads", "causal")
+    if type(num_heads) is not int or num_heads < 1:
+        num_heads = checked_num_heads(num_heads)
     if position_bias is not None and num_heads is None:
         raise ValueError("num_heads must be given with a position_bias, got None")
     if learn_frequencies and context_length is not None:

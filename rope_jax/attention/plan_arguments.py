@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_axes, check_dtype, device_array
+from rope_jax._checks import check_axes, check_dtype, check_integer, device_array
 from rope_jax.attention.cache import KVCache, check_cache
 from rope_jax.attention.mask import window_size
 from rope_jax.attention.rotations import Ropes, check_ropes, first_rope
@@ -36,6 +36,11 @@ def check_layers(ropes: Ropes, window: Windows) -> None:
         raise ValueError(f"rope and window must have an entry for each layer, got {ropes} and {window}")
     if isinstance(ropes, tuple) and isinstance(window, tuple) and len(ropes) != len(window):
         raise ValueError(f"window must have an entry for each of {len(ropes)} layers, got {len(window)}")
+
+
+def checked_num_heads(num_heads) -> int | None:
+    """N as an int, or None. Raises TypeError or ValueError unless it is a number of heads."""
+    return None if num_heads is None else check_integer("num_heads", num_heads, least=1)
 
 
 def check_with_cache(cache, ropes: Ropes, batch, causal: bool, segment_ids) -> None:
