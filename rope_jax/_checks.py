@@ -60,7 +60,7 @@ def check_axes(argument: str, array, axes: str, **sizes) -> None:
     number of axes. Arguments of users are checked without chex, because ``chex.disable_asserts`` would switch the
     check off.
     """
-    letters, shape = axes.split(), tuple(np.shape(array))
+    letters, shape = axes.split(), _shape_of(argument, array)
     open_ended = axes.startswith("...")
     named = letters[1:] if open_ended else letters
     enough = len(shape) >= len(named) if open_ended else len(shape) == len(named)
@@ -70,6 +70,15 @@ def check_axes(argument: str, array, axes: str, **sizes) -> None:
     known = ", ".join(f"{letter}={sizes[letter]}" for letter in letters if letter in sizes)
     sizes_and_shape = f"{' with ' + known if known else ''}, got {shape}"
     raise ValueError(f"{argument} must have shape [{', '.join(letters)}]{sizes_and_shape}")
+
+
+def _shape_of(argument: str, array) -> tuple:
+    if hasattr(array, "shape") and isinstance(array.shape, tuple):
+        return array.shape
+    try:
+        return np.asarray(array).shape
+    except ValueError:
+        raise ValueError(f"{argument} must be an array, got lists of unequal lengths") from None
 
 
 def _fits(size, expected) -> bool:
@@ -122,6 +131,8 @@ def check_kinds(module, *, sizes=(), flags=(), positive=(), optional=()) -> None
         if value is None and field in optional:
             continue
         if field in sizes:
+            if isinstance(value, jax.Array):  # comparing it gives a traced value inside jit
+                raise TypeError(f"{field} must be an integer of Python or numpy, got {shown(value)}: pass int(...)")
             if type(value) is not int or value < 1:
                 check_integer(field, value, least=1)
         elif field in flags:

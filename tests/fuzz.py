@@ -3,8 +3,8 @@
 import datetime
 import decimal
 import fractions
-import inspect
 import pathlib
+import re
 import traceback
 from typing import Any
 
@@ -74,33 +74,30 @@ def frames_of(error: BaseException) -> list[pathlib.Path]:
     return [pathlib.Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
 
 
-def is_ours(error: Exception, names: set[str]) -> bool:
-    """Whether rope_jax raised the error, names an argument, and says what was expected."""
+def names(message: str, argument: str) -> bool:
+    """Whether the message has the argument as a word of its own."""
+    return re.search(rf"(?<!\w){re.escape(argument)}(?!\w)", message) is not None
+
+
+def is_ours(error: Exception, arguments: set[str]) -> bool:
+    """Whether rope_jax raised the error, in one line that names one of the arguments and says what was expected."""
     message = str(error)
     raised_here = OURS in frames_of(error)[-1].parents
-    named = any(name in message for name in names)
+    named = any(names(message, argument) for argument in arguments)
     return isinstance(error, ValueError | TypeError) and raised_here and named and "\n" not in message
 
 
-def outcome(function, arguments: dict[str, Any], names: set[str] = frozenset()):
-    """The result of the call, or our error. Any other error fails, with the call in a note.
-
-    ``names`` are words beside the arguments that a message may name.
-    """
+def outcome(function, arguments: dict[str, Any], wrong: set[str]):
+    """The result of the call, or our error, which names an argument of ``wrong``. Any other error fails."""
     positional = [arguments[name] for name in arguments if name.startswith("*")]
     named = {name: value for name, value in arguments.items() if not name.startswith("*")}
     try:
         result = function(*positional, **named)
         jax.block_until_ready(jax.tree.leaves(result))
     except Exception as error:
-        words = {name.lstrip("*") for name in arguments} | set(names) | set(parameters(function))
-        assert is_ours(error, words), f"{type(error).__name__} from inside: {error}"
+        assert is_ours(error, wrong), f"{type(error).__name__} from inside, or without the argument: {error}"
         return error
     return result
-
-
-def parameters(function) -> list[str]:
-    return list(inspect.signature(function).parameters)
 
 
 def report(name: str, got) -> None:

@@ -120,6 +120,26 @@ def decoders() -> dict:
     return out
 
 
+def essence() -> dict:
+    """A part of the surface in the smallest sizes, for a mode that runs each operation by itself."""
+    rope, x = rope_jax.Rope(4, rope_jax.Standard()), jax.random.normal(jax.random.key(0), (1, 2, 4), jnp.float32)
+    q, out = x[:, :, None, :], {}
+    out["rotate"] = rope_jax.rotate(q, rope.rotation(jnp.arange(2)))
+    out["rope"] = rope(q, q, jnp.arange(2))[0]
+    layer = rope_jax.RotaryAttention(num_heads=1, head_dim=4, rope=rope)
+    params = nn.unbox(layer.init(jax.random.key(0), x))
+    out["layer"] = layer.apply(params, x)
+    cache = rope_jax.init_cache(batch=1, capacity=3, num_kv_heads=1, head_dim=4)
+    out["prefill"], cache = layer.apply(params, x, cache=cache)
+    out["step"], _ = layer.apply(params, x[:, :1], cache=cache)
+    sizes = dict(vocab_size=5, num_layers=1, width=4, num_heads=1, head_dim=4, mlp_dim=4)
+    model, ids = rope_jax.Decoder(**sizes, rope=rope), jnp.array([[1, 2]])
+    params = nn.unbox(model.init(jax.random.key(0), ids))
+    out["decoder"] = model.apply(params, ids)
+    out["generate"] = rope_jax.generate(model, params, ids, max_new_tokens=2, temperature=0).log_probs
+    return out
+
+
 def surface() -> dict:
     return {
         f"{part.__name__}: {name}": array

@@ -225,7 +225,7 @@ def attend_by_facts(
 
 def dropout_facts(dropout_rate: float, dropout_rng) -> dict:
     """The fields of :class:`Facts` for dropout."""
-    if dropout_rate == 0.0:
+    if float(dropout_rate) == 0.0:  # comparing a jax number gives a traced value inside jit
         return {}
     if dropout_rng is None:
         raise ValueError(f"dropout_rng must be given with dropout_rate {dropout_rate}, got None")

@@ -1,13 +1,12 @@
 """Makes an empty cache."""
 
-from collections.abc import Hashable
-
 import jax
 import jax.numpy as jnp
 
 from rope_jax._checks import as_dtype, check_flag, check_integer
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.quantized import Quantized, is_narrow
+from rope_jax.attention.rotations import Ropes, check_ropes
 from rope_jax.attention.slots import Eviction, checked_slots
 
 
@@ -22,7 +21,7 @@ def init_cache(
     eviction: Eviction | None = None,
     num_sink_tokens: int = 0,
     rotated: bool = True,
-    rope: Hashable = None,
+    rope: Ropes = None,
 ) -> KVCache:
     """An empty cache.
 
@@ -66,6 +65,7 @@ def init_cache(
     for name, size in (sizes if num_layers is None else sizes | {"num_layers": num_layers}).items():
         if not jax.export.is_symbolic_dim(size):
             check_integer(name, size, least=1)
+    check_ropes(rope)
     num_sink_tokens = checked_slots(capacity, eviction, num_sink_tokens).num_sink_tokens
     rotated = check_flag("rotated", rotated)
     if not (is_narrow(dtype) or jnp.issubdtype(as_dtype("dtype", dtype), jnp.floating)):

@@ -138,7 +138,7 @@ def check_ring(layer, plan: Plan, deterministic: bool, sows: dict[str, bool]) ->
         "attention_mask": plan.attention_mask is not None,
         "prefix_length": plan.query_index is not None,
         "learn_sinks": layer.learn_sinks,
-        "dropout_rate": layer.dropout_rate > 0 and not deterministic,
+        "dropout_rate": float(layer.dropout_rate) > 0 and not deterministic,
         **sows,  # no device has a whole row of weights
     }
     for name, given in barred.items():

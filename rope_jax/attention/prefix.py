@@ -6,8 +6,9 @@ that it reads the whole prefix. Keys keep their indices.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from rope_jax._checks import as_int32, check_axes, check_dtype, device_array, known_any
+from rope_jax._checks import as_int32, check_axes, check_dtype, device_array, is_concrete, known_any
 
 
 def checked_prefix_length(prefix_length, batch: int) -> jax.Array:
@@ -17,11 +18,12 @@ def checked_prefix_length(prefix_length, batch: int) -> jax.Array:
       TypeError: if ``prefix_length`` is not an integer.
       ValueError: if its shape is neither ``[]`` nor ``[B]``, or it is known to be negative.
     """
-    prefix_length = device_array("prefix_length", prefix_length)
+    given, prefix_length = prefix_length, device_array("prefix_length", prefix_length)
     check_dtype("prefix_length", prefix_length, jnp.integer, "integer")
     check_axes("prefix_length", prefix_length, "B" if prefix_length.ndim else "", B={1, batch})
-    if known_any(prefix_length < 0):
-        raise ValueError(f"prefix_length must be 0 or more, got {prefix_length.tolist()}")
+    # Inside jit, an array that is made or compared is traced, even if the number is known.
+    if is_concrete(given) and (np.asarray(given) < 0).any():
+        raise ValueError(f"prefix_length must be 0 or more, got {np.asarray(given).tolist()}")
     return as_int32(prefix_length).reshape(-1)
 
 

@@ -43,13 +43,13 @@ class Quantized:
         return (self.values.astype(jnp.float32) * self.scale[..., None]).astype(dtype)
 
 
-def is_narrow(dtype) -> bool:
+def is_narrow(dtype, argument: str = "dtype") -> bool:
     """True if arrays of this dtype need a scale.
 
     Raises:
       TypeError: if the dtype is a float of eight bits or fewer, but not supported by :func:`quantize`.
     """
-    dtype = as_dtype("dtype", dtype)
+    dtype = as_dtype(argument, dtype)
     if dtype in EIGHT_BIT_DTYPES:
         return True
     if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 1:

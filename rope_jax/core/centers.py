@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_choice, check_dtype, check_real, device_array, is_concrete
+from rope_jax._checks import check_axes, check_choice, check_dtype, check_real, checked_key, device_array
 from rope_jax.core.grids import check_sizes
 
 Normalize = Literal["own", "longer", "shorter", "area"]
@@ -75,7 +75,7 @@ def augment_centers(key, centers, *, shift=0.0, jitter=1.0, rescale=1.0) -> jax.
       ``[..., T, A]`` in the dtype of ``centers``.
 
     Raises:
-      TypeError: if ``centers`` is not floating, or a range is not a real number.
+      TypeError: if ``key`` is not a key, ``centers`` is not floating, or a range is not a real number.
       ValueError: if the axes T and A are missing, or a range is below its least value.
 
     Example:
@@ -84,11 +84,15 @@ def augment_centers(key, centers, *, shift=0.0, jitter=1.0, rescale=1.0) -> jax.
       >>> rope_jax.core.augment_centers(jax.random.key(0), centers, rescale=2.0).shape
       (4, 2)
     """
-    centers = device_array("centers", centers)
+    key, centers = checked_key("key", key), device_array("centers", centers)
+    check_axes("key", key, "")
     check_axes("centers", centers, "... T A")
     check_dtype("centers", centers, jnp.floating, "floating")
     for argument, value, least in (("shift", shift, 0), ("jitter", jitter, 1), ("rescale", rescale, 1)):
-        if is_concrete(check_real(argument, value)) and not value >= least:
+        number = check_real(argument, value)
+        if number is None:
+            raise TypeError(f"{argument} must be a real number, got None")
+        if isinstance(number, float) and number < least:
             raise ValueError(f"{argument} must be at least {least}, got {value}")
     # Each range has its own key, so that its draw does not depend on the other ranges.
     shift_key, jitter_key, rescale_key = jax.random.split(key, 3)

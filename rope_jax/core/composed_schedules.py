@@ -244,8 +244,10 @@ class Affine:
             value = getattr(self, name)
             if isinstance(value, Sequence) or np.ndim(value):
                 object.__setattr__(self, name, check_reals(f"Affine: {name}", value))
-            elif not isinstance(check_real(f"Affine: {name}", value), float):
+            elif not isinstance(number := check_real(f"Affine: {name}", value), float):
                 raise TypeError(f"Affine: {name} must be a number, or one for each axis, got {shown(value)}")
+            elif isinstance(value, jax.Array):  # not hashable
+                object.__setattr__(self, name, number)
 
     def __call__(self, rotary_dim: int, *context_length) -> Frequencies | FrequencyChoice:
         def move(frequencies: Frequencies) -> Frequencies:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_callable, check_dtype, check_positive, shown
+from rope_jax._checks import check_callable, check_dtype, check_integer, check_positive, shown
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -51,9 +51,13 @@ class Frequencies:
     def __post_init__(self):
         for name in ("inv_freq",) if self.phase is None else ("inv_freq", "phase"):
             object.__setattr__(self, name, _as_numbers(name, getattr(self, name)))
+        if type(self.num_batch_axes) is not int or self.num_batch_axes < 0:
+            object.__setattr__(
+                self, "num_batch_axes", check_integer("num_batch_axes", self.num_batch_axes, least=0)
+            )
         axes = self.inv_freq.ndim - self.num_batch_axes
         batched_host = self.num_batch_axes and isinstance(self.inv_freq, np.ndarray)
-        if not 1 <= axes <= 3 or self.num_batch_axes < 0 or 0 in self.inv_freq.shape or batched_host:
+        if not 1 <= axes <= 3 or 0 in self.inv_freq.shape or batched_host:
             raise ValueError(
                 "inv_freq must be [R/2], [A, R/2] or [N, A, R/2], after num_batch_axes axes of a jax array, "
                 f"got shape {self.inv_freq.shape} and num_batch_axes={self.num_batch_axes}"

@@ -158,7 +158,10 @@ def host_grid(sizes, *, step=1, resize_to=None, centered=False, frames=None, blo
                 raise ValueError(
                     f"pass step or resize_to for an axis, not both, got {shown(step)} and {shown(target)}"
                 )
-            step = Fraction(check_integer("resize_to", target, least=1), size)
+            target = check_integer("resize_to", target, least=1)
+            if target >= 2**31:
+                raise ValueError(f"resize_to must be below 2^31, got {shown(target)}")
+            step = Fraction(target, size)
         first = -((size + 1) // 2) if is_centered else 0
         axes.append(floor_steps(range(first, first + size), check_step("step", step)))
     if frames is not None:

@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-import operator
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_dtype, check_reals, device_array, known_any, shown
+from rope_jax._checks import check_dtype, check_integer, check_reals, device_array, known_any, shown
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice
 from rope_jax.core.schedules import check_hyperparameters, geometric, ntk_ramp
 
@@ -28,6 +27,8 @@ def _resolve_context_length(schedule, context_length) -> int | jax.Array:
     if not isinstance(context_length, jax.Array):
         return _host_context_length(schedule, context_length)
     check_dtype("context_length", context_length, jnp.integer, "integer")
+    if 0 in context_length.shape:
+        raise ValueError(f"context_length must be [] or [B], got shape {context_length.shape}")
     if known_any(context_length < 1):
         raise ValueError(f"{name}: context_length must be at least 1 token, got {context_length}")
     return context_length
@@ -35,7 +36,7 @@ def _resolve_context_length(schedule, context_length) -> int | jax.Array:
 
 def _host_context_length(schedule, context_length) -> int:
     try:
-        num_tokens = operator.index(context_length)
+        num_tokens = check_integer("context_length", context_length)
     except TypeError:
         raise TypeError(
             f"context_length must be an integer or an integer array, got {shown(context_length)}"
@@ -74,8 +75,8 @@ class DynamicNTK:
 
     def __post_init__(self):
         check_hyperparameters(self, positive=["base"], factor=1, original_length=1)
-        if self.context_length is not None:
-            _host_context_length(self, self.context_length)
+        if self.context_length is not None:  # an array would not be hashable
+            object.__setattr__(self, "context_length", _host_context_length(self, self.context_length))
 
     def __call__(self, rotary_dim: int, context_length: int | jax.Array | None = None) -> Frequencies:
         context_length = _resolve_context_length(self, context_length)
@@ -132,8 +133,8 @@ class LongRope:
         for name in ("attention_factor", "long_attention_factor"):
             if getattr(self, name) is not None:
                 check_hyperparameters(self, positive=[name])
-        if self.context_length is not None:
-            _host_context_length(self, self.context_length)
+        if self.context_length is not None:  # an array would not be hashable
+            object.__setattr__(self, "context_length", _host_context_length(self, self.context_length))
 
     def __call__(
         self, rotary_dim: int, context_length: int | jax.Array | None = None

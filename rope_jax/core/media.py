@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import as_int32, check_choice, check_dtype, check_integer, device_array, is_concrete, shown
+from rope_jax._checks import (
+    as_int32,
+    check_callable,
+    check_choice,
+    check_dtype,
+    check_integer,
+    device_array,
+    is_concrete,
+    shown,
+)
 from rope_jax.core.grids import check_sizes, check_step, host_grid, int32_positions, is_sequence
 
 Resume = Literal["all", "plane"] | Callable[[tuple[int, ...]], int]
@@ -76,7 +85,9 @@ def multimodal_positions(
     num_axes = check_integer("num_axes", num_axes, least=1)
     segments = _check_segments(segments, num_axes)
     grid_steps = iter(_check_steps(steps, sum(not isinstance(segment, int) for segment in segments)))
-    if not callable(resume) and not (isinstance(resume, str) and resume in ("all", "plane")):
+    if callable(resume):
+        check_callable("resume", resume, "sizes")
+    elif not (isinstance(resume, str) and resume in ("all", "plane")):
         raise ValueError(f"resume must be 'all', 'plane' or a function of the sizes of a grid, got {shown(resume)}")
 
     start = 0
@@ -195,7 +206,7 @@ def _check_picture(size) -> tuple[int, ...]:
 
 def _check_segments(segments, num_axes: int) -> list[int | tuple[int, ...]]:
     """The lengths of text and the sizes of grids."""
-    if not isinstance(segments, Sequence) or not segments:
+    if not isinstance(segments, Sequence) or isinstance(segments, str | bytes) or not segments:
         raise ValueError(
             f"segments must be lengths of text and sizes of grids, [5, (1, 4, 6)], got {shown(segments)}"
         )

@@ -232,7 +232,9 @@ class Rope:
                 f"schedule must choose among fixed frequencies, got {type(self.schedule).__name__}: "
                 "store unrotated keys, with init_cache(rotated=False)"
             )
-        positions = device_array("positions", positions)
+        k, positions = device_array("k", k), device_array("positions", positions)
+        check_axes("k", k, "... S K H", H=self.head_dim)
+        check_dtype("k", k, jnp.floating, "floating")
         check_dtype("positions", positions, jnp.integer, "integer")
         leading_axes(positions, self.num_axes)
         return self.rotate(k, rotation_change(positions, old, new))

@@ -24,6 +24,7 @@ from rope_jax.generation.prompts import (
     check_prefix,
     check_prompt,
     check_stop,
+    checked_cache_dtype,
 )
 from rope_jax.models.decoder import Decoder
 
@@ -101,6 +102,7 @@ def beam_search(
     check_model("model", model)
     beams, max_new_tokens = check_num_tokens("beams", beams), check_num_tokens("max_new_tokens", max_new_tokens)
     prompt, mask = check_prompt(model, prompt, mask)
+    cache_dtype = checked_cache_dtype(cache_dtype)
     if cache is not None:
         check_prefix(model, cache, prompt, mask, cache_dtype)
     check_num_positions("max_new_tokens", model, prompt, mask, max_new_tokens, cache)

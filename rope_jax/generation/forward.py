@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rope_jax._checks import check_axes, check_dtype, device_array, shown
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.rotations import first_rope
 from rope_jax.models.decoder import Decoder
@@ -38,16 +39,24 @@ class ForwardPass:
     static_context_length: int | None = dataclasses.field(metadata=dict(static=True))
 
     @classmethod
-    def of(cls, model: Decoder, params, context_length: int | jax.Array | None = None) -> "ForwardPass":
+    def of(
+        cls, model: Decoder, params, context_length: int | jax.Array | None = None, argument: str = "params"
+    ) -> "ForwardPass":
         """Makes an integer context length static, and keeps an array as an argument of the program.
 
         Raises:
-          ValueError: if params are not the model's variables.
+          ValueError: if params, named ``argument``, are not the model's variables, or an array is of other axes.
+          TypeError: if the context length is not an integer.
         """
         if not isinstance(params, Mapping) or "params" not in params:
-            raise ValueError("params must be the variables of model.init, {'params': ...}, got their inside")
-        if isinstance(context_length, int | np.integer):
+            kind = "their inside" if isinstance(params, Mapping) else shown(params)
+            raise ValueError(f"{argument} must be the variables of model.init, {{'params': ...}}, got {kind}")
+        if isinstance(context_length, int | np.integer) and not isinstance(context_length, bool):
             return cls(params, None, model, int(context_length))
+        if context_length is not None:
+            context_length = device_array("context_length", context_length)
+            check_dtype("context_length", context_length, jnp.integer, "integer")
+            check_axes("context_length", context_length, "B" if context_length.ndim else "")
         return cls(params, context_length, model, None)
 
     def prefill(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from rope_jax._checks import (
     as_int32,
     check_axes,
+    check_callable,
     check_dtype,
     device_array,
     is_concrete,
@@ -24,6 +25,7 @@ from rope_jax.generation.prompts import (
     check_prefix_length,
     check_prompt,
     check_stop,
+    checked_cache_dtype,
 )
 from rope_jax.generation.sampler import make_sampler
 from rope_jax.models.decoder import Decoder
@@ -151,6 +153,7 @@ def generate(
     stops = check_stop(model, stop_token)
     max_new_tokens = check_num_tokens("max_new_tokens", max_new_tokens)
     num_samples = check_num_tokens("num_samples", num_samples)
+    cache_dtype = checked_cache_dtype(cache_dtype)
     if cache is not None:
         check_prefix(model, cache, prompt, mask, cache_dtype)
     check_num_positions("max_new_tokens", model, prompt, mask, max_new_tokens, cache)
@@ -163,6 +166,7 @@ def generate(
     sizes = dict(max_new_tokens=max_new_tokens, num_samples=num_samples, cache_dtype=cache_dtype)
     if on_token is None:
         return run_on_device(forward, sampler, inputs, **sizes)
+    check_callable("on_token", on_token, "row", "token")
     if not is_concrete((forward, sampler, inputs)):
         raise ValueError("on_token must be left out inside jax.jit, which returns no token before the last")
     return run_on_host(forward, sampler, inputs, on_token, sizes)

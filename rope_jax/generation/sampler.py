@@ -81,7 +81,7 @@ def make_sampler(rng, temperature, top_k, top_p, batch: int, logits_fns: tuple[C
       TypeError: if an option has another type, or ``rng`` is not a key.
     """
     check_sampling(temperature, top_k, top_p)
-    greedy = is_concrete(temperature) and bool(temperature == 0)
+    greedy = is_concrete(temperature) and float(temperature) == 0  # == of jax numbers is traced inside jit
     if rng is None and not greedy:
         raise ValueError(
             f"rng must be given with temperature {temperature}, got None: pass a key, or temperature=0 for greedy"
@@ -93,7 +93,7 @@ def make_sampler(rng, temperature, top_k, top_p, batch: int, logits_fns: tuple[C
         jnp.asarray(temperature, jnp.float32),
         None if top_p is None else jnp.asarray(top_p, jnp.float32),
         logits_fns,
-        top_k,
+        None if top_k is None else int(top_k),
     )
 
 

@@ -23,6 +23,7 @@ from rope_jax.generation.prompts import (
     check_prefix,
     check_prompt,
     check_stop,
+    checked_cache_dtype,
 )
 from rope_jax.generation.sample import sample
 from rope_jax.generation.sampler import make_sampler
@@ -143,6 +144,7 @@ def speculative_decode(
     draft_tokens = check_num_tokens("draft_tokens", draft_tokens)
     prompt, mask = check_prompt(model, prompt, mask)
     stops = check_stop(model, stop_token)
+    cache_dtype = checked_cache_dtype(cache_dtype)
     if (cache is None) != (draft_cache is None):
         raise ValueError("cache and draft_cache must be given together, got one of them")
     for decoder, stored in ((model, cache), (draft, draft_cache)):
@@ -163,7 +165,7 @@ def speculative_decode(
         raise ValueError("context_length must be given with a target whose frequencies depend on it, got None")
     return _speculative_decode(
         ForwardPass.of(model, params, context_length),
-        ForwardPass.of(draft, draft_params),
+        ForwardPass.of(draft, draft_params, argument="draft_params"),
         sampler,
         prompt,
         mask,

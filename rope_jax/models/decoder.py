@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rope_jax._checks import check_integer
 from rope_jax.attention.bias import PositionBias
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.empty_cache import init_cache
@@ -277,15 +278,15 @@ class Decoder(nn.Module, kw_only=True):
         length and take no second rounding. Otherwise it stores keys rotated: each key is rotated once.
         """
         check_ropes(self.ropes)
-        if rotated is None:
-            rotated = not num_sink_tokens and not self.needs_context_length
+        num_sink_tokens = check_integer("num_sink_tokens", num_sink_tokens, least=0)
+        rotated = not (num_sink_tokens or self.needs_context_length) if rotated is None else rotated
         return init_cache(
             batch=batch,
             capacity=capacity,
             num_kv_heads=self.num_kv_heads or self.num_heads,
             head_dim=self.head_dim,
             num_layers=self.num_layers,
-            dtype=dtype or self.dtype,
+            dtype=self.dtype if dtype is None else dtype,
             eviction=eviction,
             num_sink_tokens=num_sink_tokens,
             rotated=rotated,

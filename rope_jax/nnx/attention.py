@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rope_jax._checks import check_axes, check_flag, check_kinds
+from rope_jax._checks import check_axes, check_flag, check_integer, check_kinds
 from rope_jax.attention.bias import PositionBias
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.empty_cache import init_cache
@@ -160,7 +160,7 @@ class RotaryAttention(nnx.Module):
             bias = nnx.bridge.ToNNX(self.position_bias)
             sample = jnp.zeros((1, 1, 1), jnp.int32)
             self.position_bias = nnx.data(bias.lazy_init(sample, self.num_heads, self.causal, rngs=rngs))
-        has_key = self.dropout_rate > 0 and ("dropout" in rngs or "default" in rngs)
+        has_key = float(self.dropout_rate) > 0 and ("dropout" in rngs or "default" in rngs)
         self.dropout_stream = nnx.data(rngs.dropout.fork() if has_key else None)
         self.cache = nnx.data(None)
 
@@ -207,6 +207,8 @@ class RotaryAttention(nnx.Module):
             check_axes("kv", kv, "B S D", D=self.kv_features or self.in_features)
         elif self.kv_features not in (None, self.in_features):
             raise ValueError(f"kv must be given with kv_features={self.kv_features}, got None")
+        if not isinstance(rngs, nnx.Rngs | nnx.RngStream | None):
+            raise TypeError(f"rngs must be nnx.Rngs, got {type(rngs).__name__}: pass nnx.Rngs(dropout=seed)")
         decode, held = self.decode if decode is None else check_flag("decode", decode), self.cache
         if decode:
             if cache is not None:
@@ -269,6 +271,7 @@ class RotaryAttention(nnx.Module):
           num_sink_tokens: tokens at the start of a row which are never evicted.
           rotated: whether keys are stored rotated; None as in :meth:`rope_jax.Decoder.init_cache`.
         """
+        num_sink_tokens = check_integer("num_sink_tokens", num_sink_tokens, least=0)
         if rotated is None:
             rotated = not num_sink_tokens and not (self.rope is not None and self.rope.needs_context_length)
         cache = init_cache(
@@ -276,7 +279,7 @@ class RotaryAttention(nnx.Module):
             capacity=capacity,
             num_kv_heads=self.num_kv_heads or self.num_heads,
             head_dim=self.head_dim,
-            dtype=dtype or self.dtype or self.param_dtype,
+            dtype=(self.param_dtype if self.dtype is None else self.dtype) if dtype is None else dtype,
             eviction=eviction,
             num_sink_tokens=num_sink_tokens,
             rotated=rotated,

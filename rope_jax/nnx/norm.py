@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rope_jax._checks import as_dtype, check_axes, check_integer, check_kinds, shown
 from rope_jax.attention.norm import rms_norm
 from rope_jax.nnx.parameters import named
 
@@ -19,6 +20,10 @@ class RMSNorm(nnx.Module):
       epsilon: added to the mean square.
       unit_offset: whether the factor is ``1 + scale`` instead of ``scale``.
       param_dtype: dtype of the scale.
+
+    Raises:
+      TypeError: if an argument is of another kind.
+      ValueError: if ``num_features`` or ``epsilon`` is not positive.
     """
 
     def __init__(
@@ -31,9 +36,17 @@ class RMSNorm(nnx.Module):
         param_dtype: Any = jnp.float32,
     ):
         self.epsilon, self.unit_offset = epsilon, unit_offset
+        check_kinds(self, flags=["unit_offset"], positive=["epsilon"])
+        num_features = check_integer("num_features", num_features, least=1)
+        if not isinstance(axis, str):
+            raise TypeError(f"axis must be a name, got {shown(axis)}")
+        param_dtype = as_dtype("param_dtype", param_dtype)
+        if not jnp.issubdtype(param_dtype, jnp.floating):
+            raise TypeError(f"param_dtype must be floating, got {param_dtype}")
         start = nnx.initializers.zeros_init() if unit_offset else nnx.initializers.ones_init()
         self.scale = nnx.Param(named(start, (axis,))(None, (num_features,), param_dtype))
 
     def __call__(self, x) -> jax.Array:
-        """``x [..., D]`` normalized, in x's dtype."""
+        """``x [..., D]`` normalized, in x's dtype. Raises ValueError if D is not ``num_features``."""
+        check_axes("x", x, "... D", D=self.scale.shape[-1])
         return rms_norm(x, self.scale[...], epsilon=self.epsilon, unit_offset=self.unit_offset)
