@@ -114,8 +114,9 @@ class Slots:
             if self.num_sink_tokens == 0 and max_window is not None:
                 lost &= after - num_tokens - 1 + max_window > self.capacity
             counter = jnp.where(lost | (num_tokens < 0), LOST, after)
-        # A symbolic T (jax.export) cannot be compared; it is left to run time like a traced counter.
-        too_many = real is None and isinstance(tokens, int) and tokens > self.capacity
+        # A symbolic T or S (jax.export) cannot be compared; it is left to run time like a traced counter.
+        are_known = isinstance(tokens, int) and isinstance(self.capacity, int)
+        too_many = real is None and are_known and tokens > self.capacity
         if too_many or known_any(self.overflowed(counter)):
             have = "" if isinstance(after, Tracer) else f", rows would hold {after.tolist()}"
             hint = "" if self.eviction is None else ": this write would evict keys that its first token still needs"

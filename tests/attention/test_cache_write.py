@@ -151,6 +151,20 @@ def test_exported_with_symbolic_sizes(capacity, tokens):
         np.testing.assert_array_equal(exported.call(jax.tree.leaves(have), new)[0], want)
 
 
+def test_a_symbolic_capacity_may_turn_out_too_small():
+    """Without a constraint on S, only the running program knows whether three tokens fit."""
+    (s,) = export.symbolic_shape("s")
+    cache = jax.eval_shape(lambda: empty(capacity=s))
+    write = jax.jit(lambda cache, kv: cache.write(kv, kv))
+    new = random(B, 3, K, H, seed=1)
+    exported = export.export(write)(cache, new)
+    for capacity in (2, 3, 5):
+        got = exported.call(empty(capacity=capacity), new)
+        np.testing.assert_array_equal(got.overflowed, [capacity < 3] * B)
+        if capacity >= 3:
+            np.testing.assert_array_equal(got.key, empty(capacity=capacity).write(new, new).key)
+
+
 # ---------------------------------------------------------------------------------- what the compiler makes of it
 
 
