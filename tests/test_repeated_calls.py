@@ -70,9 +70,62 @@ def beam_search(number):
     return rope_jax.generation.beam_search(MODEL, MODEL_PARAMS, prompt, beams=2, max_new_tokens=2)
 
 
+# Outside jit, the loops over layers would be compiled in every call, by flax (nn.scan) and by jax (lax.scan).
+DECODER = jax.jit(MODEL.apply)
+
+
+def decoder(number):
+    return DECODER(MODEL_PARAMS, (PROMPT + number) % 5)
+
+
+def decoder_with_a_cache(number):
+    cache = MODEL.init_cache(batch=1, capacity=8)
+    return DECODER(MODEL_PARAMS, (PROMPT + number) % 5, cache=cache)
+
+
+def speculative_decode(number):
+    prompt = (PROMPT + number) % 5
+    options = dict(max_new_tokens=2, draft_tokens=2)
+    return rope_jax.generation.speculative_decode(MODEL, MODEL_PARAMS, MODEL, MODEL_PARAMS, prompt, **options)
+
+
+LONG = rope_jax.LongRope(short_factor=(1.0,) * 2, long_factor=(2.0,) * 2, factor=4.0, original_length=3)
+BIASED = rope_jax.RotaryAttention(**SIZES, position_bias=rope_jax.attention.T5Bias(), window=3)
+BIASED_PARAMS = nn.unbox(BIASED.init(jax.random.key(0), X))
+
+
+def decode_with_a_bias(number):
+    cache = rope_jax.init_cache(batch=1, capacity=8, num_kv_heads=1, head_dim=4, dtype="int8")
+    return BIASED.apply(BIASED_PARAMS, X + number, cache=cache, mask=jnp.ones((1, 3), int))
+
+
+def decode_past_the_original_length(number):
+    layer = LAYER.clone(rope=rope_jax.Rope(4, LONG))
+    cache = rope_jax.init_cache(batch=1, capacity=8, num_kv_heads=1, head_dim=4)
+    _, cache = layer.apply(PARAMS, X + number, cache=cache)
+    return layer.apply(PARAMS, X, cache=cache)
+
+
+# Outside jit, jax itself keeps a dead reference for each gradient of a primitive.
+GRADIENT = jax.jit(jax.grad(lambda q, k: jnp.sum(rope_jax.attend(*ROPE(q, k, jnp.arange(3)), k, causal=True) ** 2)))
+
+
+def gradient(number):
+    return GRADIENT(jnp.ones((1, 3, 2, 4)), jnp.full((1, 3, 1, 4), float(number)))
+
+
+def prefix_and_packed(number):
+    y = LAYER.apply(PARAMS, X + number, prefix_length=jnp.array([2]))
+    return LAYER.apply(PARAMS, y, segment_ids=jnp.array([[0, 0, 1]]))
+
+
 @pytest.mark.parametrize(
     "call",
-    [rotate, attend, decode, decode_in_nnx, decode_under_jit, generate, beam_search],
+    [
+        *(rotate, attend, gradient, decode, decode_with_a_bias, decode_past_the_original_length),
+        *(prefix_and_packed, decode_in_nnx, decode_under_jit, decoder, decoder_with_a_cache),
+        *(generate, beam_search, speculative_decode),
+    ],
     ids=lambda f: f.__name__,
 )
 def test_repeated_calls_keep_nothing_and_compile_nothing(call):
