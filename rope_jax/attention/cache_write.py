@@ -45,24 +45,24 @@ def write_slots(stored, new, slots, *, layer=None, consecutive: bool = False, pl
 def _write(stored, new, slots, layer, *, single: bool, consecutive: bool, plain: bool) -> jax.Array:
     stack = stored[None] if single else stored
     tokens, capacity = new.shape[2], stack.shape[3]
-    write = functools.partial(_write_each, layer=layer, slots=slots)
     if plain:
         stack = _scatter_numbers(stack, new, _index(layer, slots[:, None], new.shape[:3]))
     elif consecutive and isinstance(tokens, int) and isinstance(capacity, int) and tokens > 1:
         # XLA gathers the whole stack to write many tokens at once, if S is divided among devices.
-        write_at_once = functools.partial(_write_at_once, layer=layer, slots=slots)
-        stack = lax.cond(_divided_p.bind(or_exported=False), write, write_at_once, stack, new)
+        # Functions made anew would be compiled anew in every call outside jit.
+        operands = stack, new, layer, slots
+        stack = lax.cond(_divided_p.bind(or_exported=False), _write_each, _write_at_once, *operands)
     else:
-        stack = write(stack, new)
+        stack = _write_each(stack, new, layer, slots)
     return stack[0] if single else stack
 
 
-def _write_each(stack, new, *, layer, slots) -> jax.Array:
+def _write_each(stack, new, layer, slots) -> jax.Array:
     """Writes each token ``[H]`` of a head by an index of its own."""
     return _scatter(stack, new, _index(layer, slots[:, None], new.shape[:3]))
 
 
-def _write_at_once(stack, new, *, layer, slots) -> jax.Array:
+def _write_at_once(stack, new, layer, slots) -> jax.Array:
     """Writes the tokens ``[T, H]`` of a head by the index of the first: on a TPU, each index takes time."""
     return _scatter(stack, new, _index(layer, slots[:, :1], new.shape[:2]))
 

@@ -1,6 +1,7 @@
 """The rotations of a step: one for each distinct rope, at the context length that its frequencies are for."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from rope_jax._checks import as_int32, check_axes, check_dtype, device_array, known_any
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.quantized import Quantized
+from rope_jax.attention.slots import Slots
 from rope_jax.core.angles import Rotation
 from rope_jax.core.frequencies import FrequencyChoice
 from rope_jax.core.rope import Rope
@@ -147,19 +149,26 @@ def rerotate_stored_keys(cache: KVCache, ropes: Ropes, context_length) -> KVCach
     """
     (rope,) = [rope for rope in distinct_ropes(ropes) if rope is not None]
     old_length = jnp.where(cache.context_length == 0, context_length, cache.context_length)
-    old, new = rope.frequencies(old_length), rope.frequencies(context_length)
+    lengths = old_length, context_length
+    return dataclasses.replace(
+        cache, key=_rerotated(cache.key, cache.num_tokens, *lengths, rope=rope, slots=cache.slots)
+    )
+
+
+# Outside jit, the branches of a condition would be compiled anew in every call.
+@functools.partial(jax.jit, static_argnames=("rope", "slots"), inline=True)
+def _rerotated(key, num_tokens, old_length, new_length, *, rope: Rope, slots: Slots):
+    old, new = rope.frequencies(old_length), rope.frequencies(new_length)
     assert isinstance(old, FrequencyChoice) and isinstance(new, FrequencyChoice)  # stored_context_length saw to it
 
     def rerotate(key):
         rerotated = rope.rerotate(
             jnp.swapaxes(key, 1, 2),
-            cache.slots.sequence_index(cache.num_tokens),
+            slots.sequence_index(num_tokens),
             old_context_length=old_length,
-            new_context_length=context_length,
+            new_context_length=new_length,
         )
         return jnp.swapaxes(rerotated, 1, 2)
 
-    stacked = cache.key.ndim == 5
     switched = jnp.any(old.index != new.index)
-    key = jax.lax.cond(switched, jax.vmap(rerotate) if stacked else rerotate, lambda key: key, cache.key)
-    return dataclasses.replace(cache, key=key)
+    return jax.lax.cond(switched, jax.vmap(rerotate) if key.ndim == 5 else rerotate, lambda key: key, key)

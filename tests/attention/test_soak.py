@@ -1,7 +1,6 @@
 """100,000 decode steps through a ring of slots, beside attention from scratch at random steps."""
 
-import gc
-
+import counts
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -32,7 +31,7 @@ def test_a_ring_of_slots_is_right_after_100_000_steps_and_does_not_grow():
     checked = set(np.random.default_rng(1).integers(WINDOW, STEPS, CHECKED).tolist()) | {WINDOW, STEPS - 1}
     cache = rope_jax.init_cache(batch=1, capacity=WINDOW, num_kv_heads=2, head_dim=8, eviction="sliding")
     on_device = [jnp.asarray(token)[None, None] for token in tokens]
-    arrays = bytes_used = None
+    before = bytes_used = None
     for t in range(STEPS):
         y, cache = step(on_device[t % len(tokens)], cache)
         if t in checked:
@@ -41,10 +40,8 @@ def test_a_ring_of_slots_is_right_after_100_000_steps_and_does_not_grow():
             # one order of sums beside another, over weights of sum 1 and 16 features
             np.testing.assert_allclose(y[:, -1], expected, atol=2e-6, rtol=2e-6)
         if t == STEPS // 10:
-            gc.collect()
-            arrays, bytes_used = len(jax.live_arrays()), resident_bytes()
-    gc.collect()
+            before, bytes_used = counts.now(), resident_bytes()
+    counts.assert_no_growth(before, counts.now(), STEPS - STEPS // 10)
     assert int(cache.num_tokens[0]) == STEPS
     assert traces == [(1, 1, WIDTH)]  # compiled once
-    assert len(jax.live_arrays()) <= arrays + 2
     assert resident_bytes() < bytes_used + 50e6
