@@ -17,7 +17,7 @@ STOREYS = {  # from the ground up; in a storey, the files in import order
         "primitive projection rotate rope serialization"
     ).split(),
     "attention": (
-        "norm mask bias quantized slots memory_order cache_write cache empty_cache rotations facts plan_arguments prefix plan cross_plan sharding kernels tiling blocks paths primitive attend "
+        "norm mask bias quantized slots memory_order cache_write cache rotations empty_cache facts plan_arguments prefix plan cross_plan sharding kernels tiling blocks paths primitive attend "
         "zigzag ring layer_checks self_attention layer adapter"
     ).split(),
     "nnx": "parameters norm attention".split(),

@@ -1,14 +1,12 @@
 """Makes an empty cache."""
 
-from collections.abc import Hashable
-
 import jax
 import jax.numpy as jnp
 
 from rope_jax._checks import as_dtype, check_flag, check_integer
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.quantized import Quantized, is_narrow
-from rope_jax.attention.rotations import check_ropes
+from rope_jax.attention.rotations import Ropes, check_ropes
 from rope_jax.attention.slots import Eviction, checked_slots
 
 
@@ -23,7 +21,7 @@ def init_cache(
     eviction: Eviction | None = None,
     num_sink_tokens: int = 0,
     rotated: bool = True,
-    rope: Hashable = None,
+    rope: Ropes = None,
 ) -> KVCache:
     """An empty cache.
 
@@ -52,7 +50,7 @@ def init_cache(
       rotated: whether keys are stored rotated. Each key is then rotated once, which suits a rope whose frequencies
         do not depend on the context length. Unrotated keys are rotated whenever they are read, at the frequencies
         and positions of the moment.
-      rope: the rope of the keys: layers with a different rope raise an error.
+      rope: the rope of the keys, or a tuple with one for each layer: layers with a different rope raise an error.
 
     Returns:
       :class:`KVCache` of zeros, with ``num_tokens`` 0.

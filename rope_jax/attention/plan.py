@@ -274,7 +274,7 @@ def make_plan(
     check_flag("causal", causal)
     if type(learn_frequencies) is not bool:
         check_flag("learn_frequencies", learn_frequencies)
-    if not isinstance(argument, str):
+    if type(argument) is not str:
         raise TypeError(f"argument must be a name, got {shown(argument)}")
     if isinstance(context_length, np.ndarray | jax.Array) and context_length.ndim:
         check_axes("context_length", context_length, "B", B={1, batch})
