@@ -12,7 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_callable, check_flag, check_mask, device_array, is_concrete, shown
+from rope_jax._checks import (
+    check_axes,
+    check_callable,
+    check_flag,
+    check_mask,
+    check_name,
+    device_array,
+    is_concrete,
+    shown,
+)
 from rope_jax.attention.bias import BiasFunction, PositionBias, bias_function
 from rope_jax.attention.cache import CachePolicy, KVCache
 from rope_jax.attention.facts import Facts
@@ -275,7 +284,7 @@ def make_plan(
     if type(learn_frequencies) is not bool:
         check_flag("learn_frequencies", learn_frequencies)
     if type(argument) is not str:
-        raise TypeError(f"argument must be a name, got {shown(argument)}")
+        check_name("argument", argument)  # type: ignore[unreachable]
     if isinstance(context_length, np.ndarray | jax.Array) and context_length.ndim:
         check_axes("context_length", context_length, "B", B={1, batch})
     check_callable("position_bias", position_bias, "distance", "num_heads", "causal")
