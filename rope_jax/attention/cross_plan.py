@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_flag, check_integer, check_mask, shown
+from rope_jax._checks import check_integer, check_mask, shown
 from rope_jax.attention.plan import Plan
-from rope_jax.attention.plan_arguments import checked_attention_mask, checked_num_heads, checked_positions
+from rope_jax.attention.plan_arguments import checked_attention_mask, checked_positions, options_of_plan
 from rope_jax.attention.rotations import rotations_at
 from rope_jax.core.rope import Rope
 
@@ -60,8 +60,7 @@ def make_cross_plan(
         raise TypeError(f"rope must be a Rope or None, got {type(rope).__name__}")
     if not isinstance(shape, tuple) or len(shape) != 2:
         raise ValueError(f"shape must be (B, T), got {shown(shape)}: pass x.shape[:2]")
-    num_heads = checked_num_heads(num_heads)
-    check_flag("learn_frequencies", learn_frequencies)
+    num_heads = options_of_plan(num_heads, learn_frequencies)
     if learn_frequencies and context_length is not None:
         raise ValueError(f"context_length must be left out with learned frequencies, got {context_length}")
     batch, length = shape

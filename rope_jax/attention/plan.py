@@ -17,7 +17,6 @@ from rope_jax._checks import (
     check_callable,
     check_flag,
     check_mask,
-    check_name,
     device_array,
     is_concrete,
     shown,
@@ -32,9 +31,9 @@ from rope_jax.attention.plan_arguments import (
     check_layers,
     check_with_cache,
     checked_attention_mask,
-    checked_num_heads,
     checked_positions,
     count,
+    options_of_plan,
     windows,
 )
 from rope_jax.attention.prefix import (
@@ -281,15 +280,10 @@ def make_plan(
     batch, length = shape
     check_layers(ropes, window)
     check_flag("causal", causal)
-    if type(learn_frequencies) is not bool:
-        check_flag("learn_frequencies", learn_frequencies)
-    if type(argument) is not str:
-        check_name("argument", argument)  # type: ignore[unreachable]
+    num_heads = options_of_plan(num_heads, learn_frequencies, argument)
     if isinstance(context_length, np.ndarray | jax.Array) and context_length.ndim:
         check_axes("context_length", context_length, "B", B={1, batch})
     check_callable("position_bias", position_bias, "distance", "num_heads", "causal")
-    if type(num_heads) is not int or num_heads < 1:
-        num_heads = checked_num_heads(num_heads)
     if position_bias is not None and num_heads is None:
         raise ValueError("num_heads must be given with a position_bias, got None")
     if learn_frequencies and context_length is not None:

@@ -1,9 +1,11 @@
 """Checks and defaults of the arguments of a plan."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_axes, check_dtype, check_integer, device_array
+from rope_jax._checks import check_axes, check_dtype, check_flag, check_integer, check_name, device_array
 from rope_jax.attention.cache import KVCache, check_cache
 from rope_jax.attention.mask import window_size
 from rope_jax.attention.rotations import Ropes, check_ropes, first_rope
@@ -38,9 +40,14 @@ def check_layers(ropes: Ropes, window: Windows) -> None:
         raise ValueError(f"window must have an entry for each of {len(ropes)} layers, got {len(window)}")
 
 
-def checked_num_heads(num_heads) -> int | None:
-    """N as an int, or None. Raises TypeError or ValueError unless it is a number of heads."""
-    return None if num_heads is None else check_integer("num_heads", num_heads, least=1)
+def options_of_plan(num_heads: Any, learn_frequencies: Any, argument: Any = "x") -> int | None:
+    """N as an int, or None. Raises TypeError or ValueError if an option of a plan is of another kind."""
+    if type(learn_frequencies) is not bool:
+        check_flag("learn_frequencies", learn_frequencies)
+    if type(argument) is not str:
+        check_name("argument", argument)
+    is_plain = num_heads is None or (type(num_heads) is int and num_heads > 0)
+    return num_heads if is_plain else check_integer("num_heads", num_heads, least=1)
 
 
 def check_with_cache(cache, ropes: Ropes, batch, causal: bool, segment_ids) -> None:
