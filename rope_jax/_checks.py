@@ -215,6 +215,12 @@ def check_flag(argument: str, value) -> bool:
     return bool(value)
 
 
+def check_name(argument: str, name) -> None:
+    """Raises TypeError unless ``name`` is a string."""
+    if not isinstance(name, str):
+        raise TypeError(f"{argument} must be a name, got {shown(name)}")
+
+
 def check_mask(argument: str, mask, axes: str, **sizes) -> jax.Array:
     """``mask`` as a bool array, True at nonzero entries: the real tokens.
 

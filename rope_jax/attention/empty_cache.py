@@ -50,7 +50,7 @@ def init_cache(
       rotated: whether keys are stored rotated. Each key is then rotated once, which suits a rope whose frequencies
         do not depend on the context length. Unrotated keys are rotated whenever they are read, at the frequencies
         and positions of the moment.
-      rope: the rope of the keys: layers with a different rope raise an error.
+      rope: the rope of the keys, or a tuple with one for each layer: layers with a different rope raise an error.
 
     Returns:
       :class:`KVCache` of zeros, with ``num_tokens`` 0.

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import align_ranks, check_kinds, shown
+from rope_jax._checks import align_ranks, check_kinds, check_name
 from rope_jax.core.explicit import beside
 from rope_jax.core.named import named
 from rope_jax.core.primitive import wide_dtype
@@ -39,8 +39,8 @@ class RMSNorm(nn.Module, kw_only=True):
         """``x [..., D]`` normalized, in x's dtype."""
         if not (type(self.unit_offset) is bool and type(self.epsilon) is float and 0 < self.epsilon < math.inf):
             check_kinds(self, flags=["unit_offset"], positive=["epsilon"])
-        if not isinstance(self.axis, str):
-            raise TypeError(f"axis must be a name, got {shown(self.axis)}")
+        if type(self.axis) is not str:
+            check_name("axis", self.axis)
         start = nn.initializers.zeros_init() if self.unit_offset else nn.initializers.ones_init()
         init = named(start, (self.axis,))
         scale: Any = self.param("scale", init, (x.shape[-1],), self.param_dtype)

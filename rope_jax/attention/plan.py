@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_callable, check_mask, device_array, is_concrete, shown
+from rope_jax._checks import check_axes, check_callable, check_mask, check_name, device_array, is_concrete
 from rope_jax.attention.bias import BiasFunction, PositionBias, bias_function
 from rope_jax.attention.cache import CachePolicy, KVCache
 from rope_jax.attention.facts import Facts
@@ -270,8 +270,8 @@ def make_plan(
     flags = dict(causal=causal, learn_frequencies=learn_frequencies)
     batch, length, num_heads = checked_sizes(shape, num_heads, **flags)
     check_layers(ropes, window)
-    if not isinstance(argument, str):
-        raise TypeError(f"argument must be a name, got {shown(argument)}")
+    if type(argument) is not str:
+        check_name("argument", argument)
     if isinstance(context_length, np.ndarray | jax.Array) and context_length.ndim:
         check_axes("context_length", context_length, "B", B={1, batch})
     check_callable("position_bias", position_bias, "distance", "num_heads", "causal")

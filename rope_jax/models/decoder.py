@@ -278,8 +278,8 @@ class Decoder(nn.Module, kw_only=True):
         length and take no second rounding. Otherwise it stores keys rotated: each key is rotated once.
         """
         check_ropes(self.ropes)
-        num_sink_tokens = check_integer("num_sink_tokens", num_sink_tokens, least=0)
-        rotated = not (num_sink_tokens or self.needs_context_length) if rotated is None else rotated
+        if rotated is None:
+            rotated = not (check_integer("num_sink_tokens", num_sink_tokens, least=0) or self.needs_context_length)
         return init_cache(
             batch=batch,
             capacity=capacity,

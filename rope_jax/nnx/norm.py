@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rope_jax._checks import as_dtype, check_axes, check_integer, check_kinds, shown
+from rope_jax._checks import as_dtype, check_axes, check_integer, check_kinds, check_name
 from rope_jax.attention.norm import rms_norm
 from rope_jax.nnx.parameters import named
 
@@ -38,8 +38,7 @@ class RMSNorm(nnx.Module):
         self.epsilon, self.unit_offset = epsilon, unit_offset
         check_kinds(self, flags=["unit_offset"], positive=["epsilon"])
         num_features = check_integer("num_features", num_features, least=1)
-        if not isinstance(axis, str):
-            raise TypeError(f"axis must be a name, got {shown(axis)}")
+        check_name("axis", axis)
         param_dtype = as_dtype("param_dtype", param_dtype)
         if not jnp.issubdtype(param_dtype, jnp.floating):
             raise TypeError(f"param_dtype must be floating, got {param_dtype}")
