@@ -21,7 +21,7 @@ from rope_jax._checks import (
 )
 from rope_jax.attention.cache_write import write_slots
 from rope_jax.attention.quantized import Quantized, quantize, read_layer
-from rope_jax.attention.slots import Eviction, Slots
+from rope_jax.attention.slots import Eviction, Slots, check_capacity
 from rope_jax.core.explicit import by_xla, is_divisible, spec_of, without_repeats
 from rope_jax.core.nan_rows import nan_where
 from rope_jax.core.serialization import serializable
@@ -300,8 +300,7 @@ class KVCache:
           >>> rope_jax.init_cache(batch=2, capacity=8, num_kv_heads=1, head_dim=4).grow(16).capacity
           16
         """
-        if not jax.export.is_symbolic_dim(capacity):
-            check_integer("capacity", capacity)
+        check_capacity(capacity)
         if self.eviction is not None:
             raise ValueError(f"capacity must stay S={self.capacity} in a cache that evicts tokens, got {capacity}")
         if capacity < self.capacity:

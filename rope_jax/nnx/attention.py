@@ -213,6 +213,8 @@ class RotaryAttention(nnx.Module):
                 raise ValueError("cache must be left out with decode=True, which takes the cache inside the module")
             if held is None:
                 raise ValueError("cache must be made before decode=True: call init_cache(batch=, capacity=)")
+            if not isinstance(held, nnx.Variable):
+                raise TypeError(f"cache must be an nnx.Cache, as from init_cache, got {type(held).__name__}")
             cache = held.get_value()
             cache = plan.begin(cache) if isinstance(plan, Plan) else cache
         out = self_attention(
