@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from rope_jax._checks import (
+    as_float_dtype,
     as_int32,
     check_axes,
     check_choice,
@@ -177,6 +178,7 @@ class KVCache:
             raise ValueError(
                 "cache must be of one layer, got a stack: choose a layer by dataclasses.replace(cache, layer=...)"
             )
+        dtype = as_float_dtype("dtype", dtype)
         key, value = (read_layer(stored, self.layer, dtype).swapaxes(1, 2) for stored in (self.key, self.value))
         return key, value
 

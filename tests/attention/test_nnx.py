@@ -543,6 +543,8 @@ def test_flags_and_streams_of_a_wrong_kind_are_refused():
     layer.init_cache(batch=2, capacity=T)
     with pytest.raises(TypeError, match="decode must be True or False, got 'no'"):
         layer(jnp.ones((2, T, D)), decode="no")
+    with pytest.raises(TypeError, match="rngs must be nnx.Rngs or a stream of these, got int"):
+        layer(jnp.ones((2, T, D)), rngs=3)
 
 
 @pytest.mark.parametrize("flag", ["deterministic", "decode", "sow_weights"])
