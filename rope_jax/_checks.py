@@ -112,7 +112,7 @@ def check_integer(argument: str, value, least: int | None = None) -> int:
     return number
 
 
-def check_kinds(module, *, sizes=(), flags=(), positive=(), optional=()) -> None:
+def check_kinds(module, *, sizes=(), flags=(), positive=(), dtypes=(), functions=(), optional=()) -> None:
     """Raises unless fields of a module are of their kind; an optional field may be None.
 
     Args:
@@ -120,6 +120,8 @@ def check_kinds(module, *, sizes=(), flags=(), positive=(), optional=()) -> None
       sizes: fields that are integers of at least 1.
       flags: fields that are True or False.
       positive: fields that are positive numbers.
+      dtypes: fields that are dtypes of floats, or None.
+      functions: fields that are functions.
       optional: those of the fields that may be None.
 
     Raises:
@@ -140,6 +142,19 @@ def check_kinds(module, *, sizes=(), flags=(), positive=(), optional=()) -> None
                 check_flag(field, value)
         elif type(value) is not float or not 0 < value < math.inf:
             check_positive(field, value, concrete=True)
+    for field in dtypes:
+        if (dtype := getattr(module, field)) is not None:
+            as_float_dtype(field, dtype)
+    for field in functions:
+        if not callable(value := getattr(module, field)) and not (value is None and field in optional):
+            raise TypeError(f"{field} must be a function, got {shown(value)}")
+
+
+def as_float_dtype(argument: str, dtype) -> np.dtype:
+    """``dtype`` as a dtype of numpy. Raises TypeError unless it is of floats."""
+    if not jnp.issubdtype(as_dtype(argument, dtype), jnp.floating):
+        raise TypeError(f"{argument} must be floating, got dtype {as_dtype(argument, dtype)}")
+    return as_dtype(argument, dtype)
 
 
 def as_dtype(argument: str, dtype) -> np.dtype:

@@ -189,7 +189,11 @@ CALLS = {
         dict(axis="head_dim", epsilon=1e-6, unit_offset=False),
         {},
     ),
-    "write": (CACHE.write, dict(key=KV, value=KV, mask=jnp.ones((2, 3), bool), max_window=2), {}),
+    "write": (
+        CACHE.write,
+        dict(key=KV, value=KV, mask=jnp.ones((2, 3), bool), max_window=2, implementation="plain"),
+        {},
+    ),
     "nan_if_overflowed": (CACHE.nan_if_overflowed, dict(values=KV), {}),
     "truncate": (CACHE.write(KV, KV).truncate, dict(num_tokens=jnp.array([1, 2])), {}),
     "select_rows": (CACHE.select_rows, dict(rows=jnp.array([1, 0])), {}),

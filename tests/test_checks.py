@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import rope_jax
 from rope_jax._checks import check_axes
@@ -140,3 +141,39 @@ def test_raw_numbers_of_another_kind_of_key(impl, wrong):
             for key in (np.zeros(wrong, np.uint32), jnp.zeros((2, wrong), jnp.uint32)):
                 with pytest.raises(TypeError, match=f"^{name} must be a key of '{impl}', got {wrong} raw numbers"):
                     call(key)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("dtype", "zz", "dtype must be a dtype, as jnp.float32, got 'zz'"),
+        ("dtype", jnp.int32, "dtype must be floating, got dtype int32"),
+        ("param_dtype", bool, "param_dtype must be floating, got dtype bool"),
+        ("kernel_init", 3, "kernel_init must be a function, got 3"),
+        ("bias_init", "zeros", "bias_init must be a function, got 'zeros'"),
+        ("dot_general", 3, "dot_general must be a function, got 3"),
+        ("embedding_init", None, "embedding_init must be a function, got None"),
+        ("activation", "silu", "activation must be a function, got 'silu'"),
+    ],
+)
+def test_dtypes_and_functions_of_a_module(field, value, says):
+    fields, x = dict(num_heads=2, head_dim=8, rope=None) | {field: value}, jnp.ones((1, 3, 16))
+    sizes, tokens = dict(vocab_size=9, num_layers=2, width=16, mlp_dim=8), jnp.zeros((1, 3), jnp.int32)
+    calls = []
+    if field not in ("embedding_init", "activation"):
+        calls += [
+            lambda: rope_jax.RotaryAttention(**fields).init(jax.random.key(0), x),
+            lambda: rope_jax.nnx.RotaryAttention(in_features=16, rngs=nnx.Rngs(0), **fields),
+        ]
+    if field not in ("bias_init", "dot_general"):
+        calls.append(lambda: rope_jax.Decoder(**sizes, **fields).init(jax.random.key(0), tokens))
+    for call in calls:
+        with pytest.raises(TypeError, match=says):
+            call()
+
+
+def test_a_cache_is_read_in_floats():
+    cache = rope_jax.init_cache(batch=1, capacity=3, num_kv_heads=1, head_dim=8, dtype=jnp.int8)
+    for dtype, says in ((jnp.int8, "floating, got dtype int8"), (None, "a dtype, .* got None")):
+        with pytest.raises(TypeError, match=f"dtype must be {says}"):
+            cache.read(dtype)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from rope_jax._checks import (
+    as_float_dtype,
     as_int32,
     check_axes,
     check_choice,
@@ -21,7 +22,7 @@ from rope_jax._checks import (
 )
 from rope_jax.attention.cache_write import write_slots
 from rope_jax.attention.quantized import Quantized, quantize, read_layer
-from rope_jax.attention.slots import Eviction, Slots
+from rope_jax.attention.slots import Eviction, Slots, check_capacity
 from rope_jax.core.explicit import by_xla, is_divisible, spec_of, without_repeats
 from rope_jax.core.nan_rows import nan_where
 from rope_jax.core.serialization import serializable
@@ -177,6 +178,7 @@ class KVCache:
             raise ValueError(
                 "cache must be of one layer, got a stack: choose a layer by dataclasses.replace(cache, layer=...)"
             )
+        dtype = as_float_dtype("dtype", dtype)
         key, value = (read_layer(stored, self.layer, dtype).swapaxes(1, 2) for stored in (self.key, self.value))
         return key, value
 
@@ -300,8 +302,7 @@ class KVCache:
           >>> rope_jax.init_cache(batch=2, capacity=8, num_kv_heads=1, head_dim=4).grow(16).capacity
           16
         """
-        if not jax.export.is_symbolic_dim(capacity):
-            check_integer("capacity", capacity)
+        check_capacity(capacity)
         if self.eviction is not None:
             raise ValueError(f"capacity must stay S={self.capacity} in a cache that evicts tokens, got {capacity}")
         if capacity < self.capacity:

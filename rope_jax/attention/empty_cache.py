@@ -7,7 +7,7 @@ from rope_jax._checks import as_dtype, check_flag, check_integer
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.quantized import Quantized, is_narrow
 from rope_jax.attention.rotations import Ropes, check_ropes
-from rope_jax.attention.slots import Eviction, checked_slots
+from rope_jax.attention.slots import Eviction, check_capacity, checked_slots
 
 
 def init_cache(
@@ -61,11 +61,12 @@ def init_cache(
       TypeError: if a size is not an integer, or the dtype is neither a float of 16 bits or more nor one that
         :func:`rope_jax.attention.quantize` takes.
     """
-    sizes = {"batch": batch, "capacity": capacity, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+    sizes = {"batch": batch, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
     for name, size in (sizes if num_layers is None else sizes | {"num_layers": num_layers}).items():
         if not jax.export.is_symbolic_dim(size):
             check_integer(name, size, least=1)
     check_ropes(rope)
+    check_capacity(capacity, least=1)
     num_sink_tokens = checked_slots(capacity, eviction, num_sink_tokens).num_sink_tokens
     rotated = check_flag("rotated", rotated)
     if not (is_narrow(dtype) or jnp.issubdtype(as_dtype("dtype", dtype), jnp.floating)):

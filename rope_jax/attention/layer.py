@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_flag
+from rope_jax._checks import check_axes, check_dtype, check_flag, device_array
 from rope_jax.attention.bias import PositionBias
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.empty_cache import init_cache
@@ -242,6 +242,7 @@ def _held_cache(layer: RotaryAttention, x, cache, plan) -> nn.Variable | None:
     """The variable ``kv`` of the collection ``cache``; ``init`` makes it, with room for as many tokens as x has."""
     if not check_flag("decode", layer.decode):
         return None
+    x = device_array("x", x)
     for name, value in dict(cache=cache, plan=plan).items():
         if value is not None:
             raise ValueError(f"{name} must be left out with decode=True, got {type(value).__name__}")
@@ -251,6 +252,8 @@ def _held_cache(layer: RotaryAttention, x, cache, plan) -> nn.Variable | None:
         )
 
     def empty() -> KVCache:
+        check_axes("x", x, "B T D")
+        check_dtype("x", x, jnp.floating, "floating")
         return init_cache(
             batch=x.shape[0],
             capacity=x.shape[1],

@@ -157,10 +157,19 @@ _FLAGS = (
 )
 
 
+_KINDS: dict = dict(
+    sizes=("num_heads", "head_dim", "num_kv_heads"),
+    flags=_FLAGS,
+    positive=("qk_norm_epsilon",),
+    dtypes=("dtype", "param_dtype"),
+    functions=("kernel_init", "bias_init", "dot_general"),
+    optional=("num_kv_heads", "use_out_bias", "dot_general"),
+)
+
+
 def check_fields(layer) -> None:
     """Raises unless the fields of a layer go together."""
-    sizes, optional = ("num_heads", "head_dim", "num_kv_heads"), ("num_kv_heads", "use_out_bias")
-    check_kinds(layer, sizes=sizes, flags=_FLAGS, positive=["qk_norm_epsilon"], optional=optional)
+    check_kinds(layer, **_KINDS)
     if layer.num_kv_heads is not None and layer.num_heads % layer.num_kv_heads:
         raise ValueError(f"num_kv_heads must divide num_heads={layer.num_heads}, got {layer.num_kv_heads}")
     if not isinstance(layer.rope, Rope | None):

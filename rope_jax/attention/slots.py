@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_choice, check_integer, known_any
+from rope_jax._checks import check_choice, check_integer, known_any, shown
 from rope_jax._jax_internals import Tracer
 
 Eviction = Literal["sliding"]
@@ -125,6 +125,14 @@ class Slots:
                 f"{have}{hint}"
             )
         return counter
+
+
+def check_capacity(capacity, least: int | None = None) -> None:
+    """Raises unless S is an integer of at least ``least``, and a row of S + 1 tokens is counted in int32."""
+    if jax.export.is_symbolic_dim(capacity):
+        return
+    if check_integer("capacity", capacity, least=least) >= jnp.iinfo(jnp.int32).max:
+        raise ValueError(f"capacity must be below 2^31 - 1, got {shown(capacity)}")
 
 
 def checked_slots(capacity: int, eviction: Eviction | None, num_sink_tokens: int) -> Slots:

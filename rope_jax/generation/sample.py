@@ -53,8 +53,9 @@ def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None
     temperature = jnp.asarray(temperature, jnp.float32)
     if not greedy:
         rng = checked_key("rng", rng)
+        check_axes("rng", rng, "")
     # Traced arguments can only be checked at run time.
-    invalid = without_a_likeliest(logits) | ~(temperature >= 0)
+    invalid = without_a_likeliest(logits) | ~((temperature >= 0) & (temperature < jnp.inf))
     likeliest = jnp.where(invalid, -1, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
     if greedy:
         return likeliest

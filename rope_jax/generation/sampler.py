@@ -50,7 +50,7 @@ class Sampler:
     def probabilities(self, logits) -> jax.Array:
         """The distribution that :meth:`draw` draws from, float32 ``[..., V]``; NaN where a logit or option is."""
         scaled, invalid = cut_logits(logits, **self._options)
-        invalid |= without_a_likeliest(logits) | ~(self.temperature >= 0)
+        invalid |= without_a_likeliest(logits) | ~((self.temperature >= 0) & (self.temperature < jnp.inf))
         likeliest = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.float32)
         p = jnp.where(self.temperature == 0, likeliest, jax.nn.softmax(scaled, axis=-1))
         return jnp.where(invalid[..., None], jnp.nan, p)

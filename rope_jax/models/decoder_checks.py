@@ -26,7 +26,9 @@ _POSITIVE = "norm_epsilon", "output_cap"
 
 def check_fields(model) -> None:
     optional = "num_kv_heads", "output_cap"
-    check_kinds(model, sizes=_SIZES, flags=_FLAGS, positive=_POSITIVE, optional=optional)
+    kinds = dict(sizes=_SIZES, flags=_FLAGS, positive=_POSITIVE, dtypes=("dtype", "param_dtype"))
+    functions = "kernel_init", "embedding_init", "activation"
+    check_kinds(model, **kinds, functions=functions, optional=optional)
     windows = model.windows
     for window in windows if isinstance(windows, tuple) else (windows,):
         window_size(window)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rope_jax._checks import check_axes, check_flag, check_integer, check_kinds
+from rope_jax._checks import check_axes, check_flag, check_integer, check_kinds, shown
 from rope_jax.attention.bias import PositionBias
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.empty_cache import init_cache
@@ -108,6 +108,9 @@ class RotaryAttention(nnx.Module):
     def __post_init__(self, kernel_init: Initializer, bias_init: Initializer, rngs: nnx.Rngs):
         check_kinds(self, sizes=["in_features", "kv_features"], optional=["kv_features"])
         check_fields(self)
+        for name, function in dict(kernel_init=kernel_init, bias_init=bias_init).items():
+            if not callable(function):
+                raise TypeError(f"{name} must be a function, got {shown(function)}")
         if not isinstance(rngs, nnx.Rngs):
             raise TypeError(f"rngs must be nnx.Rngs, got {type(rngs).__name__}: pass nnx.Rngs(seed)")
         if not ("params" in rngs or "default" in rngs):
@@ -202,6 +205,8 @@ class RotaryAttention(nnx.Module):
         """
         deterministic = self.deterministic if deterministic is None else check_flag("deterministic", deterministic)
         sow_weights = check_flag("sow_weights", sow_weights)
+        if not isinstance(rngs, nnx.Rngs | nnx.RngStream | None):
+            raise TypeError(f"rngs must be nnx.Rngs or a stream of these, got {type(rngs).__name__}")
         check_axes("x", x, "B T D", D=self.in_features)
         if kv is not None:
             check_axes("kv", kv, "B S D", D=self.kv_features or self.in_features)
@@ -215,6 +220,8 @@ class RotaryAttention(nnx.Module):
                 raise ValueError("cache must be left out with decode=True, which takes the cache inside the module")
             if held is None:
                 raise ValueError("cache must be made before decode=True: call init_cache(batch=, capacity=)")
+            if not isinstance(held, nnx.Variable):
+                raise TypeError(f"cache must be an nnx.Cache, as from init_cache, got {type(held).__name__}")
             cache = held.get_value()
             cache = plan.begin(cache) if isinstance(plan, Plan) else cache
         out = self_attention(

@@ -180,3 +180,12 @@ def test_refusals():
         layer.clone(causal=False).init(jax.random.key(0), x)
     with pytest.raises(TypeError, match="decode must be True or False, got 'yes'"):
         layer.clone(decode="yes").init(jax.random.key(0), x)
+    for wrong, kind, message in (
+        ([1.0, 2.0], ValueError, r"x must have shape \[B, T, D\], got \(2,\)"),
+        ("text", TypeError, "x must be an array of numbers, got str"),
+        (x.astype(int), TypeError, "x must be floating, got dtype int32"),
+    ):
+        with pytest.raises(kind, match=message):
+            layer.init(jax.random.key(0), wrong)
+    of_lists = layer.init(jax.random.key(0), np.asarray(x).tolist())
+    assert held(of_lists["cache"]).key.dtype == jnp.float32

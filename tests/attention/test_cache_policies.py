@@ -620,6 +620,9 @@ DYNAMIC = rope_jax.Rope(H, SCHEDULES["dynamic"])
         (lambda: empty(4).truncate(1.5), TypeError, "num_tokens must be integer"),
         (lambda: empty(4).select_rows(jnp.array([2])), ValueError, r"rows must be in \[0, B=2\), got \[2\]"),
         (lambda: empty(4).grow(3), ValueError, "capacity must be at least S=4, got 3"),
+        (lambda: empty(2**31 - 1), ValueError, r"capacity must be below 2\^31 - 1, got 2147483647"),
+        (lambda: empty(10**30), ValueError, r"capacity must be below 2\^31 - 1, got an integer of 100 bits"),
+        (lambda: empty(4).grow(2**31 - 1), ValueError, r"capacity must be below 2\^31 - 1, got 2147483647"),
         (
             lambda: empty(4, eviction="sliding").grow(8),
             ValueError,

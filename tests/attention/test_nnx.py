@@ -497,6 +497,10 @@ def test_refusals():
         layer(x, plan=3, decode=True)
     with pytest.raises(ValueError, match=r"x must fit in the cache: T=6 tokens were given, capacity S=5"):
         layer(x, decode=True)
+    of_value = native()
+    of_value.cache = nnx.data(caches(of_value))
+    with pytest.raises(TypeError, match="cache must be an nnx.Cache, as from init_cache, got KVCache"):
+        of_value(x, decode=True)
     assert layer.cache.get_value().num_tokens.tolist() == [0, 0]
     ring = native(ring_axis="sequence", dropout_rate=0.5)
     for name, options in {"sow_weights": dict(sow_weights=True), "dropout_rate": dict(deterministic=False)}.items():
@@ -539,6 +543,8 @@ def test_flags_and_streams_of_a_wrong_kind_are_refused():
     layer.init_cache(batch=2, capacity=T)
     with pytest.raises(TypeError, match="decode must be True or False, got 'no'"):
         layer(jnp.ones((2, T, D)), decode="no")
+    with pytest.raises(TypeError, match="rngs must be nnx.Rngs or a stream of these, got int"):
+        layer(jnp.ones((2, T, D)), rngs=3)
 
 
 @pytest.mark.parametrize("flag", ["deterministic", "decode", "sow_weights"])

@@ -374,9 +374,20 @@ class TestSample:
         assert np.all(draw(0.0, 1.0) == 0)
         assert set(np.asarray(draw(1.0, 0.65)).tolist()) == {0, 1}
         assert np.all(draw(1.0, 0.0) == np.asarray(draw(1.0, 1e-46))) and np.all(draw(1.0, 1e-46) == 0)
-        for temperature, top_p in ((np.nan, 0.5), (-1.0, 0.5), (1.0, np.nan), (1.0, -0.1), (1.0, 1.5)):
+        for temperature, top_p in (
+            (np.nan, 0.5),
+            (-1.0, 0.5),
+            (np.inf, 0.5),
+            (1.0, np.nan),
+            (1.0, -0.1),
+            (1.0, 1.5),
+        ):
             assert np.all(draw(temperature, top_p) == -1)
         assert draw._cache_size() == 1
+
+    def test_a_single_key(self):
+        with pytest.raises(ValueError, match=r"rng must have shape \[\], got \(2,\)"):
+            rope_jax.generation.sample(jax.random.split(jax.random.key(0)), self.LOGITS)
 
     def test_ties_at_the_cut_are_kept(self):
         logits = jnp.tile(jnp.array([1.0, 1.0, 1.0, -9.0]), (2000, 1))
