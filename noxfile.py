@@ -12,7 +12,7 @@ REPORTS = "runs/versions"
 # jax 0.11 and 0.12 need Python 3.12. "lowest" takes the lower bounds of pyproject.toml.
 VERSIONS = [("3.11", "lowest"), ("3.11", "0.10.2"), ("3.12", "0.11.1"), ("3.12", "0.12.*")]
 VERSIONS += [("3.13", "newest"), ("3.14", "newest")]
-LOWEST = ["jax==0.10.0", "jaxlib==0.10.0", "flax==0.12.7", "numpy==2.0.0", "chex==0.1.90"]
+LOWEST = ["jax==0.10.0", "jaxlib==0.10.0", "flax==0.12.8", "numpy==2.0.0", "chex==0.1.90"]
 NAMES = """
 import platform
 from importlib.metadata import version

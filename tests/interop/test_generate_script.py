@@ -63,7 +63,7 @@ LOOP = "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% end
     ],
 )
 def test_hostile_templates(script, checkpoint, template, message):
-    script["render"].__globals__["SECONDS"] = 1
+    script["render"].__globals__["SECONDS"] = 1 if template == LOOP else 60
     start, tracer = time.process_time(), sys.gettrace()
     with pytest.raises(ValueError, match="the chat template of MODEL must render a user's message, got ") as error:
         render(script, checkpoint, template)

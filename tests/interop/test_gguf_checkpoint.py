@@ -211,7 +211,8 @@ def test_one_parameter_at_a_time_is_on_the_host(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params)) == sum(sizes)
-    assert peak < sum(sizes) + 2 * max(sizes)
+    in_file = max(sizes) * 34 // 128  # Q8_0: 34 bytes for 32 numbers
+    assert peak < sum(sizes) + 2 * max(sizes) + in_file  # the numbers as floats, and times their scales
 
 
 TENSORS = tensors_of(random_params(decoder(tie_embeddings=True)))
