@@ -40,6 +40,14 @@ def known_any(condition) -> bool:
     return is_concrete(condition) and bool(np.asarray(condition).any())
 
 
+def known_of(given, condition) -> bool:
+    """True if ``given`` is concrete and ``condition(given)`` true anywhere, inside jit too.
+
+    Inside jit an array made from known numbers is traced, and so is a comparison of a known array.
+    """
+    return is_concrete(given) and bool(condition(np.asarray(given)).any())
+
+
 def align_ranks(*arrays) -> list[jax.Array]:
     """The arrays with axes of size 1 in front, to one rank: ``jax_numpy_rank_promotion="raise"`` asks for it."""
     rank = max(array.ndim for array in arrays)
@@ -120,7 +128,7 @@ def check_kinds(module, *, sizes=(), flags=(), positive=(), dtypes=(), functions
       sizes: fields that are integers of at least 1.
       flags: fields that are True or False.
       positive: fields that are positive numbers.
-      dtypes: fields that are dtypes of floats, or None.
+      dtypes: fields that are dtypes of floats.
       functions: fields that are functions.
       optional: those of the fields that may be None.
 
@@ -134,7 +142,7 @@ def check_kinds(module, *, sizes=(), flags=(), positive=(), dtypes=(), functions
             continue
         if field in sizes:
             if isinstance(value, jax.Array):  # comparing it gives a traced value inside jit
-                raise TypeError(f"{field} must be an integer of Python or numpy, got {shown(value)}: pass int(...)")
+                raise TypeError(f"{field} must be an integer of Python or numpy, got a jax array: pass int(...)")
             if type(value) is not int or value < 1:
                 check_integer(field, value, least=1)
         elif field in flags:
@@ -143,7 +151,7 @@ def check_kinds(module, *, sizes=(), flags=(), positive=(), dtypes=(), functions
         elif type(value) is not float or not 0 < value < math.inf:
             check_positive(field, value, concrete=True)
     for field in dtypes:
-        if (dtype := getattr(module, field)) is not None:
+        if (dtype := getattr(module, field)) is not None or field not in optional:
             as_float_dtype(field, dtype)
     for field in functions:
         if not callable(value := getattr(module, field)) and not (value is None and field in optional):
@@ -152,9 +160,10 @@ def check_kinds(module, *, sizes=(), flags=(), positive=(), dtypes=(), functions
 
 def as_float_dtype(argument: str, dtype) -> np.dtype:
     """``dtype`` as a dtype of numpy. Raises TypeError unless it is of floats."""
-    if not jnp.issubdtype(as_dtype(argument, dtype), jnp.floating):
-        raise TypeError(f"{argument} must be floating, got dtype {as_dtype(argument, dtype)}")
-    return as_dtype(argument, dtype)
+    dtype = as_dtype(argument, dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{argument} must be floating, got dtype {dtype}")
+    return dtype
 
 
 def as_dtype(argument: str, dtype) -> np.dtype:
@@ -243,14 +252,15 @@ def check_mask(argument: str, mask, axes: str, **sizes) -> jax.Array:
       TypeError: if ``mask`` is floating. An additive float mask has zeros at real tokens.
       ValueError: if the shape does not match ``axes``, or a known entry is neither 0 nor 1.
     """
-    mask = device_array(argument, mask)
+    given, mask = mask, device_array(argument, mask)
     check_axes(argument, mask, axes, **sizes)
     if mask.dtype != jnp.bool:
         check_dtype(argument, mask, jnp.integer, "bool or integer")
-        if known_any((mask != 0) & (mask != 1)):
+        if known_of(given, lambda values: (values != 0) & (values != 1)):
+            known = np.asarray(given)
             raise ValueError(
-                f"{argument} must hold 0 and 1, got {int(mask.min())} to {int(mask.max())}: numbers of packed "
-                "sequences are segment_ids"
+                f"{argument} must hold 0 and 1, got {known.min()} to {known.max()}: numbers of packed sequences "
+                "are segment_ids"
             )
     return mask.astype(bool)
 

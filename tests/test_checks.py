@@ -97,6 +97,28 @@ def test_a_mask_is_no_number_of_sequences():
         rope_jax.core.positions_from_mask(jnp.array([[1, -1]]))
 
 
+@pytest.mark.parametrize("array", [np.array, jnp.array])
+def test_known_values_are_refused_inside_jit_too(array):
+    """Inside jit an array made from known numbers is traced; the numbers are known all the same."""
+    mask, length, negative = array([[1, 1, 2]]), array([0]), array([-1])
+    rope = rope_jax.Rope(8, rope_jax.DynamicNTK(factor=2.0, original_length=4))
+    layer = rope_jax.RotaryAttention(num_heads=2, head_dim=8, rope=rope_jax.Rope(8, rope_jax.Standard()))
+    x, q = jnp.ones((1, 3, 16)), jnp.ones((1, 3, 2, 8))
+    params = layer.init(jax.random.key(0), x)
+    for call, says in (
+        (lambda x: layer.apply(params, x, mask=mask), "mask must hold 0 and 1, got 1 to 2"),
+        (lambda x: rope_jax.core.positions_from_mask(mask) + x[..., 0], "mask must hold 0 and 1, got 1 to 2"),
+        (lambda x: layer.apply(params, x, prefix_length=negative), "prefix_length must be 0 or more"),
+        (
+            lambda x: rope(q, q, jnp.arange(3), context_length=length),
+            "DynamicNTK: context_length must be at least 1",
+        ),
+    ):
+        for run in (call, jax.jit(call)):
+            with pytest.raises(ValueError, match=says):
+                run(x)
+
+
 @pytest.mark.parametrize("field", ["num_heads", "head_dim", "num_kv_heads"])
 def test_sizes_of_a_layer_are_integers(field):
     fields = dict(num_heads=2, num_kv_heads=2, head_dim=8, rope=None)

@@ -134,4 +134,4 @@ def test_repeated_calls_keep_nothing_and_compile_nothing(call):
     before = counts.now()
     for number in range(2, CALLS + 2):
         jax.block_until_ready(jax.tree.leaves(call(number)))
-    counts.assert_no_growth(before, counts.now(), CALLS)
+    counts.assert_no_growth(before, counts.now(), arrays=2, objects=CALLS // 10)

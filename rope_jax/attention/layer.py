@@ -259,7 +259,7 @@ def _held_cache(layer: RotaryAttention, x, cache, plan) -> nn.Variable | None:
             capacity=x.shape[1],
             num_kv_heads=layer.num_kv_heads or layer.num_heads,
             head_dim=layer.head_dim,
-            dtype=layer.dtype or jnp.promote_types(x.dtype, layer.param_dtype),
+            dtype=jnp.promote_types(x.dtype, layer.param_dtype) if layer.dtype is None else layer.dtype,
             rotated=layer.rope is None or not layer.rope.needs_context_length,
             rope=layer.rope,
         )

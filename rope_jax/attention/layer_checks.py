@@ -163,7 +163,7 @@ _KINDS: dict = dict(
     positive=("qk_norm_epsilon",),
     dtypes=("dtype", "param_dtype"),
     functions=("kernel_init", "bias_init", "dot_general"),
-    optional=("num_kv_heads", "use_out_bias", "dot_general"),
+    optional=("num_kv_heads", "use_out_bias", "dtype", "dot_general"),
 )
 
 

@@ -40,9 +40,8 @@ def checked_sizes(shape, num_heads, **flags) -> tuple[Any, Any, int | None]:
     """
     if not isinstance(shape, tuple) or len(shape) != 2:
         raise ValueError(f"shape must be (B, T), got {shown(shape)}: pass x.shape[:2]")
-    for size in shape:
-        if not (type(size) is int and size >= 0) and not jax.export.is_symbolic_dim(size):
-            check_integer("shape", size, least=0)
+    if not all((type(size) is int and size >= 0) or jax.export.is_symbolic_dim(size) for size in shape):
+        shape = tuple(check_integer("shape", size, least=0) for size in shape)
     if num_heads is not None and not (type(num_heads) is int and num_heads > 0):
         num_heads = check_integer("num_heads", num_heads, least=1)
     for name, flag in flags.items():

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import as_int32, check_axes, check_dtype, device_array, is_concrete, known_any
+from rope_jax._checks import as_int32, check_axes, check_dtype, device_array, known_any, known_of
 
 
 def checked_prefix_length(prefix_length, batch: int) -> jax.Array:
@@ -21,8 +21,7 @@ def checked_prefix_length(prefix_length, batch: int) -> jax.Array:
     given, prefix_length = prefix_length, device_array("prefix_length", prefix_length)
     check_dtype("prefix_length", prefix_length, jnp.integer, "integer")
     check_axes("prefix_length", prefix_length, "B" if prefix_length.ndim else "", B={1, batch})
-    # Inside jit, an array that is made or compared is traced, even if the number is known.
-    if is_concrete(given) and (np.asarray(given) < 0).any():
+    if known_of(given, lambda lengths: lengths < 0):
         raise ValueError(f"prefix_length must be 0 or more, got {np.asarray(given).tolist()}")
     return as_int32(prefix_length).reshape(-1)
 

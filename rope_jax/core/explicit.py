@@ -81,12 +81,12 @@ def placed_product(dot_general: Callable | None = None) -> Callable:
         if not explicit_mesh(x, kernel):
             return dot_general(x, kernel, dimension_numbers, *arguments, **options)
 
-        def multiply(x, kernel, more):
-            return dot_general(x, kernel, dimension_numbers, *arguments, **(options | more))
+        def multiply(x, kernel, of_layer):
+            return dot_general(x, kernel, dimension_numbers, *arguments, **(options | of_layer))
 
-        # by_xla hands on another array than this kernel, by which no stack is found.
-        more = dot_general.stack_of(kernel) if hasattr(dot_general, "stack_of") else {}
-        return by_xla(multiply, _product_spec(x, kernel, dimension_numbers))(x, kernel, more)
+        # by_xla hands on another array than this kernel, by which LayerProduct finds no stack.
+        of_layer = dot_general.stack_of(kernel) if hasattr(dot_general, "stack_of") else {}
+        return by_xla(multiply, _product_spec(x, kernel, dimension_numbers))(x, kernel, of_layer)
 
     return placed
 

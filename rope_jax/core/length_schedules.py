@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_dtype, check_integer, check_reals, device_array, known_any, shown
+from rope_jax._checks import check_dtype, check_integer, check_reals, device_array, known_of, shown
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice
 from rope_jax.core.schedules import check_hyperparameters, geometric, ntk_ramp
 
@@ -22,15 +22,16 @@ def _resolve_context_length(schedule, context_length) -> int | jax.Array:
             f"{name} needs a context_length: set the field context_length=, or pass context_length= with the call "
             "(an integer, or an integer array with one entry for each batch row)"
         )
+    given = context_length
     if isinstance(context_length, np.ndarray):
         context_length = device_array("context_length", context_length)
     if not isinstance(context_length, jax.Array):
         return _host_context_length(schedule, context_length)
     check_dtype("context_length", context_length, jnp.integer, "integer")
     if 0 in context_length.shape:
-        raise ValueError(f"context_length must be [] or [B], got shape {context_length.shape}")
-    if known_any(context_length < 1):
-        raise ValueError(f"{name}: context_length must be at least 1 token, got {context_length}")
+        raise ValueError(f"{name}: context_length must be [] or [B], got shape {context_length.shape}")
+    if known_of(given, lambda lengths: lengths < 1):
+        raise ValueError(f"{name}: context_length must be at least 1 token, got {np.asarray(given).tolist()}")
     return context_length
 
 

@@ -27,7 +27,7 @@ class NamedParameter(nn.LogicallyPartitioned, eq=False):  # the __eq__ of the ba
 
     def to_nnx_metadata(self) -> dict[str, Any]:
         """The names as metadata of an ``nnx.Variable``."""
-        # Of a copy: the method of Flax takes the names out of the object itself.
+        # The method of Flax empties `names`: call it on a copy.
         return super(NamedParameter, copy.copy(self)).to_nnx_metadata() | placement(self.names)
 
 

@@ -126,6 +126,7 @@ def _project_on_cpu(x, kernel, *layer, dimension_numbers, precision, preferred_e
 
 
 def _project_divided(x, kernel, *layer, **options) -> jax.Array:
+    """The product in a program that XLA divides. Without the barrier of ``take_layer`` a CPU widens all layers."""
     return _dot_general(x, take_layer(kernel, *layer) if layer else kernel, **options)
 
 

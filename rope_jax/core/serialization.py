@@ -62,19 +62,20 @@ def serializable(cls: T) -> T:
             wanted = sorted({*arrays, *static})
             raise ValueError(f"state of {name} must have the fields {wanted}, got {sorted(map(str, state))}")
         for field in static:
-            if state[field] != (own := _text(getattr(target, field))):
+            if state[field] != (text := _text(getattr(target, field))):
                 raise ValueError(
-                    f"target.{field} must be as written in the state of {name}, {state[field]}, got {own}"
+                    f"target.{field} must be as written in the state of {name}, {state[field]}, got {text}"
                 )
         restored = {
             field: flax.serialization.from_state_dict(getattr(target, field), state[field], field)
             for field in arrays
         }
         for field, value in restored.items():
-            own = getattr(target, field)
-            if jax.tree.map(np.ndim, value) != jax.tree.map(np.ndim, own):
+            ranks = [jax.tree.map(np.ndim, array) for array in (value, getattr(target, field))]
+            if ranks[0] != ranks[1]:
                 raise ValueError(
-                    f"target.{field} must be as written in the state of {name}, {shown(value)}, got {shown(own)}"
+                    f"target.{field} must have the rank of the state of {name}, {ranks[0]}, got {ranks[1]}: make "
+                    "the target with the same num_layers and dtype"
                 )
         return dataclasses.replace(target, **restored)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_callable, check_dtype, check_real, device_array
+from rope_jax._checks import check_axes, check_callable, check_dtype, check_real, device_array, shown
 from rope_jax._jax_internals import Tracer
 
 LogitsFunction = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -117,6 +117,13 @@ def _check_positive(argument: str, value, most: float = math.inf) -> None:
             raise ValueError(f"{argument} must be at most {most:g}, got {value}")
 
 
+def _check_numbers(function) -> None:
+    # Not in the constructors: JAX rebuilds these classes with leaves of its own.
+    for field, value in vars(function).items():
+        if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+            raise TypeError(f"{type(function).__name__}: {field} must be numbers, got {shown(value)}")
+
+
 def as_pytrees(logits_fn: LogitsFunction | Sequence[LogitsFunction]) -> tuple[Callable, ...]:
     """The functions as pytrees: a plain function has no leaves, and is compared by identity.
 
@@ -128,6 +135,8 @@ def as_pytrees(logits_fn: LogitsFunction | Sequence[LogitsFunction]) -> tuple[Ca
         if function is None:
             raise TypeError("logits_fn must be a callable of (logits, tokens, step) or several, got None")
         check_callable("logits_fn", function, "logits", "tokens", "step")
+        if isinstance(function, RepetitionPenalty | MinP | LogitBias):
+            _check_numbers(function)
     is_leaf = [jax.tree_util.treedef_is_leaf(jax.tree.structure(function)) for function in functions]
     return tuple(
         jax.tree_util.Partial(function) if leaf else function

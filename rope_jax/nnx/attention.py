@@ -206,14 +206,14 @@ class RotaryAttention(nnx.Module):
         deterministic = self.deterministic if deterministic is None else check_flag("deterministic", deterministic)
         sow_weights = check_flag("sow_weights", sow_weights)
         if not isinstance(rngs, nnx.Rngs | nnx.RngStream | None):
-            raise TypeError(f"rngs must be nnx.Rngs or a stream of these, got {type(rngs).__name__}")
+            raise TypeError(
+                f"rngs must be nnx.Rngs or a stream of these, got {type(rngs).__name__}: pass nnx.Rngs(dropout=0)"
+            )
         check_axes("x", x, "B T D", D=self.in_features)
         if kv is not None:
             check_axes("kv", kv, "B S D", D=self.kv_features or self.in_features)
         elif self.kv_features not in (None, self.in_features):
             raise ValueError(f"kv must be given with kv_features={self.kv_features}, got None")
-        if not isinstance(rngs, nnx.Rngs | nnx.RngStream | None):
-            raise TypeError(f"rngs must be nnx.Rngs, got {type(rngs).__name__}: pass nnx.Rngs(dropout=seed)")
         decode, held = self.decode if decode is None else check_flag("decode", decode), self.cache
         if decode:
             if cache is not None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rope_jax._checks import as_dtype, check_axes, check_integer, check_kinds, check_name
+from rope_jax._checks import as_float_dtype, check_axes, check_integer, check_kinds, check_name
 from rope_jax.attention.norm import rms_norm
 from rope_jax.nnx.parameters import named
 
@@ -39,9 +39,7 @@ class RMSNorm(nnx.Module):
         check_kinds(self, flags=["unit_offset"], positive=["epsilon"])
         num_features = check_integer("num_features", num_features, least=1)
         check_name("axis", axis)
-        param_dtype = as_dtype("param_dtype", param_dtype)
-        if not jnp.issubdtype(param_dtype, jnp.floating):
-            raise TypeError(f"param_dtype must be floating, got {param_dtype}")
+        param_dtype = as_float_dtype("param_dtype", param_dtype)
         start = nnx.initializers.zeros_init() if unit_offset else nnx.initializers.ones_init()
         self.scale = nnx.Param(named(start, (axis,))(None, (num_features,), param_dtype))
 

@@ -396,7 +396,7 @@ TWO_AXES = rope_jax.Frequencies([[1.0, 0.0], [0.0, 1.0]])
         (lambda: rope_jax.Frequencies(np.ones((0, 4))), ValueError, FREQUENCIES + r"got shape \(0, 4\)"),
         (lambda: rope_jax.Frequencies(np.ones((2, 4)), num_batch_axes=1), ValueError, FREQUENCIES + ".* and num_batch_axes=1"),
         (lambda: rope_jax.Frequencies(jnp.ones(4), num_batch_axes=1), ValueError, FREQUENCIES + ".* and num_batch_axes=1"),
-        (lambda: rope_jax.Frequencies(jnp.ones(4), num_batch_axes=-1), ValueError, FREQUENCIES + ".* and num_batch_axes=-1"),
+        (lambda: rope_jax.Frequencies(jnp.ones(4), num_batch_axes=-1), ValueError, "num_batch_axes must be at least 0, got -1"),
         (
             lambda: rope_jax.Frequencies(np.ones((2, 4)), phase=jnp.ones(4), num_batch_axes=1),
             ValueError,

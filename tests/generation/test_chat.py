@@ -239,6 +239,13 @@ def test_positions_of_several_axes():
             r"logits_fn 0 .* must have shape \[B, V\]",
         ),
         (dict(logits_fn=MinP), TypeError, "got the class MinP itself"),
+        (dict(logits_fn=MinP("x")), TypeError, "MinP: share must be numbers, got 'x'"),
+        (
+            dict(logits_fn=RepetitionPenalty(None)),
+            TypeError,
+            "RepetitionPenalty: penalty must be numbers, got None",
+        ),
+        (dict(logits_fn=[LogitBias("x")]), TypeError, "LogitBias: bias must be numbers, got 'x'"),
         (dict(logits_fn=LogitBias(jnp.zeros(3))), ValueError, r"LogitBias: bias must have shape"),
     ],
 )

@@ -176,11 +176,26 @@ def test_a_state_of_another_kind_is_an_error():
         (value, None, TypeError, "state of rope_jax.KVCache must be a mapping of its fields, got None"),
         (value, [1], TypeError, r"state of rope_jax.KVCache must be a mapping of its fields, got \[1\]"),
         (value, state | {"extra": 1}, ValueError, "state of rope_jax.KVCache must have the fields .*'extra'"),
-        (value, state | {"num_tokens": "abc"}, ValueError, "target.num_tokens must be as written in the state"),
+        (
+            value,
+            state | {"num_tokens": "abc"},
+            ValueError,
+            "target.num_tokens must have the rank of the state of rope_jax.KVCache, 0, got 1: make",
+        ),
         (value, state | {"key": None}, (TypeError, ValueError), "of rope_jax.(Quantized|KVCache)"),
-        (wide, state, ValueError, "target.key must be as written in the state of rope_jax.KVCache, {'values"),
+        (
+            wide,
+            state,
+            ValueError,
+            "target.key must have the rank of the state of rope_jax.KVCache, {.*}, got 5: make",
+        ),
         (value, flax.serialization.to_state_dict(wide), TypeError, "state of rope_jax.Quantized must be a mapping"),
-        (of_stack, state, ValueError, "target.values must be as written in the state of rope_jax.Quantized"),
+        (
+            of_stack,
+            state,
+            ValueError,
+            "target.values must have the rank of the state of rope_jax.Quantized, 5, got 6",
+        ),
     ):
         with pytest.raises(error, match=message):
             flax.serialization.from_state_dict(target, given)
