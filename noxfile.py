@@ -65,7 +65,7 @@ def onnx(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "-m", "oracle", "tests/oracle/test_onnx.py")
 
 
-@nox.session
+@nox.session(python=["3.11", "3.12", "3.13"])
 def wheel(session: nox.Session) -> None:
     """Builds sdist and wheel, and imports the wheel where nothing but its dependencies is installed."""
     session.install("build")

@@ -212,8 +212,8 @@ def beside_published(kept: dict) -> list[str]:
         "",
         "- The unmodified model fails at once beyond its length. Chen et al. 2023 (position interpolation) report "
         f"a perplexity above 1,000. Here {ppl('unmodified', near)} becomes "
-        f"{written(last_eighth(kept, 'unmodified', twice))} before {twice:,} tokens and "
-        f"{written(last_eighth(kept, 'unmodified', longest))} before {longest:,}.",
+        f"{written(last_eighth(kept, 'unmodified', twice))} in the last eighth of {twice:,} tokens and "
+        f"{written(last_eighth(kept, 'unmodified', longest))} in that of {longest:,}.",
         "- YaRN reads as well as NTK-aware or better (Peng et al. 2023, fine-tuned: 3.35 and 3.59 at 8,192). "
         f"Here at {far}: {ppl('yarn', double)} and {ppl('ntk', double)}. YaRN finds {found('yarn', twice)}, "
         f"NTK-aware {found('ntk', twice)}.",
@@ -224,7 +224,7 @@ def beside_published(kept: dict) -> list[str]:
         "",
         "- Without sink tokens a sliding cache reads worse, but does not collapse. Xiao et al. 2023 report 5,158 "
         f"without and 5.40 with four sink tokens (Llama 2 13B, 1,024 keys). Here {none} and {sinks}, at "
-        f"{config['window']} keys.",
+        f"{config['window']} keys, over tokens {config['window']} to {4 * config['window']:,}.",
         f"- Position interpolation by {longest // original} without fine-tuning reads at {ppl('linear', near)} and "
         f"finds {found('linear', original)}. The published 6.95 to 7.13 are after fine-tuning.",
         f"- Perplexity and keys order the methods differently. At {far} dynamic NTK reads at "
