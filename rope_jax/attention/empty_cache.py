@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import as_dtype, check_flag, check_integer
+from rope_jax._checks import check_flag, check_integer
 from rope_jax.attention.cache import KVCache
-from rope_jax.attention.quantized import Quantized, is_narrow
+from rope_jax.attention.quantized import Quantized, is_narrow, stored_dtype
 from rope_jax.attention.rotations import Ropes, check_ropes
 from rope_jax.attention.slots import Eviction, check_capacity, checked_slots
 
@@ -69,8 +69,7 @@ def init_cache(
     check_capacity(capacity, least=1)
     num_sink_tokens = checked_slots(capacity, eviction, num_sink_tokens).num_sink_tokens
     rotated = check_flag("rotated", rotated)
-    if not (is_narrow(dtype) or jnp.issubdtype(as_dtype("dtype", dtype), jnp.floating)):
-        raise TypeError(f"dtype must be floating or int8, got dtype {as_dtype('dtype', dtype)}")
+    dtype = stored_dtype("dtype", dtype)
     if num_sink_tokens and rotated:
         raise ValueError(
             "rotated must be False with sink tokens, whose positions move with the window, got True with "

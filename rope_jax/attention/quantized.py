@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rope_jax._checks import as_dtype, check_axes, check_dtype, device_array
 from rope_jax.core.nan_rows import nan_where
@@ -53,8 +54,16 @@ def is_narrow(dtype, argument: str = "dtype") -> bool:
     if dtype in EIGHT_BIT_DTYPES:
         return True
     if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize == 1:
-        raise TypeError(f"dtype must be one of {', '.join(map(str, EIGHT_BIT_DTYPES))}, or wider, got {dtype}")
+        raise TypeError(f"{argument} must be one of {', '.join(map(str, EIGHT_BIT_DTYPES))}, or wider, got {dtype}")
     return False
+
+
+def stored_dtype(argument: str, dtype) -> np.dtype:
+    """A dtype that a cache can store. Raises TypeError for any other."""
+    dtype = as_dtype(argument, dtype)
+    if not (is_narrow(dtype, argument) or jnp.issubdtype(dtype, jnp.floating)):
+        raise TypeError(f"{argument} must be floating or int8, got dtype {dtype}")
+    return dtype
 
 
 def quantize(x, dtype=jnp.int8) -> Quantized:

@@ -21,7 +21,7 @@ from rope_jax._checks import (
 )
 from rope_jax.attention.cache import KVCache, check_cache
 from rope_jax.attention.prefix import checked_prefix_length, divided_prefix
-from rope_jax.attention.quantized import is_narrow
+from rope_jax.attention.quantized import stored_dtype
 from rope_jax.models.decoder import Decoder
 
 
@@ -170,11 +170,7 @@ def check_num_positions(
 
 def checked_cache_dtype(cache_dtype) -> np.dtype | None:
     """The dtype of a new cache, or None. Raises TypeError unless :func:`init_cache` takes the dtype."""
-    if cache_dtype is None:
-        return None
-    if not (is_narrow(cache_dtype, "cache_dtype") or jnp.issubdtype(cache_dtype, jnp.floating)):
-        raise TypeError(f"cache_dtype must be floating or int8, got {jnp.dtype(cache_dtype)}")
-    return jnp.dtype(cache_dtype)
+    return None if cache_dtype is None else stored_dtype("cache_dtype", cache_dtype)
 
 
 def check_prefix(model: Decoder, cache: KVCache, prompt, mask, cache_dtype) -> None:
