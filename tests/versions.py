@@ -16,15 +16,18 @@ PAGE = Path(__file__).parents[1] / "docs" / "versions.md"
 STOREYS = "core attention models generation interop programs".split()
 HEAD = """# Versions that were tested
 
-`nox -s tests` ran the tests in each version below, and `nox -s table` wrote this page on {date}. Columns count the
-tests that passed, by the storey that they test. Warnings are errors, deprecations included.
+Columns count the tests that passed, by the storey that they test. Warnings are errors, deprecations included. A run is
+complete if it has tests of every storey; the other runs were of some files. `nox -s tests` runs the tests in each
+version, and `nox -s table` wrote this page on {date}.
 
-The run of Python 3.13 is complete. The other runs were of some files, or were ended by a time limit. Python 3.14 was not
-run. Two tests failed in the run of 3.13: a grid of 2^120 cells took all memory, which is an error since, and a test
-beside it, which passes alone.
-The compiler of jaxlib 0.11.2 crashes on `generate` with sampling inside `shard_map`: the failure in its row.
-The same program compiles on jaxlib 0.11.1 and 0.12.0.1. JAX 0.11 and later need Python 3.12.
+"""
+NOTES = """
+## Notes
 
+- JAX 0.11 and later need Python 3.12. Python 3.14 was not run.
+- flax 0.12.7 has no `is_causal` in `nnx.MultiHeadAttention`, so flax 0.12.8 is the lowest version.
+- The compiler of jaxlib 0.11.2 crashes on `generate` with sampling inside `shard_map`. The same program compiles on
+  jaxlib 0.11.1 and 0.12.0.1.
 """
 
 
@@ -69,7 +72,7 @@ def main(folder: str) -> None:
     if not found:
         raise SystemExit(f"versions: no report in {folder}: run nox -s tests")
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(HEAD.format(date=datetime.date.today().isoformat()) + table(found))
+    PAGE.write_text(HEAD.format(date=datetime.date.today().isoformat()) + table(found) + NOTES)
     print(table(found), end="")
 
 
