@@ -126,7 +126,7 @@ def shorten_signature(app, what, name, obj, options, signature, returned):
     the fields of a plan."""
     if signature is None:
         return None
-    if name == "rope_jax.attention.Plan":  # `make_plan` makes plans: the fields are listed below
+    if name == "rope_jax.attention.Plan":  # made by `make_plan`; its fields follow
         return "", returned
     if what == "class" and signature == "(*args, **kwargs)":  # of the metaclass of NNX
         full = inspect.signature(obj.__init__, bound_method=True)
