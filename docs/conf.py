@@ -122,9 +122,12 @@ def name_groups(app, what, name, obj, options, lines):
 
 
 def shorten_signature(app, what, name, obj, options, signature, returned):
-    """Shows the fields of NNX modules, without the fields that Flax adds to every module, without addresses."""
+    """Shows the fields of NNX modules, without the fields that Flax adds to every module, without addresses. Hides
+    the fields of a plan."""
     if signature is None:
         return None
+    if name == "rope_jax.attention.Plan":  # made by `make_plan`; its fields follow
+        return "", returned
     if what == "class" and signature == "(*args, **kwargs)":  # of the metaclass of NNX
         full = inspect.signature(obj.__init__, bound_method=True)
         signature = inspect.stringify_signature(full, show_annotation=False)
