@@ -57,7 +57,7 @@ class Config:
     save_every: int = 100  # Steps between checkpoints, each with the loss on held-out text.
 
 
-FREE = {"data", "workdir", "save_every"}  # may change when a run is resumed: the loss does not depend on them
+MAY_CHANGE = {"data", "workdir", "save_every"}  # if a run is resumed: the loss does not depend on these flags
 SCHEDULES = ("Standard", "Linear", "NTKAware", "DynamicNTK", "Yarn", "LongRope", "Llama3", "Proportional")
 PROMPT, SAMPLE_BYTES, TEMPERATURE = "def ", 300, 0.7
 
@@ -79,7 +79,8 @@ def read_corpus(config: Config) -> tuple[np.ndarray, np.ndarray]:
         fail(f"--data must be readable: {error}")
     if len(texts) == 1:
         cut = len(texts[0]) * 9 // 10
-        texts = [texts[0][cut:], texts[0][:cut]]
+        texts = [texts[0][cut:], texts[0][:cut]]  # The last tenth comes first: index 0 is held out.
+    # NUL, which no text file contains, separates the files.
     parts = {"training": [text for i, text in enumerate(texts) if i % 10], "held-out": texts[::10]}
     for name, part in parts.items():
         needed, size = config.length + 1, len(b"\0".join(part))
@@ -132,9 +133,10 @@ def build_model(config: Config) -> rope_jax.Decoder:
 
 
 def build_optimizer(config: Config) -> optax.GradientTransformation:
-    peak, steps = config.learning_rate, max(config.steps, config.warmup + 1)
+    peak, steps = config.learning_rate, max(config.steps, config.warmup + 1)  # A cosine needs a step.
     rate = optax.warmup_cosine_decay_schedule(0.0, peak, config.warmup, steps, end_value=peak / 10)
-    # Decay kernels only. Layers are stacked: a norm's scale is [layers, D]; a kernel has three axes or more.
+    # Decay kernels only. Layers are stacked, so a kernel has three axes or more. A norm's scale [layers, D] and the
+    # embedding [256, D] have two.
     kernels = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 2)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.95, weight_decay=0.1, mask=kernels))
 
@@ -178,9 +180,9 @@ def sample(model, params, config: Config) -> str:
 # ------------------------------------------------------------------------------------- checkpoint and loop
 
 
-def fingerprint(config: Config, corpus, free=FREE) -> dict:
+def fingerprint(config: Config, corpus, may_change=MAY_CHANGE) -> dict:
     """All hyperparameters that the loss depends on, and a digest of the text: a resumed run must have the same."""
-    kept = {name: value for name, value in dataclasses.asdict(config).items() if name not in free}
+    kept = {name: value for name, value in dataclasses.asdict(config).items() if name not in may_change}
     digest = hashlib.sha256(b"".join(part.tobytes() for part in corpus)).hexdigest()[:16]
     return json.loads(json.dumps(kept | {"corpus": digest}))
 
@@ -218,7 +220,7 @@ def main(config: Config) -> int:
         fail(error)
     held_out_batches = [windows(held_out, starts, config.length) for starts in evaluation_starts(held_out, config)]
     checkpoints, metrics = config.workdir / "checkpoints", config.workdir / "metrics.jsonl"
-    stop = stop_signals()
+    stop = stop_signals()  # A list: Ctrl-C or SIGTERM appends its number.
     with locked(config.workdir):
         record_run(config.workdir / "config.json", fingerprint(config, (text, held_out)), checkpoints.exists())
         state = resume(checkpoints, state)
@@ -238,7 +240,7 @@ def main(config: Config) -> int:
                 log.write(json.dumps(rows[-1]) + "\n")
                 bar.update()
                 speed = (bar.format_dict["rate"] or 0.0) * config.batch * config.length
-                bar.set_postfix_str(f"{rows[-1]['train']:.3f} bits/byte, {speed:,.0f} tokens/s")
+                bar.set_postfix_str(f"{rows[-1]['train']:.3f} bits/byte, {speed:,.0f} bytes/s")
                 if due or stop:
                     save(checkpoints, state)
                 if stop:

@@ -51,7 +51,7 @@ class Config(toy_lm.Config):
     heartbeat_timeout: int = 100  # Seconds of silence after which a process counts as dead and the others stop.
 
 
-FREE = toy_lm.FREE | set(Config.__annotations__)
+FREE = toy_lm.MAY_CHANGE | set(Config.__annotations__)
 
 
 # ------------------------------------------------------------------------------------ several processes
