@@ -51,7 +51,7 @@ class Config(toy_lm.Config):
     heartbeat_timeout: int = 100  # Seconds of silence after which a process counts as dead and the others stop.
 
 
-FREE = toy_lm.MAY_CHANGE | set(Config.__annotations__)
+MAY_CHANGE = toy_lm.MAY_CHANGE | set(Config.__annotations__)
 
 
 # ------------------------------------------------------------------------------------ several processes
@@ -195,7 +195,7 @@ def main(config: Config) -> int:
     lead = jax.process_index() == 0  # only process 0 prints, logs and plots
     stop = stop_signals()
     text, held_out = toy_lm.read_corpus(config)
-    fingerprint = toy_lm.fingerprint(config, (text, held_out), FREE)
+    fingerprint = toy_lm.fingerprint(config, (text, held_out), MAY_CHANGE)
     check_agreement(config, fingerprint)
     mesh = build_mesh(config)
     try:

@@ -154,8 +154,9 @@ def check_kinds(module, *, sizes=(), flags=(), positive=(), dtypes=(), functions
         if (dtype := getattr(module, field)) is not None or field not in optional:
             as_float_dtype(field, dtype)
     for field in functions:
-        if not callable(value := getattr(module, field)) and not (value is None and field in optional):
-            raise TypeError(f"{field} must be a function, got {shown(value)}")
+        function = getattr(module, field)
+        if not callable(function) and (function is not None or field not in optional):
+            check_function(field, function)
 
 
 def as_float_dtype(argument: str, dtype) -> np.dtype:
@@ -237,6 +238,12 @@ def check_flag(argument: str, value) -> bool:
     if not isinstance(value, bool | np.bool):
         raise TypeError(f"{argument} must be True or False, got {shown(value)}")
     return bool(value)
+
+
+def check_function(argument: str, function) -> None:
+    """Raises TypeError unless ``function`` can be called."""
+    if not callable(function):
+        raise TypeError(f"{argument} must be a function, got {shown(function)}")
 
 
 def check_name(argument: str, name) -> None:

@@ -138,7 +138,7 @@ def check_ring(layer, plan: Plan, deterministic: bool, sows: dict[str, bool]) ->
         "attention_mask": plan.attention_mask is not None,
         "prefix_length": plan.query_index is not None,
         "learn_sinks": layer.learn_sinks,
-        "dropout_rate": float(layer.dropout_rate) > 0 and not deterministic,
+        "dropout_rate": has_dropout(layer) and not deterministic,
         **sows,  # no device has a whole row of weights
     }
     for name, given in barred.items():
@@ -149,6 +149,11 @@ def check_ring(layer, plan: Plan, deterministic: bool, sows: dict[str, bool]) ->
         raise ValueError(
             f"sequence_index must be given with ring_axis={layer.ring_axis!r}, as zigzag_sequence_index(T, n)[None]"
         )
+
+
+def has_dropout(layer) -> bool:
+    """True if attention weights are dropped in training."""
+    return float(layer.dropout_rate) > 0  # comparing a jax number gives a traced value inside jit
 
 
 _FLAGS = (

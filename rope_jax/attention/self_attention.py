@@ -20,6 +20,7 @@ from rope_jax.attention.layer_checks import (
     check_plan,
     check_ring,
     cross_arguments,
+    has_dropout,
     self_arguments,
 )
 from rope_jax.attention.paths import is_long_prompt
@@ -171,7 +172,7 @@ def _attend(layer, q, k, v, plan: Plan, deterministic: bool, stored: KVCache | N
     options: dict = dict(scale=scale, logit_cap=None if layer.logit_cap is None else float(layer.logit_cap))
     if layer.learn_sinks:
         options["sink_logits"] = parts.sink_logits()
-    if float(layer.dropout_rate) > 0 and not deterministic:
+    if has_dropout(layer) and not deterministic:
         options |= dropout_facts(layer.dropout_rate, parts.dropout_key())
     # A cache of unrotated keys was read and rotated: k and v are then all of its slots.
     facts = dataclasses.replace(plan.facts(), **options)

@@ -55,7 +55,7 @@ def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None
         rng = checked_key("rng", rng)
         check_axes("rng", rng, "")
     # Traced arguments can only be checked at run time.
-    invalid = without_a_likeliest(logits) | ~((temperature >= 0) & (temperature < jnp.inf))
+    invalid = without_a_likeliest(logits) | is_no_temperature(temperature)
     likeliest = jnp.where(invalid, -1, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
     if greedy:
         return likeliest
@@ -68,6 +68,11 @@ def sample(rng, logits, *, temperature=1.0, top_k: int | None = None, top_p=None
 def without_a_likeliest(logits) -> jax.Array:
     """Which rows of logits ``[..., V]`` hold NaN, or no finite largest logit: bool ``[...]``."""
     return jnp.isnan(logits).any(axis=-1) | ~jnp.isfinite(jnp.max(logits, axis=-1))
+
+
+def is_no_temperature(temperature) -> jax.Array:
+    """True for a negative number, infinity and NaN: bool ``[]``."""
+    return ~((temperature >= 0) & (temperature < jnp.inf))
 
 
 def cut_logits(logits, temperature, top_k: int | None, top_p) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from rope_jax._checks import check_axes, checked_key, is_concrete
 from rope_jax.generation.logits import checked_logits
-from rope_jax.generation.sample import check_sampling, cut_logits, sample, without_a_likeliest
+from rope_jax.generation.sample import check_sampling, cut_logits, is_no_temperature, sample, without_a_likeliest
 
 
 @jax.tree_util.register_dataclass
@@ -50,7 +50,7 @@ class Sampler:
     def probabilities(self, logits) -> jax.Array:
         """The distribution that :meth:`draw` draws from, float32 ``[..., V]``; NaN where a logit or option is."""
         scaled, invalid = cut_logits(logits, **self._options)
-        invalid |= without_a_likeliest(logits) | ~((self.temperature >= 0) & (self.temperature < jnp.inf))
+        invalid |= without_a_likeliest(logits) | is_no_temperature(self.temperature)
         likeliest = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.float32)
         p = jnp.where(self.temperature == 0, likeliest, jax.nn.softmax(scaled, axis=-1))
         return jnp.where(invalid[..., None], jnp.nan, p)

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rope_jax._checks import check_axes, check_flag, check_integer, check_kinds, shown
+from rope_jax._checks import check_axes, check_flag, check_function, check_integer, check_kinds
 from rope_jax.attention.bias import PositionBias
 from rope_jax.attention.cache import KVCache
 from rope_jax.attention.empty_cache import init_cache
 from rope_jax.attention.layer import Initializer
-from rope_jax.attention.layer_checks import check_fields
+from rope_jax.attention.layer_checks import check_fields, has_dropout
 from rope_jax.attention.paths import AttentionBackend
 from rope_jax.attention.plan import Plan
 from rope_jax.attention.self_attention import Parts, learnable_frequencies, self_attention
@@ -108,9 +108,8 @@ class RotaryAttention(nnx.Module):
     def __post_init__(self, kernel_init: Initializer, bias_init: Initializer, rngs: nnx.Rngs):
         check_kinds(self, sizes=["in_features", "kv_features"], optional=["kv_features"])
         check_fields(self)
-        for name, function in dict(kernel_init=kernel_init, bias_init=bias_init).items():
-            if not callable(function):
-                raise TypeError(f"{name} must be a function, got {shown(function)}")
+        check_function("kernel_init", kernel_init)
+        check_function("bias_init", bias_init)
         if not isinstance(rngs, nnx.Rngs):
             raise TypeError(f"rngs must be nnx.Rngs, got {type(rngs).__name__}: pass nnx.Rngs(seed)")
         if not ("params" in rngs or "default" in rngs):
@@ -163,7 +162,7 @@ class RotaryAttention(nnx.Module):
             bias = nnx.bridge.ToNNX(self.position_bias)
             sample = jnp.zeros((1, 1, 1), jnp.int32)
             self.position_bias = nnx.data(bias.lazy_init(sample, self.num_heads, self.causal, rngs=rngs))
-        has_key = float(self.dropout_rate) > 0 and ("dropout" in rngs or "default" in rngs)
+        has_key = has_dropout(self) and ("dropout" in rngs or "default" in rngs)
         self.dropout_stream = nnx.data(rngs.dropout.fork() if has_key else None)
         self.cache = nnx.data(None)
 
