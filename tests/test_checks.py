@@ -105,6 +105,7 @@ def test_known_values_are_refused_inside_jit_too(array):
     layer = rope_jax.RotaryAttention(num_heads=2, head_dim=8, rope=rope_jax.Rope(8, rope_jax.Standard()))
     x, q = jnp.ones((1, 3, 16)), jnp.ones((1, 3, 2, 8))
     params = layer.init(jax.random.key(0), x)
+    cache = rope_jax.init_cache(batch=1, capacity=4, num_kv_heads=2, head_dim=8)
     for call, says in (
         (lambda x: layer.apply(params, x, mask=mask), "mask must hold 0 and 1, got 1 to 2"),
         (lambda x: rope_jax.core.positions_from_mask(mask) + x[..., 0], "mask must hold 0 and 1, got 1 to 2"),
@@ -113,6 +114,8 @@ def test_known_values_are_refused_inside_jit_too(array):
             lambda x: rope(q, q, jnp.arange(3), context_length=length),
             "DynamicNTK: context_length must be at least 1",
         ),
+        (lambda x: cache.truncate(negative).num_tokens + x[0, 0, 0], r"num_tokens must be 0 or more, got \[-1\]"),
+        (lambda x: cache.select_rows(negative).num_tokens + x[0, 0, 0], r"rows must be in \[0, B=1\), got \[-1\]"),
     ):
         for run in (call, jax.jit(call)):
             with pytest.raises(ValueError, match=says):

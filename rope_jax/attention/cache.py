@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from rope_jax._checks import (
@@ -19,6 +20,7 @@ from rope_jax._checks import (
     check_mask,
     device_array,
     known_any,
+    known_of,
 )
 from rope_jax.attention.cache_write import write_slots
 from rope_jax.attention.quantized import Quantized, quantize, read_layer
@@ -57,6 +59,7 @@ class KVCache:
       num_sink_tokens: tokens at the start of a row which are never evicted.
       rotated: whether keys are stored rotated, or are rotated whenever they are read.
       rope: the rope of the keys, if known: a layer with another rope raises an error.
+      in_step: whether ``plan.begin`` returned it, and ``plan.end`` has not advanced its counters yet.
       layer: int32 ``[]``, the layer of a stack that :meth:`store` and :meth:`read` act on.
     """
 
@@ -68,6 +71,7 @@ class KVCache:
     num_sink_tokens: int = dataclasses.field(default=0, metadata=dict(static=True))
     rotated: bool = dataclasses.field(default=True, metadata=dict(static=True))
     rope: Hashable = dataclasses.field(default=None, metadata=dict(static=True))
+    in_step: bool = dataclasses.field(default=False, metadata=dict(static=True))
     layer: jax.Array | None = None
 
     @property
@@ -126,6 +130,7 @@ class KVCache:
             raise ValueError(
                 "cache.layer must be None, got a layer of a stack, whose counters all layers share: use store"
             )
+        check_between_steps(self)
         check_axes("cache.key", self.key, "B K S H")
         batch, heads, _, head_dim = self.key.shape
         key, value = device_array("key", key), device_array("value", value)
@@ -232,11 +237,11 @@ class KVCache:
           >>> cache.write(kv, kv).truncate(jnp.array([3, 7])).num_tokens.tolist()
           [3, 5]
         """
-        num_tokens = device_array("num_tokens", num_tokens)
+        given, num_tokens = num_tokens, device_array("num_tokens", num_tokens)
         check_dtype("num_tokens", num_tokens, jnp.integer, "integer")
         check_axes("num_tokens", num_tokens, "B" if num_tokens.ndim else "", B=self.num_tokens.shape[0])
-        if known_any(num_tokens < 0):
-            raise ValueError(f"num_tokens must be 0 or more, got {num_tokens.tolist()}")
+        if known_of(given, lambda lengths: lengths < 0):
+            raise ValueError(f"num_tokens must be 0 or more, got {np.asarray(given).tolist()}")
         shorter = jnp.minimum(self.num_tokens, as_int32(num_tokens))
         lost = (num_tokens < 0) | self.overflowed
         if self.eviction is not None:
@@ -265,13 +270,13 @@ class KVCache:
           >>> cache.select_rows(jnp.array([1, 1, 0])).num_tokens.shape
           (3,)
         """
-        rows = device_array("rows", rows)
+        given, rows = rows, device_array("rows", rows)
         check_dtype("rows", rows, jnp.integer, "integer")
         check_axes("rows", rows, "B")
         rows, batch = as_int32(rows), self.num_tokens.shape[0]
+        if known_of(given, lambda rows: (rows < 0) | (rows >= batch)):
+            raise ValueError(f"rows must be in [0, B={batch}), got {np.asarray(given).tolist()}")
         outside = (rows < 0) | (rows >= batch)
-        if known_any(outside):
-            raise ValueError(f"rows must be in [0, B={batch}), got {rows.tolist()}")
 
         def select(tree, axis=0):
             def take(leaf):
@@ -330,6 +335,12 @@ def _spec_of_rows(leaf, rows, axis: int) -> PartitionSpec:
     own = spec[axis] if is_divisible(rows, spec[axis]) else None
     spec[axis] = spec_of(rows)[0] or own
     return PartitionSpec(*without_repeats(*spec))
+
+
+def check_between_steps(cache: KVCache) -> None:
+    """Raises ValueError if a step has begun, but not ended: the counters do not count its tokens."""
+    if cache.in_step:
+        raise ValueError("cache must be that of plan.end(cache), got a cache whose step has not ended")
 
 
 def check_cache(cache) -> None:

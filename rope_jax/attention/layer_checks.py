@@ -104,7 +104,7 @@ def check_plan(layer, plan: Plan, x, cache, arguments: dict, kv=None) -> None:
         planned = f"B={max(rows, default=1)}, T={plan.sequence_index.shape[1]}"
         raise ValueError(f"plan must be for B={batch}, T={length}, as x has, got a plan for {planned}")
     if cache is not None:
-        plan.check_cache(cache)
+        plan.check_cache(cache, in_step=True)
     elif plan.slots is not None:
         raise ValueError("cache must be given with a plan that was made with one, got None")
     if plan.causal != layer.causal:

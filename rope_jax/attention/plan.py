@@ -14,7 +14,7 @@ import numpy as np
 
 from rope_jax._checks import check_axes, check_callable, check_mask, check_name, device_array, is_concrete
 from rope_jax.attention.bias import BiasFunction, PositionBias, bias_function
-from rope_jax.attention.cache import CachePolicy, KVCache
+from rope_jax.attention.cache import CachePolicy, KVCache, check_between_steps, check_cache
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.mask import checked_sequence_index
 from rope_jax.attention.plan_arguments import (
@@ -174,20 +174,20 @@ class Plan:
 
     def begin(self, cache: KVCache) -> KVCache:
         """The cache as this step needs it: stored keys rotated to the frequencies of the step's context length."""
-        self.check_cache(cache)
-        return rerotate_stored_keys(cache, self.ropes, self.context_length) if self.rerotates else cache
+        self.check_cache(cache, in_step=False)
+        cache = rerotate_stored_keys(cache, self.ropes, self.context_length) if self.rerotates else cache
+        return dataclasses.replace(cache, in_step=True)
 
     def end(self, cache: KVCache) -> KVCache:
         """The cache with its counters advanced by this step."""
-        self.check_cache(cache)
+        self.check_cache(cache, in_step=True)
         assert self.num_tokens is not None
         context_length = cache.context_length if self.context_length is None else self.context_length
-        return dataclasses.replace(cache, num_tokens=self.num_tokens, context_length=context_length)
+        return dataclasses.replace(cache, num_tokens=self.num_tokens, context_length=context_length, in_step=False)
 
-    def check_cache(self, cache: KVCache) -> None:
-        """Raises unless the plan was made for a cache like this one."""
-        if not isinstance(cache, KVCache):
-            raise TypeError(f"cache must be a KVCache, as from init_cache, got {type(cache).__name__}")
+    def check_cache(self, cache: KVCache, *, in_step: bool) -> None:
+        """Raises unless the plan was made for a cache like this one, and its step has begun, or has not."""
+        check_cache(cache)
         if self.cache_policy != cache.policy:
             raise ValueError(f"plan must be made with cache= of {cache.policy}, got a plan for {self.cache_policy}")
         assert self.num_tokens is not None
@@ -195,6 +195,11 @@ class Plan:
             raise ValueError(f"cache must have B={self.num_tokens.shape[0]} rows, got {cache.num_tokens.shape[0]}")
         if cache.rope is not None and cache.rope != self.ropes:
             raise ValueError(f"cache must hold keys rotated by {self.ropes}, got keys of {cache.rope}")
+        if in_step:
+            if not cache.in_step:
+                raise ValueError("cache must be that of plan.begin(cache), got a cache that no step has begun")
+        else:
+            check_between_steps(cache)
 
 
 def make_plan(
@@ -230,7 +235,7 @@ def make_plan(
       >>> cache = rope_jax.init_cache(batch=2, capacity=8, num_kv_heads=4, head_dim=16)  # of one layer
       >>> plan = rope_jax.attention.make_plan(rope, x.shape[:2], cache=cache)
       >>> y, cache = layer.apply(params, x, plan=plan, cache=plan.begin(cache))
-      >>> plan.end(cache).num_tokens.tolist()  # without `end`, the next step would overwrite these tokens
+      >>> plan.end(cache).num_tokens.tolist()  # without `end`, the next plan is an error
       [5, 5]
 
     Args, shape:

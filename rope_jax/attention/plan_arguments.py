@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax._checks import check_axes, check_dtype, check_flag, check_integer, device_array, shown
-from rope_jax.attention.cache import KVCache, check_cache
+from rope_jax.attention.cache import KVCache, check_between_steps, check_cache
 from rope_jax.attention.mask import window_size
 from rope_jax.attention.rotations import Ropes, check_ropes, first_rope
 from rope_jax.core.angles import leading_axes
@@ -62,6 +62,7 @@ def check_layers(ropes: Ropes, window: Windows) -> None:
 def check_with_cache(cache, ropes: Ropes, batch, causal: bool, segment_ids) -> None:
     """Raises unless the step can go with a cache."""
     check_cache(cache)
+    check_between_steps(cache)
     check_axes("cache.num_tokens", cache.num_tokens, "B", B=batch)
     if segment_ids is not None:
         raise ValueError("segment_ids must be left out with a cache: a cached row is one sequence")
@@ -118,6 +119,9 @@ def checked_positions(
     elif positions.ndim > 1:
         check_axes(argument, positions, "B T", B={1, shape[0]}, T=shape[1])
     else:
+        if positions.ndim and positions.shape[0] == shape[0] != shape[1] == 1:  # one for each row of a decode step
+            got = f"got {positions.shape}: pass {argument}[:, None]"
+            raise ValueError(f"{argument} must have shape [T] or [B, T] with B={shape[0]}, T=1, {got}")
         check_axes(argument, positions, "T", T=shape[1])
     if cache is not None and rope is not None and (not cache.rotated or rope.needs_context_length):
         kind = "unrotated keys" if not cache.rotated else "keys whose frequencies depend on the context length"

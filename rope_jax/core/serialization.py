@@ -22,7 +22,7 @@ from rope_jax.core.rope import Rope
 from rope_jax.core.schedules import Linear, Llama3, NTKAware, Proportional, Standard, Yarn
 
 T = TypeVar("T", bound=type)
-VERSION = 1  # of the fields of all registered types; another number for another set of fields
+VERSION = 2  # of the fields of all registered types; another number for another set of fields
 
 _SCHEDULES = Affine, Axial, DynamicNTK, Linear, Llama3, LongRope, Negated, NTKAware, Proportional, Sections
 _KNOWN = {cls.__name__: cls for cls in (*_SCHEDULES, Standard, Yarn, Rope)}

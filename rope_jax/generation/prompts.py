@@ -17,6 +17,7 @@ from rope_jax._checks import (
     device_array,
     is_concrete,
     known_any,
+    known_of,
     shown,
 )
 from rope_jax.attention.cache import KVCache, check_cache
@@ -123,8 +124,8 @@ def check_prompt(model: Decoder, prompt, mask) -> tuple[jax.Array, jax.Array | N
     if prompt.size == 0:
         raise ValueError(f"prompt must hold at least one row and one token, got shape {prompt.shape}")
     if mask is not None:
-        mask = check_mask("mask", mask, "B T", B=prompt.shape[0], T=prompt.shape[1])
-        if known_any(~jnp.any(mask, axis=1)):
+        given, mask = mask, check_mask("mask", mask, "B T", B=prompt.shape[0], T=prompt.shape[1])
+        if known_of(given, lambda mask: ~mask.astype(bool).any(axis=1)):
             raise ValueError("mask must have a real token in every row, got a row of padding only")
         prompt = jnp.where(mask, prompt, jnp.zeros_like(prompt))  # the values at padding may be no tokens at all
     if is_concrete(prompt):

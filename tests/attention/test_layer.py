@@ -420,6 +420,11 @@ def call(module, *args, **kwargs):
             ValueError,
             r"positions must have shape \[B, T\] with B={1, 2}, T=10, got \(3, 10\)",
         ),
+        (
+            lambda: build().init(jax.random.key(0), X[:, :1], jnp.array([3, 5])),
+            ValueError,
+            r"positions must have shape \[T\] or \[B, T\] with B=2, T=1, got \(2,\): pass positions\[:, None\]",
+        ),
         (call(build("none"), jnp.arange(T)), ValueError, "positions must be left out without rope: nothing reads them"),
         (call(build(learn_frequencies=True), context_length=3), ValueError, "context_length must be left out with learned"),
         (call(build(window=(3, 3))), ValueError, r"window must have shape \[\], got \(2,\)"),
@@ -546,6 +551,34 @@ def test_a_window_may_be_planned_and_be_traced():
             module.apply(params, x, plan=rope_jax.attention.make_plan(module.rope, (B, T), window=window))
 
 
+def test_a_step_that_has_not_ended_is_refused():
+    """Its counters do not count its tokens, so the next step would overwrite them."""
+    module, x = build(), inputs()
+    params, cache = init(module), new_cache(module)
+    plan = rope_jax.attention.make_plan(module.rope, (B, T), cache=cache)
+    _, begun = module.apply(params, x, plan=plan, cache=plan.begin(cache))
+    kv = jnp.ones((B, 1, module.num_kv_heads, H))
+    for call in (
+        lambda: plan.begin(begun),
+        lambda: rope_jax.attention.make_plan(module.rope, (B, 1), cache=begun),
+        lambda: module.apply(params, x[:, :1], cache=begun),
+        lambda: begun.write(kv, kv),
+        lambda: begun.select_rows(jnp.arange(B)).grow(20).truncate(1).write(kv, kv),
+    ):
+        with pytest.raises(
+            ValueError, match="cache must be that of plan.end.cache., got a cache whose step has not"
+        ):
+            call()
+    with pytest.raises(
+        ValueError, match="cache must be that of plan.begin.cache., got a cache that no step has begun"
+    ):
+        plan.end(cache)
+    ended = plan.end(begun)
+    assert not ended.in_step and ended.num_tokens.tolist() == [T] * B
+    with pytest.raises(ValueError, match="cache must be that of plan.begin"):
+        plan.end(ended)
+
+
 def test_a_plan_for_another_layer_or_call_is_refused():
     module, x = build(), inputs()
     params = init(module)
@@ -594,6 +627,11 @@ def test_a_plan_for_another_layer_or_call_is_refused():
             {},
             dict(plan=make_plan(rope, (B, T), cache=cache), cache=cache.grow(20)),
             r"plan must be made with cache= of CachePolicy\(capacity=20, .*capacity=12",
+        ),
+        (
+            {},
+            dict(plan=make_plan(rope, (B, T), cache=cache), cache=cache),
+            "cache must be that of plan.begin.cache., got a cache that no step has begun",
         ),
         ({}, dict(plan=plan, cache=3), "cache must be a KVCache, as from init_cache, got int"),
         (dict(causal=False), dict(plan=plan), "plan must be for causal=False, got a plan for causal=True"),

@@ -131,8 +131,8 @@ def test_another_version_is_an_error(monkeypatch):
     value = values()["cache"]
     program = export.export(jax.jit(lambda value: value.num_tokens))(value).serialize()
     state = flax.serialization.to_state_dict(value)
-    says = "version of rope_jax.KVCache must be 2 in this rope_jax, got 1: serialize it again, or install"
-    monkeypatch.setattr(serialization, "VERSION", 2)
+    says = "version of rope_jax.KVCache must be 7 in this rope_jax, got 2: serialize it again, or install"
+    monkeypatch.setattr(serialization, "VERSION", 7)
     with pytest.raises(ValueError, match=says):
         export.deserialize(program)
     with pytest.raises(ValueError, match=says):
@@ -140,8 +140,8 @@ def test_another_version_is_an_error(monkeypatch):
     outputs = values()["Beams"]
     monkeypatch.setattr(serialization, "VERSION", 1)
     program = export.export(jax.jit(lambda outputs: outputs.score))(outputs).serialize()
-    monkeypatch.setattr(serialization, "VERSION", 2)
-    with pytest.raises(ValueError, match=r"version of rope_jax.Beams must be 2"):
+    monkeypatch.setattr(serialization, "VERSION", 7)
+    with pytest.raises(ValueError, match=r"version of rope_jax.Beams must be 7"):
         export.deserialize(program)
 
 
