@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from rope_jax._checks import check_integer, host_array, shown
 from rope_jax.core.frequencies import Frequencies, FrequencyChoice, call_schedule, check_schedule
 
 
@@ -12,11 +13,11 @@ def host_of(frequencies, rotary_dim: int | None = None, *, one_axis: bool = True
         if rotary_dim is not None:
             raise ValueError(
                 f"rotary_dim must be left out beside Frequencies, which have R/2 = {frequencies.num_pairs} pairs, "
-                f"got {rotary_dim}"
+                f"got {shown(rotary_dim)}"
             )
     elif rotary_dim is not None:
-        check_schedule(frequencies)
-        frequencies = call_schedule(frequencies, checked_count("rotary_dim", rotary_dim, "features"))
+        check_schedule(frequencies, "frequencies")
+        frequencies = call_schedule(frequencies, checked_count("rotary_dim", rotary_dim))
     if isinstance(frequencies, Frequencies) and frequencies.on_host:
         if frequencies.num_heads is not None or (one_axis and frequencies.inv_freq.ndim > 1):
             axes = "[R/2]" if one_axis else "[R/2] or [A, R/2]"
@@ -33,7 +34,7 @@ def host_of(frequencies, rotary_dim: int | None = None, *, one_axis: bool = True
 
 def checked_distances(distances, argument: str = "distances") -> np.ndarray:
     """``distances`` as int64 or float64."""
-    distances = np.asarray(distances)
+    distances = host_array(argument, distances)
     if distances.dtype.kind not in "iuf":
         raise TypeError(f"{argument} must be integers or floats, got dtype {distances.dtype}")
     if distances.dtype.kind == "f":
@@ -44,7 +45,7 @@ def checked_distances(distances, argument: str = "distances") -> np.ndarray:
 
 
 def checked_features(argument: str, x, head_dim: int) -> np.ndarray:
-    x = np.asarray(x)
+    x = host_array(argument, x)
     if not (x.dtype.kind in "iu" or jnp.issubdtype(x.dtype, jnp.floating)):
         raise TypeError(f"{argument} must be real numbers, got dtype {x.dtype}")
     if x.shape != (head_dim,):
@@ -52,9 +53,9 @@ def checked_features(argument: str, x, head_dim: int) -> np.ndarray:
     return x.astype(np.float64)
 
 
-def checked_count(argument: str, value, unit: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{argument} must be an integer number of {unit}, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{argument} must be at least 1, got {value}")
-    return int(value)
+def checked_count(argument: str, value) -> int:
+    """An integer from 1 to ``2^63 - 1``."""
+    count = check_integer(argument, value, 1)
+    if count >= 2**63:
+        raise ValueError(f"{argument} must be below 2^63, got {shown(count)}")
+    return count

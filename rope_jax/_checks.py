@@ -280,15 +280,7 @@ def device_array(argument: str, values) -> jax.Array:
       ValueError: if ``values`` has no array shape, or an integer would overflow the device's dtype.
     """
     if not isinstance(values, jax.Array):
-        try:
-            host = np.asarray(values)
-        except ValueError:
-            hint = ": see rope_jax.generation.pad_prompts" if argument == "prompt" else ""
-            raise ValueError(f"{argument} must be an array, got lists of unequal lengths{hint}") from None
-        except TypeError:
-            raise TypeError(f"{argument} must be an array of numbers, got {shown(values)}") from None
-        if host.dtype.kind in "OUSMm" or host.dtype.type is np.void:
-            raise TypeError(f"{argument} must be an array of numbers, got {type(values).__name__}")
+        host = host_array(argument, values)
         narrow = jax.dtypes.canonicalize_dtype(host.dtype)
         if host.size and host.dtype.kind in "iu":
             low, high = np.iinfo(narrow).min, np.iinfo(narrow).max
@@ -299,6 +291,25 @@ def device_array(argument: str, values) -> jax.Array:
                 )
         values = jnp.asarray(host, narrow)
     return values
+
+
+def host_array(argument: str, values) -> np.ndarray:
+    """``values`` as an array of numpy.
+
+    Raises:
+      TypeError: if ``values`` does not hold numbers, or is traced.
+      ValueError: if ``values`` has no array shape.
+    """
+    try:
+        host = np.asarray(values)
+    except ValueError:
+        hint = ": see rope_jax.generation.pad_prompts" if argument == "prompt" else ""
+        raise ValueError(f"{argument} must be an array, got lists of unequal lengths{hint}") from None
+    except TypeError:
+        raise TypeError(f"{argument} must be an array of numbers, got {shown(values)}") from None
+    if host.dtype.kind in "OUSMm" or host.dtype.type is np.void:
+        raise TypeError(f"{argument} must be an array of numbers, got {type(values).__name__}")
+    return host
 
 
 def checked_key(argument: str, key) -> jax.Array:

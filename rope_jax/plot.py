@@ -6,14 +6,15 @@ sets a style. The numbers come from :mod:`rope_jax.analysis` and from the librar
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
 
 from rope_jax import analysis
 from rope_jax._analysis_arguments import checked_count, checked_features
-from rope_jax.core.frequencies import Frequencies, Schedule
+from rope_jax._checks import check_choice, check_flag, check_sequence, host_array, shown
+from rope_jax.core.frequencies import Frequencies, Schedule, call_schedule, check_schedule
 from rope_jax.core.rope import Rope
 
 try:
@@ -72,7 +73,7 @@ def wavelengths(
             label=f"{name} ({still} of {tokens.size} pairs stand still)" if still else name,
         )
     if context_length is not None:
-        context_length = checked_count("context_length", context_length, "tokens")
+        context_length = checked_count("context_length", context_length)
         axes.axhline(context_length, color="0.4", linewidth=1, label=f"training length, {context_length:,} tokens")
     axes.set(title="Wavelength of each pair", xlabel="pair i", ylabel="wavelength (tokens)")
     axes.set_yscale("log")
@@ -108,8 +109,9 @@ def decay(
       1.0
     """
     _check_kind("axes", axes, Axes)
-    if np.ndim(distances) != 1:
-        raise ValueError(f"distances must have shape [P], got {np.shape(distances)}")
+    distances, bound = host_array("distances", distances), check_flag("bound", bound)
+    if distances.ndim != 1:
+        raise ValueError(f"distances must have shape [P], got {distances.shape}")
     chosen = _frequencies_of(schedules, rotary_dim)
     for colour, (name, frequencies) in zip(COLOURS, chosen.items(), strict=False):
         score = analysis.mean_score(frequencies, distances)
@@ -159,10 +161,14 @@ def phase_errors(
       'worst error of the angle (radians)'
     """
     _check_kind("axes", axes, Axes)
-    if isinstance(arithmetics, str) or not 0 < len(arithmetics) <= len(COLOURS):
-        raise ValueError(f"arithmetics must be a sequence of 1 to {len(COLOURS)} names, got {arithmetics!r}")
-    if not np.size(positions) or np.min(positions) < 1:
-        got = np.min(positions) if np.size(positions) else "none"
+    arithmetics = check_sequence("arithmetics", arithmetics, "a sequence of names")
+    if not 0 < len(arithmetics) <= len(COLOURS):
+        raise ValueError(f"arithmetics must be 1 to {len(COLOURS)} names, got {shown(arithmetics)}")
+    for arithmetic in arithmetics:
+        check_choice("arithmetics", arithmetic, get_args(analysis.Arithmetic))
+    positions = host_array("positions", positions)
+    if not positions.size or positions.min() < 1:
+        got = positions.min() if positions.size else "none"
         raise ValueError(f"positions must be at least 1 on a log scale, got {got}")
     for i, arithmetic in enumerate(arithmetics):
         worst = analysis.phase_error(frequencies, positions, arithmetic).max(-1)
@@ -215,7 +221,7 @@ def clock_hands(figure: FigureBase, rope: Rope, positions) -> FigureBase:
     _check_kind("rope", rope, Rope)
     if rope.num_pairs > len(COLOURS):
         raise ValueError(f"rope must have at most {len(COLOURS)} pairs for clock hands, got {rope.num_pairs}")
-    positions = np.asarray(positions)
+    positions = host_array("positions", positions)
     if positions.ndim != (1 if rope.num_axes == 1 else 2) or not len(positions):
         expected = "[P]" if rope.num_axes == 1 else f"[P, A={rope.num_axes}]"
         raise ValueError(f"positions must be {expected} with P of at least 1, got shape {positions.shape}")
@@ -281,7 +287,7 @@ def score_map(axes: Axes, q, k, rope: Rope, span: int) -> Axes:
     _check_kind("rope", rope, Rope)
     if rope.num_axes > 1:
         raise ValueError(f"rope must have one axis of positions for a map of m and n, got {rope.num_axes}")
-    span = checked_count("span", span, "positions")
+    span = checked_count("span", span)
     q, k = checked_features("q", q, rope.head_dim), checked_features("k", k, rope.head_dim)
     repeated = [jnp.tile(jnp.asarray(x, jnp.float32), (span, 1, 1)) for x in (q, k)]
     rotated = rope(repeated[0], repeated[1], jnp.arange(span))
@@ -322,7 +328,7 @@ def attention_maps(figure: FigureBase, weights) -> FigureBase:
       ['head 0', 'head 1', 'head 2']
     """
     _check_kind("figure", figure, FigureBase)
-    weights = np.asarray(weights)
+    weights = host_array("weights", weights)
     if not jnp.issubdtype(weights.dtype, jnp.floating):
         raise TypeError(f"weights must be floating, got dtype {weights.dtype}")
     if weights.ndim != 4 or not weights.size:
@@ -355,7 +361,10 @@ def _frequencies_of(schedules: Mapping[str, Schedule], rotary_dim: int) -> dict:
         raise TypeError(f"schedules must map a name to a schedule, got {type(schedules).__name__}")
     if not 0 < len(schedules) <= len(COLOURS):
         raise ValueError(f"schedules must be 1 to {len(COLOURS)}, one colour each, got {len(schedules)}")
-    return {name: schedule(rotary_dim) for name, schedule in schedules.items()}
+    for schedule in schedules.values():
+        check_schedule(schedule, "schedules")
+    rotary_dim = checked_count("rotary_dim", rotary_dim)
+    return {name: call_schedule(schedule, rotary_dim) for name, schedule in schedules.items()}
 
 
 def _check_kind(argument: str, value, kind: type) -> None:

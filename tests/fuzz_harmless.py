@@ -36,6 +36,13 @@ KINDS = {
     "none_each": (["list of None", "numpy objects"], "an entry for each of two axes, None for no change"),
     "schedules": (["list of None"], "no schedule of its own on each of two axes"),
     "frequencies": (["range", "numpy int64 [2, 3]"], "radians per position have no upper limit below 2^64"),
+    "distances": (
+        [
+            *("1.5", "-1", "0", "2^31", "-2^40", "numpy int8", "numpy int64 [2, 3]", "range"),
+            *("jax float []", "jax int []", "jax int [3]"),
+        ],
+        "real numbers of any sign and shape",
+    ),
     "ragged": (["ragged list"], "prompts of unequal lengths are what the function pads"),
 }
 
@@ -234,6 +241,55 @@ FUNCTIONS = {
         "scale": "real jax_real any_sign to_2^31",
         "offset": "real jax_real any_sign to_2^31",
     },
+}
+
+_OF_SCHEDULE = {"rotary_dim": "jax_integer"}
+_LENGTH = _OF_SCHEDULE | {"*context_length": "integer to_2^31"}
+_DISTANCES = {"*distances": "distances any_rank empty empty_integers empty_list"}
+_DRAWN = {"*rotary_dim": "jax_integer", "bound": "flag"}
+FUNCTIONS |= {
+    "wavelengths": _OF_SCHEDULE,
+    "wavelengths of frequencies": {"rotary_dim": "optional"},
+    "turns": _LENGTH,
+    "incomplete_pairs": _LENGTH,
+    "effective_context": _OF_SCHEDULE,
+    "aliases": _LENGTH | {"*context_length": "integer", "count": "integer to_2^31"},
+    "decay_bound": _OF_SCHEDULE | _DISTANCES,
+    "mean_score": _OF_SCHEDULE | _DISTANCES,
+    "score_kernel": _DISTANCES,
+    "phase_error": _OF_SCHEDULE | {"*positions": "positions empty_integers"},
+    "plot.clock_hands": {"*positions": "positions"},
+    "plot.decay": _DRAWN | {"*distances": "positions empty empty_integers empty_list"},
+    "plot.phase_errors": {"*positions": ""},
+    "plot.score_map": {"*span": "integer"},
+    "plot.wavelengths": _DRAWN | {"context_length": "optional integer to_2^31"},
+    "ALiBi": {"*num_heads": "integer", "*causal": "flag"},
+    "T5Bias": {"*num_heads": "integer", "*causal": "flag", "max_distance": "numpy_integer to_2^31"},
+    "relative_buckets": {
+        "*distance": "minus_one zero integer positions empty_integers",
+        "max_distance": "numpy_integer to_2^31",
+    },
+    "rotary_attention_fn": {"*positions": "optional positions nan", "*key": "", "decode": ""},
+    "zigzag_sequence_index": {"*num_devices": "jax_integer"},
+    "zigzag_inverse": {"*num_devices": "jax_integer"},
+    "explain": {"divided": "flag"},
+    "LogitBias": {"bias": ""},
+    "MinP": {"*logits": "nan eight_bits", "share": "share"},
+    "RepetitionPenalty": {"*logits": "nan eight_bits", "penalty": "real jax_real to_2^64"},
+    "Sinusoidal": {
+        "*positions": "positions nan any_rank empty empty_integers empty_list",
+        "*width": "jax_integer",
+        "base": "real jax_integer to_2^64",
+    },
+    "LearnedPositions": {"*positions": "positions zero integer empty_integers", "num_positions": "numpy_integer"},
+    "from_hf_config": {"like": "optional", "compat": "optional"},
+    "ModelRope": {"model_type": "name", "layers": "empty_list empty empty_integers"},
+    "LayerRope": {
+        "type": "optional name",
+        "logit_factor": "real jax_real to_2^64",
+        "query_temperature": "optional",
+    },
+    "QueryTemperature": {"beta": "real jax_real to_2^64", "period": "integer", "offset": "zero integer"},
 }
 
 

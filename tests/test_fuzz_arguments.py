@@ -3,12 +3,14 @@
 import itertools
 
 import fuzz
+import fuzz_analysis
 import fuzz_calls
 import fuzz_models
+import fuzz_parts
 import pytest
 from fuzz_harmless import harmless
 
-CALLS = fuzz_calls.CALLS | fuzz_models.CALLS
+CALLS = fuzz_calls.CALLS | fuzz_models.CALLS | fuzz_analysis.CALLS | fuzz_parts.CALLS
 # They compile hundreds of programs. Their traced forms make the same checks.
 SLOW = {"RotaryAttention", "Decoder", "generate", "beam_search", "speculative_decode"}
 
@@ -40,11 +42,19 @@ SIZE = {
     "*width",
     "buckets",
     "rotary_dim",
+    "*rotary_dim",
+    "*num_heads",
+    "*num_tokens",
+    "*num_devices",
+    "num_buckets",
+    "num_positions",
+    ("aliases", "*context_length"),
+    ("plot.score_map", "*span"),
 }
 
 
-def is_too_large(argument, value):
-    return argument in SIZE and isinstance(value, int) and value in HUGE
+def is_too_large(name, argument, value):
+    return (argument in SIZE or (name, argument) in SIZE) and isinstance(value, int) and value in HUGE
 
 
 # Warnings are errors here. NNX reads the fields of a module before the module can check them, and wants its own
@@ -57,7 +67,7 @@ def test_a_wrong_argument_is_named_or_known_to_be_harmless(name):
     found = [] if not isinstance(fuzz.outcome(function, arguments, set()), Exception) else ["the call itself"]
     for argument, wrong in itertools.product(arguments, fuzz.WRONG):
         value = fuzz.WRONG[wrong]()
-        if is_too_large(argument, value):
+        if is_too_large(name, argument, value):
             continue
         words = {argument.lstrip("*"), called.get(argument, argument)}
         try:

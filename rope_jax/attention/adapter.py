@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rope_jax._checks import check_axes, check_flag, check_function, device_array, shown
 from rope_jax.core.rope import Rope
 
 
@@ -56,13 +57,20 @@ def rotary_attention_fn(
       >>> nnx.MultiHeadAttention(**options, attention_fn=attention_fn)(x).shape
       (2, 5, 64)
     """
-    if decode and positions is not None:
+    if not isinstance(rope, Rope):
+        raise TypeError(f"rope must be a Rope, got {shown(rope)}")
+    check_function("attention_fn", attention_fn)
+    if check_flag("decode", decode) and positions is not None:
         raise ValueError("positions must be left out with decode=True: tokens stand at the slots of Flax's cache")
     parameters = inspect.signature(attention_fn).parameters
     takes_causal = "is_causal" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
     @functools.wraps(attention_fn)  # linen passes only the arguments named in the signature
     def rotated(query, key, value, *args, **kwargs):
+        query, key, value = device_array("query", query), device_array("key", key), device_array("value", value)
+        check_axes("query", query, "... T N H", H=rope.head_dim)
+        check_axes("key", key, "... S K H", H=rope.head_dim)
+        check_axes("value", value, "... S K H", S=key.shape[-3], K=key.shape[-2])
         length, keys = query.shape[-3], key.shape[-3]
         if length == keys:
             query, key = rope(query, key, jnp.arange(length, dtype=jnp.int32) if positions is None else positions)

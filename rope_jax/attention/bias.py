@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_dtype, check_integer, device_array, is_concrete
+from rope_jax._checks import (
+    as_float_dtype,
+    check_axes,
+    check_dtype,
+    check_flag,
+    check_integer,
+    device_array,
+    is_concrete,
+)
 from rope_jax.core.named import named
 
 
@@ -157,8 +165,7 @@ def relative_buckets(distance, *, causal: bool, num_buckets: int = 32, max_dista
     """
     distance = device_array("distance", distance)
     check_dtype("distance", distance, jnp.integer, "integer")
-    if not isinstance(causal, bool | np.bool):
-        raise TypeError(f"causal must be a bool, got {causal!r}")
+    causal = check_flag("causal", causal)
     num_buckets = check_integer("num_buckets", num_buckets)
     max_distance = check_integer("max_distance", max_distance)
     if num_buckets < (2 if causal else 4) or num_buckets % (1 if causal else 2):
@@ -241,7 +248,8 @@ class T5Bias(nn.Module, kw_only=True):
             distance, causal=causal, num_buckets=self.num_buckets, max_distance=self.max_distance
         )
         init = named(self.embedding_init, ("relative_buckets", "heads"))
-        table: Any = self.param("table", init, (self.num_buckets, num_heads), self.param_dtype)
+        dtype = as_float_dtype("param_dtype", self.param_dtype)
+        table: Any = self.param("table", init, (self.num_buckets, num_heads), dtype)
         return jnp.moveaxis(table.astype(jnp.float32)[bucket], -1, 1)
 
 
@@ -279,5 +287,6 @@ class ALiBi:
         distance = device_array("distance", distance)
         check_axes("distance", distance, "B T S")
         check_dtype("distance", distance, jnp.integer, "integer")
+        check_flag("causal", causal)
         slopes = jnp.asarray(self.slopes(num_heads), jnp.float32)[None, :, None, None]
         return slopes * -jnp.abs(distance.astype(jnp.float32))[:, None]

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_axes, check_choice
+from rope_jax._checks import check_axes, check_choice, check_flag
 from rope_jax._jax_internals import min_dim
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.kernels import splash
@@ -170,6 +170,7 @@ def explain(
     """
     check_choice("platform", platform, tuple(BLOCKS))
     check_choice("implementation", implementation, get_args(AttentionBackend), optional=True)
+    check_flag("divided", divided)
     if not isinstance(facts, Facts):
         raise TypeError(f"facts must be Facts, as of plan.facts(), got {type(facts).__name__}")
     for name, x in (("q", q), ("k", k)):

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 from jax.sharding import PartitionSpec
 
-from rope_jax.attention.cache import KVCache
+from rope_jax.attention.cache import KVCache, check_cache
 
 
 def cache_partition_spec(cache: KVCache) -> KVCache:
@@ -32,6 +32,7 @@ def cache_partition_spec(cache: KVCache) -> KVCache:
       >>> rules = [("batch", "data"), ("kv_heads", "model")]
       >>> cache = jax.device_put(cache, nn.logical_to_mesh_sharding(names, mesh, rules))
     """
+    check_cache(cache)
     layers = ("layers",) if len(cache.key.shape) == 5 else ()
     names = (*layers, "batch", "kv_heads", "kv_length", "head_dim")  # a scale has the first of these axes
     stored = {

@@ -203,13 +203,13 @@ class Schedule(Protocol):
     def __call__(self, rotary_dim: int, /) -> "Frequencies | FrequencyChoice": ...
 
 
-def check_schedule(schedule) -> None:
+def check_schedule(schedule, argument: str = "schedule") -> None:
     """Raises TypeError unless the schedule can be called."""
     if not callable(schedule) or isinstance(schedule, type):
         hint = ": pass lambda rotary_dim: frequencies" if isinstance(schedule, Frequencies) else ""
         got = schedule if isinstance(schedule, type) else type(schedule)
-        raise TypeError(f"schedule must be a schedule like Standard(), got {got.__name__}{hint}")
-    check_callable("schedule", schedule, "rotary_dim")
+        raise TypeError(f"{argument} must be a schedule like Standard(), got {got.__name__}{hint}")
+    check_callable(argument, schedule, "rotary_dim")
 
 
 def call_schedule(schedule, rotary_dim: int, *context_length) -> Frequencies | FrequencyChoice:

@@ -41,10 +41,14 @@ class RepetitionPenalty:
         _check_positive("RepetitionPenalty: penalty", self.penalty)
 
     def __call__(self, logits, tokens, step) -> jax.Array:
+        logits, tokens = _checked(self, logits), device_array("tokens", tokens)
+        check_axes("tokens", tokens, "B T", B=logits.shape[0])
+        check_dtype("tokens", tokens, jnp.integer, "integer")
         rows = jnp.arange(logits.shape[0], dtype=jnp.int32)[:, None]
         columns = jnp.where(tokens < 0, logits.shape[1], tokens)  # -1 is no token
         seen = jnp.zeros(logits.shape, bool).at[rows, columns].set(True, mode="drop")
-        return jnp.where(seen, jnp.where(logits > 0, logits / self.penalty, logits * self.penalty), logits)
+        penalty = jnp.asarray(self.penalty, logits.dtype)
+        return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 @jax.tree_util.register_dataclass
@@ -72,7 +76,8 @@ class MinP:
         _check_positive("MinP: share", self.share, most=1.0)
 
     def __call__(self, logits, tokens, step) -> jax.Array:
-        lowest = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(self.share)
+        logits = _checked(self, logits)
+        lowest = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(jnp.asarray(self.share, logits.dtype))
         return jnp.where(logits < lowest, -jnp.inf, logits)
 
 
@@ -101,9 +106,10 @@ class LogitBias:
             check_dtype("LogitBias: bias", self.bias, jnp.floating, "floating")
 
     def __call__(self, logits, tokens, step) -> jax.Array:
-        rows = "B " if self.bias.ndim > 1 else ""
-        check_axes("LogitBias: bias", self.bias, f"{rows}V", B=logits.shape[0], V=logits.shape[1])
-        return logits + jnp.broadcast_to(self.bias, logits.shape).astype(logits.dtype)
+        logits, bias = _checked(self, logits), device_array("LogitBias: bias", self.bias)
+        rows = "B " if bias.ndim > 1 else ""
+        check_axes("LogitBias: bias", bias, f"{rows}V", B=logits.shape[0], V=logits.shape[1])
+        return logits + jnp.broadcast_to(bias, logits.shape).astype(logits.dtype)
 
 
 def _check_positive(argument: str, value, most: float = math.inf) -> None:
@@ -115,6 +121,15 @@ def _check_positive(argument: str, value, most: float = math.inf) -> None:
             raise ValueError(f"{argument} must be positive, got {value}")
         if number > most:
             raise ValueError(f"{argument} must be at most {most:g}, got {value}")
+
+
+def _checked(function, logits) -> jax.Array:
+    """The logits as a floating array ``[B, V]``, for a function whose fields are numbers."""
+    _check_numbers(function)
+    logits = device_array("logits", logits)
+    check_axes("logits", logits, "B V")
+    check_dtype("logits", logits, jnp.floating, "floating")
+    return logits
 
 
 def _check_numbers(function) -> None:

@@ -2,12 +2,19 @@
 
 import dataclasses
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_dtype, device_array
+from rope_jax._checks import (
+    check_dtype,
+    check_integer,
+    check_name,
+    check_positive,
+    check_sequence,
+    device_array,
+    shown,
+)
 from rope_jax.core.rope import Rope
 
 
@@ -21,7 +28,8 @@ class QueryTemperature:
       offset: added to each position.
 
     Raises:
-      ValueError: if beta is not positive and finite, or period is not a positive integer.
+      TypeError: if beta is no number, or period or offset no integer.
+      ValueError: if beta is not positive and finite, period below 1, or offset below 0.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -35,10 +43,13 @@ class QueryTemperature:
     offset: int = 0
 
     def __post_init__(self):
-        if not (self.beta > 0 and math.isfinite(self.beta)):
-            raise ValueError(f"beta must be positive and finite, got {self.beta}")
-        if not (isinstance(self.period, int) and self.period > 0):
-            raise ValueError(f"period must be a positive integer, got {self.period}")
+        check_positive("beta", self.beta, concrete=True)
+        object.__setattr__(self, "beta", float(self.beta))
+        for field, least in (("period", 1), ("offset", 0)):
+            number = check_integer(field, getattr(self, field), least)
+            if number >= 2**31:
+                raise ValueError(f"{field} must be below 2^31, got {shown(number)}")
+            object.__setattr__(self, field, number)
 
     def __call__(self, positions) -> jax.Array:
         """The factors of queries at integer positions ``[..., T]``, at least 0: float32 ``[..., T]``.
@@ -69,6 +80,14 @@ class LayerRope:
     logit_factor: float = 1.0
     query_temperature: QueryTemperature | None = None
 
+    def __post_init__(self):
+        for field, kind in (("rope", Rope), ("type", str), ("query_temperature", QueryTemperature)):
+            value = getattr(self, field)
+            if not isinstance(value, kind | None):
+                raise TypeError(f"{field} must be None or a {kind.__name__}, got {shown(value)}")
+        check_positive("logit_factor", self.logit_factor, concrete=True)
+        object.__setattr__(self, "logit_factor", float(self.logit_factor))
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ModelRope:
@@ -94,9 +113,11 @@ class ModelRope:
     layers: tuple[LayerRope, ...]
 
     def __post_init__(self):
-        object.__setattr__(self, "layers", tuple(self.layers))
-        if not all(isinstance(layer, LayerRope) for layer in self.layers):
-            raise TypeError(f"layers must hold a LayerRope for each layer, got {self.layers}")
+        check_name("model_type", self.model_type)
+        layers = tuple(check_sequence("layers", self.layers, "a sequence of LayerRope"))
+        if not all(isinstance(layer, LayerRope) for layer in layers):
+            raise TypeError(f"layers must hold a LayerRope for each layer, got {shown(layers)}")
+        object.__setattr__(self, "layers", layers)
 
     @property
     def rope(self) -> Rope:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
+from rope_jax._checks import check_choice, shown
 from rope_jax.core.composed_schedules import Negated, Sections
 from rope_jax.core.frequencies import Schedule
 from rope_jax.core.rope import Rope
@@ -98,12 +99,11 @@ def from_hf_config(
     - HunYuan-VL's sections deal pairs to axes. transformers gives the two features of a pair different axes, which
       is no rotation.
     """
-    if compat not in (None, *get_args(Compat)):
-        raise ValueError(f"compat must be None or one of {get_args(Compat)}, got {compat!r}")
-    if part not in get_args(Part):
-        raise ValueError(f"part must be one of {get_args(Part)}, got {part!r}")
-    if like is not None and like not in FAMILIES:
-        raise ValueError(f"like must be a model type of the table, got {like!r}{did_you_mean(str(like), FAMILIES)}")
+    check_choice("compat", compat, get_args(Compat), optional=True)
+    check_choice("part", part, get_args(Part))
+    if like is not None and not (isinstance(like, str) and like in FAMILIES):
+        hint = did_you_mean(like, FAMILIES) if isinstance(like, str) else ""
+        raise ValueError(f"like must be a model type of the table, got {shown(like)}{hint}")
     values, model_type, name = find_part(load_config(config), part, like, FAMILIES)
     if model_type not in FAMILIES:
         raise ValueError(unknown_model_type(model_type, values, name, FAMILIES))

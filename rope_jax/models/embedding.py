@@ -1,17 +1,23 @@
 """Position embeddings, sinusoidal or learned: added to the token embeddings."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rope_jax._checks import check_axes, check_dtype, check_integer, device_array, is_concrete
+from rope_jax._checks import (
+    check_axes,
+    check_dtype,
+    check_integer,
+    check_positive,
+    device_array,
+    is_concrete,
+    shown,
+)
 from rope_jax.core.angles import rotation
 from rope_jax.core.explicit import beside, by_xla, explicit_mesh, spec_of
 from rope_jax.core.frequencies import Frequencies
@@ -59,15 +65,16 @@ class Sinusoidal:
     base: float = 10_000.0
 
     def __post_init__(self):
-        if not isinstance(self.base, int | float | np.number) or not 1 < self.base < math.inf:
-            raise ValueError(f"base must be above 1 and finite, got {self.base!r}")
+        check_positive("base", self.base, concrete=True)
+        if not self.base > 1:
+            raise ValueError(f"base must be above 1 and finite, got {shown(self.base)}")
 
     def __call__(self, positions, width: int) -> jax.Array:
         """float32 ``[..., T, D]``."""
         width = check_integer("width", width)
         if width < 2 or width % 2:
             raise ValueError(f"width must be even and at least 2, got {width}")
-        cos, sin = rotation(positions, Frequencies(geometric(width, self.base)))
+        cos, sin = rotation(positions, Frequencies(geometric(width, float(self.base))))
         return jnp.stack([sin, cos], axis=-1).reshape(*sin.shape[:-1], width)
 
 

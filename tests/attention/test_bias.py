@@ -383,7 +383,7 @@ def test_a_bias_may_be_planned():
         plain.apply(params, x, plan=plan())
     cache = rope_jax.init_cache(batch=B, capacity=T + 2, num_kv_heads=2, head_dim=H)
     assert plan(cache=cache).position_bias(jnp.zeros((1, 2, 3), jnp.int32)).shape == (1, N, 2, 3)
-    cached, _ = biased.apply(params, x, plan=plan(cache=cache), cache=cache)
+    cached, _ = biased.apply(params, x, plan=plan(cache=cache), cache=plan(cache=cache).begin(cache))
     np.testing.assert_allclose(cached, want, atol=TOLERANCE)
 
 
@@ -467,7 +467,7 @@ BOTH = (rope_jax.attend, rope_jax.attention.attention_weights)
         (lambda: buckets_of(max_distance=128.0), TypeError, "max_distance must be an integer, got 128.0"),
         (lambda: buckets_of(num_buckets=None), TypeError, "num_buckets must be an integer, got None"),
         (lambda: buckets_of(max_distance=2**63), ValueError, "max_distance must be below 2\\^63"),
-        (lambda: buckets_of(causal="no"), TypeError, "causal must be a bool, got 'no'"),
+        (lambda: buckets_of(causal="no"), TypeError, "causal must be True or False, got 'no'"),
         (lambda: rope_jax.attention.T5Bias().init(jax.random.key(0), DISTANCE, 0, True), ValueError, "num_heads must be at least 1, got 0"),
         (lambda: rope_jax.attention.ALiBi.slopes("8"), TypeError, "num_heads must be an integer, got '8'"),
         *[
