@@ -17,7 +17,7 @@ def host_of(frequencies, rotary_dim: int | None = None, *, one_axis: bool = True
             )
     elif rotary_dim is not None:
         check_schedule(frequencies, "frequencies")
-        frequencies = call_schedule(frequencies, checked_count("rotary_dim", rotary_dim))
+        frequencies = call_schedule(frequencies, checked_count("rotary_dim", rotary_dim), argument="frequencies")
     if isinstance(frequencies, Frequencies) and frequencies.on_host:
         if frequencies.num_heads is not None or (one_axis and frequencies.inv_freq.ndim > 1):
             axes = "[R/2]" if one_axis else "[R/2] or [A, R/2]"

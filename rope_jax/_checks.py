@@ -305,8 +305,9 @@ def host_array(argument: str, values) -> np.ndarray:
     except ValueError:
         hint = ": see rope_jax.generation.pad_prompts" if argument == "prompt" else ""
         raise ValueError(f"{argument} must be an array, got lists of unequal lengths{hint}") from None
-    except TypeError:
-        raise TypeError(f"{argument} must be an array of numbers, got {shown(values)}") from None
+    except TypeError:  # jax's error for traced values is one too
+        expected = "an array of numbers" if is_concrete(values) else "known, not traced by jit"
+        raise TypeError(f"{argument} must be {expected}, got {shown(values)}") from None
     if host.dtype.kind in "OUSMm" or host.dtype.type is np.void:
         raise TypeError(f"{argument} must be an array of numbers, got {type(values).__name__}")
     return host
@@ -329,9 +330,9 @@ def checked_key(argument: str, key) -> jax.Array:
     raise TypeError(f"{argument} must be a key, as jax.random.key{hint}, got {shown(key)}")
 
 
-def check_callable(field: str, encoding, *arguments: str) -> None:
-    """Raises TypeError unless ``encoding`` is None or a callable of these arguments."""
-    if encoding is None:
+def check_callable(field: str, encoding, *arguments: str, optional: bool = True) -> None:
+    """Raises TypeError unless ``encoding`` is a callable of these arguments, or None if optional."""
+    if optional and encoding is None:
         return
     expected = f"{field} must be a callable of ({', '.join(arguments)})"
     if isinstance(encoding, type):

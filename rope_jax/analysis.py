@@ -64,7 +64,7 @@ def turns(frequencies: Frequencies | Schedule, context_length: int, *, rotary_di
     Raises:
       TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or context_length is
         not an integer.
-      ValueError: if context_length is below 1.
+      ValueError: if context_length is below 1, or 2^63 or more.
 
     Example:
       >>> import rope_jax, rope_jax.analysis
@@ -95,7 +95,7 @@ def incomplete_pairs(
     Raises:
       TypeError: if frequencies are not host :class:`rope_jax.Frequencies` or a schedule, or context_length is
         not an integer.
-      ValueError: if context_length is below 1.
+      ValueError: if context_length is below 1, or 2^63 or more.
 
     Example:
       >>> import rope_jax, rope_jax.analysis
@@ -231,7 +231,7 @@ def aliases(
     """
     context_length, count = checked_count("context_length", context_length), checked_count("count", count)
     if context_length > 2**31:
-        raise ValueError(f"context_length must be at most 2^31, the int32 positions, got {context_length}")
+        raise ValueError(f"context_length must be at most 2^31, as positions are int32, got {context_length}")
     score = _mean_cos(host_of(frequencies, rotary_dim), np.arange(context_length))
     rises = np.diff(score) > 0
     stops_rising = np.append(~rises, True)  # [d]: not higher at d + 1, or d is the last distance

@@ -150,8 +150,10 @@ def phase_errors(
       The axes.
 
     Raises:
-      TypeError: if axes are not matplotlib's, frequencies are not on the host, or positions are not integers.
-      ValueError: if positions are not ``[P]``, a position is below 1, or arithmetics are empty or unknown.
+      TypeError: if axes are not matplotlib's, frequencies are not on the host, positions are not integers, or
+        arithmetics are no sequence.
+      ValueError: if positions are not ``[P]``, a position is below 1, or arithmetics are not one to seven that
+        are known.
 
     Example:
       >>> import numpy as np, rope_jax, rope_jax.plot
@@ -165,7 +167,7 @@ def phase_errors(
     if not 0 < len(arithmetics) <= len(COLOURS):
         raise ValueError(f"arithmetics must be 1 to {len(COLOURS)} names, got {shown(arithmetics)}")
     for arithmetic in arithmetics:
-        check_choice("arithmetics", arithmetic, get_args(analysis.Arithmetic))
+        check_choice("each of arithmetics", arithmetic, get_args(analysis.Arithmetic))
     positions = host_array("positions", positions)
     if not positions.size or positions.min() < 1:
         got = positions.min() if positions.size else "none"
@@ -361,10 +363,11 @@ def _frequencies_of(schedules: Mapping[str, Schedule], rotary_dim: int) -> dict:
         raise TypeError(f"schedules must map a name to a schedule, got {type(schedules).__name__}")
     if not 0 < len(schedules) <= len(COLOURS):
         raise ValueError(f"schedules must be 1 to {len(COLOURS)}, one colour each, got {len(schedules)}")
-    for schedule in schedules.values():
-        check_schedule(schedule, "schedules")
-    rotary_dim = checked_count("rotary_dim", rotary_dim)
-    return {name: call_schedule(schedule, rotary_dim) for name, schedule in schedules.items()}
+    rotary_dim, frequencies = checked_count("rotary_dim", rotary_dim), {}
+    for name, schedule in schedules.items():
+        check_schedule(schedule, f"schedules[{name!r}]")
+        frequencies[name] = call_schedule(schedule, rotary_dim, argument=f"schedules[{name!r}]")
+    return frequencies
 
 
 def _check_kind(argument: str, value, kind: type) -> None:

@@ -84,12 +84,8 @@ def is_ours(error: Exception, arguments: set[str]) -> bool:
     message = str(error)
     raised_here = OURS in frames_of(error)[-1].parents
     named = any(names(message, argument) for argument in arguments)
-    return (
-        isinstance(error, ValueError | TypeError | FileNotFoundError)
-        and raised_here
-        and named
-        and "\n" not in message
-    )
+    kinds = ValueError, TypeError, *([FileNotFoundError] if "config" in arguments else [])
+    return isinstance(error, kinds) and raised_here and named and "\n" not in message
 
 
 def outcome(function, arguments: dict[str, Any], wrong: set[str]):

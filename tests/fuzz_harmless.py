@@ -274,7 +274,7 @@ FUNCTIONS |= {
     "zigzag_inverse": {"*num_devices": "jax_integer"},
     "explain": {"divided": "flag"},
     "LogitBias": {"bias": ""},
-    "MinP": {"*logits": "nan eight_bits", "share": "share"},
+    "MinP": {"*logits": "nan eight_bits any_rank", "share": "share"},
     "RepetitionPenalty": {"*logits": "nan eight_bits", "penalty": "real jax_real to_2^64"},
     "Sinusoidal": {
         "*positions": "positions nan any_rank empty empty_integers empty_list",

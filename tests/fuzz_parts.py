@@ -1,5 +1,6 @@
 """Calls of biases, embeddings, hooks, orders and readers of files, with a right value for each argument."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -25,8 +26,8 @@ def t5_bias(*args, **fields):
     return bias.init_with_output(jax.random.key(0), *args)[0]
 
 
-def attention_fn(rope, positions, query, key, value, **options):
-    return attention.rotary_attention_fn(rope, positions, **options)(query, key, value)
+def attention_fn(rope, positions, query, key, **options):
+    return attention.rotary_attention_fn(rope, positions, **options)(query, key, KV)
 
 
 def learned_positions(tokens, positions, **fields):
@@ -35,7 +36,11 @@ def learned_positions(tokens, positions, **fields):
 
 CALLS = {
     "ALiBi": (attention.ALiBi(), BIAS, {}),
-    "T5Bias": (t5_bias, BIAS | dict(num_buckets=8, max_distance=16, param_dtype=jnp.float32), {}),
+    "T5Bias": (
+        t5_bias,
+        BIAS | dict(num_buckets=8, max_distance=16, param_dtype=jnp.float32, embedding_init=nn.initializers.ones),
+        {},
+    ),
     "relative_buckets": (
         attention.relative_buckets,
         {"*distance": jnp.arange(-3, 4), "causal": False, "num_buckets": 8, "max_distance": 16},
@@ -43,7 +48,7 @@ CALLS = {
     ),
     "rotary_attention_fn": (
         attention_fn,
-        {"*rope": ROPE, "*positions": jnp.arange(3), "*query": KV, "*key": KV, "*value": KV, "decode": False},
+        {"*rope": ROPE, "*positions": jnp.arange(3), "*query": KV, "*key": KV, "decode": False},
         {"*query": "q", "*key": "k"},
     ),
     "cache_partition_spec": (
@@ -81,7 +86,17 @@ CALLS = {
         {"*positions": jnp.arange(3), "*width": 8, "base": 1e4},
         {},
     ),
-    "LearnedPositions": (learned_positions, {"*positions": jnp.arange(3), "*width": 8, "num_positions": 4}, {}),
+    "LearnedPositions": (
+        learned_positions,
+        {
+            "*positions": jnp.arange(3),
+            "*width": 8,
+            "num_positions": 4,
+            "param_dtype": jnp.float32,
+            "embedding_init": nn.initializers.ones,
+        },
+        {},
+    ),
     "from_hf_config": (
         interop.from_hf_config,
         {"*config": CONFIG, "part": "text", "like": None, "compat": None},

@@ -418,7 +418,7 @@ def test_every_function_of_frequencies_takes_a_schedule():
         (FEW, 8, ValueError, "rotary_dim must be left out beside Frequencies, which have R/2 = 4 pairs, got 8"),
         (rope_jax.Standard, 8, TypeError, "frequencies must be a schedule like Standard\\(\\), got Standard"),
         (np.ones(4), 8, TypeError, "frequencies must be a schedule like Standard\\(\\), got ndarray"),
-        (lambda r: FEW, 16, ValueError, "schedule must give R/2 = 8 frequencies, got 4"),
+        (lambda r: FEW, 16, ValueError, "frequencies must give R/2 = 8 frequencies, got 4"),
         (
             rope_jax.DynamicNTK(factor=2.0, original_length=4),
             8,

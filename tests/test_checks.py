@@ -1,5 +1,7 @@
 """Contracts of public functions: they hold whatever the switch of chex says."""
 
+import contextlib
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -101,11 +103,20 @@ def test_a_mask_is_no_number_of_sequences():
 def test_known_values_are_refused_inside_jit_too(array):
     """Inside jit an array made from known numbers is traced; the numbers are known all the same."""
     mask, length, negative = array([[1, 1, 2]]), array([0]), array([-1])
+    prompt, first, no_token = array([[1, 99]]), array([[1, 0]]), array([[0, 0]])
     rope = rope_jax.Rope(8, rope_jax.DynamicNTK(factor=2.0, original_length=4))
     layer = rope_jax.RotaryAttention(num_heads=2, head_dim=8, rope=rope_jax.Rope(8, rope_jax.Standard()))
     x, q = jnp.ones((1, 3, 16)), jnp.ones((1, 3, 2, 8))
     params = layer.init(jax.random.key(0), x)
     cache = rope_jax.init_cache(batch=1, capacity=4, num_kv_heads=2, head_dim=8)
+    model = rope_jax.Decoder(
+        vocab_size=11, width=16, num_layers=1, num_heads=2, head_dim=8, rope=layer.rope, mlp_dim=16
+    )
+    weights = model.init(jax.random.key(0), jnp.ones((1, 2), int))
+
+    def write(prompt, mask=None):
+        return rope_jax.generate(model, weights, prompt, mask=mask, max_new_tokens=1, temperature=0.0).tokens
+
     for call, says in (
         (lambda x: layer.apply(params, x, mask=mask), "mask must hold 0 and 1, got 1 to 2"),
         (lambda x: rope_jax.core.positions_from_mask(mask) + x[..., 0], "mask must hold 0 and 1, got 1 to 2"),
@@ -114,11 +125,14 @@ def test_known_values_are_refused_inside_jit_too(array):
             lambda x: rope(q, q, jnp.arange(3), context_length=length),
             "DynamicNTK: context_length must be at least 1",
         ),
+        (lambda x: write(prompt), r"prompt must hold tokens in \[0, V=11\), got 1 to 99"),
+        (lambda x: write(prompt, first), None),  # the values at padding do not matter
+        (lambda x: write(prompt, no_token), "mask must have a real token in every row"),
         (lambda x: cache.truncate(negative).num_tokens + x[0, 0, 0], r"num_tokens must be 0 or more, got \[-1\]"),
         (lambda x: cache.select_rows(negative).num_tokens + x[0, 0, 0], r"rows must be in \[0, B=1\), got \[-1\]"),
     ):
         for run in (call, jax.jit(call)):
-            with pytest.raises(ValueError, match=says):
+            with pytest.raises(ValueError, match=says) if says else contextlib.nullcontext():
                 run(x)
 
 

@@ -220,7 +220,7 @@ W = np.full((1, 1, 2, 2), 0.5)
         (
             lambda: plot.wavelengths(AXES, {"a": lambda _: X}, 8),
             TypeError,
-            "schedule must return Frequencies, got ndarray",
+            r"schedules\['a'\] must return Frequencies, got ndarray",
         ),
         (lambda: plot.wavelengths(AXES, SCHEDULES, 64, 0), ValueError, "context_length must be at least 1, got 0"),
         (

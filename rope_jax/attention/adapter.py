@@ -39,6 +39,7 @@ def rotary_attention_fn(
       A function with the signature of ``attention_fn``.
 
     Raises:
+      TypeError: if an argument is of another kind.
       ValueError: if positions are given with ``decode``, since tokens stand at the slots of Flax's cache. The
         returned function raises it if the numbers of keys and queries differ, unless ``decode`` serves a single
         query with a mask. Do not use cross-attention with equally many keys and queries: the error cannot be
@@ -67,10 +68,9 @@ def rotary_attention_fn(
 
     @functools.wraps(attention_fn)  # linen passes only the arguments named in the signature
     def rotated(query, key, value, *args, **kwargs):
-        query, key, value = device_array("query", query), device_array("key", key), device_array("value", value)
+        query, key = device_array("query", query), device_array("key", key)
         check_axes("query", query, "... T N H", H=rope.head_dim)
         check_axes("key", key, "... S K H", H=rope.head_dim)
-        check_axes("value", value, "... S K H", S=key.shape[-3], K=key.shape[-2])
         length, keys = query.shape[-3], key.shape[-3]
         if length == keys:
             query, key = rope(query, key, jnp.arange(length, dtype=jnp.int32) if positions is None else positions)
@@ -95,6 +95,7 @@ def rotary_attention_fn(
 def _rotate_at_slots(rope: Rope, query, key, mask) -> tuple[jax.Array, jax.Array]:
     """One query, rotated to the last slot that it may read, and the keys of all slots."""
     length, keys = query.shape[-3], key.shape[-3]
+    mask = None if mask is None else device_array("mask", mask)
     if length != 1 or mask is None:
         got = f"T={length} queries and S={keys} keys" + (" without a mask" if mask is None else "")
         raise ValueError(f"decode=True serves one query with the mask of Flax's decode mode, got {got}")

@@ -12,6 +12,7 @@ import numpy as np
 from rope_jax._checks import (
     as_float_dtype,
     check_axes,
+    check_callable,
     check_dtype,
     check_flag,
     check_integer,
@@ -222,6 +223,7 @@ class T5Bias(nn.Module, kw_only=True):
         ``heads``.
 
     Raises:
+      TypeError: as :func:`relative_buckets`, or if param_dtype is no dtype of floats or embedding_init no function.
       ValueError: as :func:`relative_buckets`.
 
     Example:
@@ -247,6 +249,7 @@ class T5Bias(nn.Module, kw_only=True):
         bucket = relative_buckets(
             distance, causal=causal, num_buckets=self.num_buckets, max_distance=self.max_distance
         )
+        check_callable("embedding_init", self.embedding_init, "key", "shape", "dtype", optional=False)
         init = named(self.embedding_init, ("relative_buckets", "heads"))
         dtype = as_float_dtype("param_dtype", self.param_dtype)
         table: Any = self.param("table", init, (self.num_buckets, num_heads), dtype)

@@ -59,8 +59,8 @@ class KVCache:
       num_sink_tokens: tokens at the start of a row which are never evicted.
       rotated: whether keys are stored rotated, or are rotated whenever they are read.
       rope: the rope of the keys, if known: a layer with another rope raises an error.
-      in_step: whether ``plan.begin`` returned it, and ``plan.end`` has not advanced its counters yet.
       layer: int32 ``[]``, the layer of a stack that :meth:`store` and :meth:`read` act on.
+      in_step: whether ``plan.begin`` returned it, and ``plan.end`` has not advanced its counters yet.
     """
 
     key: jax.Array | Quantized
@@ -71,8 +71,8 @@ class KVCache:
     num_sink_tokens: int = dataclasses.field(default=0, metadata=dict(static=True))
     rotated: bool = dataclasses.field(default=True, metadata=dict(static=True))
     rope: Hashable = dataclasses.field(default=None, metadata=dict(static=True))
-    in_step: bool = dataclasses.field(default=False, metadata=dict(static=True))
     layer: jax.Array | None = None
+    in_step: bool = dataclasses.field(default=False, metadata=dict(static=True))
 
     @property
     def capacity(self) -> int:
@@ -117,7 +117,7 @@ class KVCache:
           sink tokens and ``n - 1 + max_window <= S``; else the row is ``overflowed``.
 
         Raises:
-          ValueError: if the shapes do not match the cache, or the tokens are known at trace time not to fit.
+          ValueError: if shapes do not match, tokens are known not to fit, or a step has begun and not ended.
 
         Example:
           >>> import jax.numpy as jnp, rope_jax
@@ -237,6 +237,7 @@ class KVCache:
           >>> cache.write(kv, kv).truncate(jnp.array([3, 7])).num_tokens.tolist()
           [3, 5]
         """
+        check_between_steps(self)
         given, num_tokens = num_tokens, device_array("num_tokens", num_tokens)
         check_dtype("num_tokens", num_tokens, jnp.integer, "integer")
         check_axes("num_tokens", num_tokens, "B" if num_tokens.ndim else "", B=self.num_tokens.shape[0])
@@ -270,6 +271,7 @@ class KVCache:
           >>> cache.select_rows(jnp.array([1, 1, 0])).num_tokens.shape
           (3,)
         """
+        check_between_steps(self)
         given, rows = rows, device_array("rows", rows)
         check_dtype("rows", rows, jnp.integer, "integer")
         check_axes("rows", rows, "B")
@@ -280,9 +282,7 @@ class KVCache:
 
         def select(tree, axis=0):
             def take(leaf):
-                def taken(leaf, rows):
-                    return jnp.take(leaf, rows, axis=axis, mode="clip")
-
+                taken = functools.partial(jnp.take, axis=axis, mode="clip")
                 return by_xla(taken, _spec_of_rows(leaf, rows, axis))(leaf, rows)
 
             return jax.tree.map(take, tree)
@@ -307,6 +307,7 @@ class KVCache:
           >>> rope_jax.init_cache(batch=2, capacity=8, num_kv_heads=1, head_dim=4).grow(16).capacity
           16
         """
+        check_between_steps(self)
         check_capacity(capacity)
         if self.eviction is not None:
             raise ValueError(f"capacity must stay S={self.capacity} in a cache that evicts tokens, got {capacity}")
@@ -340,7 +341,7 @@ def _spec_of_rows(leaf, rows, axis: int) -> PartitionSpec:
 def check_between_steps(cache: KVCache) -> None:
     """Raises ValueError if a step has begun, but not ended: the counters do not count its tokens."""
     if cache.in_step:
-        raise ValueError("cache must be that of plan.end(cache), got a cache whose step has not ended")
+        raise ValueError("cache must be what plan.end(cache) returned, got a cache whose step has not ended")
 
 
 def check_cache(cache) -> None:

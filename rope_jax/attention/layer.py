@@ -190,9 +190,10 @@ class RotaryAttention(nn.Module, kw_only=True):
 
         Args, mode:
           plan: of :func:`rope_jax.attention.make_plan` or :func:`rope_jax.attention.make_cross_plan`, in place of
-            positions, masks, indices and lengths: make it once for many layers. The caller then prepares the cache
-            by ``plan.begin(cache)``, and advances its counters by ``plan.end(cache)`` after the last layer. The
-            plan must have the window and position bias of the layer; a traced window comes by the plan alone.
+            positions, masks, indices and lengths: make it once for many layers. The caller then prepares the
+            cache by ``plan.begin(cache)``, and advances its counters by ``plan.end(cache)`` after the last layer:
+            either left out is an error, and so is a second step by the same plan. The plan must have the window
+            and position bias of the layer; a traced window comes by the plan alone.
           deterministic: whether dropout is off; None takes the field.
 
         Returns:

@@ -7,6 +7,7 @@ from rope_jax.attention.attend import check_options
 from rope_jax.attention.cache import check_cache
 from rope_jax.attention.mask import window_size
 from rope_jax.attention.plan import Plan
+from rope_jax.attention.plan_arguments import check_cache_of_plan
 from rope_jax.core.rope import Rope
 
 
@@ -104,7 +105,7 @@ def check_plan(layer, plan: Plan, x, cache, arguments: dict, kv=None) -> None:
         planned = f"B={max(rows, default=1)}, T={plan.sequence_index.shape[1]}"
         raise ValueError(f"plan must be for B={batch}, T={length}, as x has, got a plan for {planned}")
     if cache is not None:
-        plan.check_cache(cache, in_step=True)
+        check_cache_of_plan(plan, cache, in_step=True)
     elif plan.slots is not None:
         raise ValueError("cache must be given with a plan that was made with one, got None")
     if plan.causal != layer.causal:

@@ -60,6 +60,7 @@ def choose_path(
     """The program that serves q ``[B, N, T, H]`` and k ``[..., B, K, S, H]`` on a platform.
 
     Raises:
+      TypeError: if an argument is of another kind.
       ValueError: if the implementation was asked for by name and cannot serve, with the reason.
     """
     if implementation in ("xla", "blocks", "plain"):
@@ -156,6 +157,7 @@ def explain(
       :class:`Explanation`.
 
     Raises:
+      TypeError: if an argument is of another kind.
       ValueError: if the implementation was asked for by name and cannot serve, with the reason.
 
     Example:

@@ -14,12 +14,13 @@ import numpy as np
 
 from rope_jax._checks import check_axes, check_callable, check_mask, check_name, device_array, is_concrete
 from rope_jax.attention.bias import BiasFunction, PositionBias, bias_function
-from rope_jax.attention.cache import CachePolicy, KVCache, check_between_steps, check_cache
+from rope_jax.attention.cache import CachePolicy, KVCache
 from rope_jax.attention.facts import Facts
 from rope_jax.attention.mask import checked_sequence_index
 from rope_jax.attention.plan_arguments import (
     NO_WINDOW,
     Windows,
+    check_cache_of_plan,
     check_layers,
     check_with_cache,
     checked_attention_mask,
@@ -69,7 +70,8 @@ class Plan:
       position_bias: added to the scores, as a function of distances; None without a position bias.
       starts_empty: bool ``[]``, whether the cache had no tokens; None without a cache.
       slots: int32 ``[B, T]``, where the cache stores the new tokens; None without a cache.
-      num_tokens: int32 ``[B]``, the cache's counter after this step.
+      seen: int32 ``[B]``, the cache's counter before this step; None without a cache.
+      num_tokens: int32 ``[B]``, its counter after this step.
       context_length: int32 ``[B]``, the cache's context length after this step; None if the stored keys do not
         depend on it.
       rope_of_layer: int32 ``[layers]``, which of the C rotations each layer reads; None if the ropes are alike.
@@ -82,7 +84,7 @@ class Plan:
       rerotates: whether :meth:`begin` may have to rotate stored keys again.
       reordered: whether the caller gave the sequence index.
       kv_length: S in cross-attention; None in self-attention.
-      in_stack: whether a stack of layers made the plan, and has checked its layers, x and the cache.
+      in_stack: whether a stack of layers made the plan for its cache, and has checked its layers and x.
     """
 
     positions: jax.Array
@@ -99,6 +101,7 @@ class Plan:
     position_bias: BiasFunction | None = None
     starts_empty: jax.Array | None = None
     slots: jax.Array | None = None
+    seen: jax.Array | None = None
     num_tokens: jax.Array | None = None
     context_length: jax.Array | None = None
     rope_of_layer: jax.Array | None = None
@@ -173,33 +176,33 @@ class Plan:
         )
 
     def begin(self, cache: KVCache) -> KVCache:
-        """The cache as this step needs it: stored keys rotated to the frequencies of the step's context length."""
-        self.check_cache(cache, in_step=False)
+        """The cache in this step: stored keys rotated to the frequencies of the step's context length.
+
+        Until :meth:`end` only layers take it. To give a step up, go on from the cache before it.
+
+        Raises:
+          ValueError: if the plan was not made with this cache as it stands. Rows of which only run time knows that
+            they have other tokens are NaN, and ``overflowed`` after the step.
+        """
+        if not self.in_stack:
+            check_cache_of_plan(self, cache, in_step=False)
         cache = rerotate_stored_keys(cache, self.ropes, self.context_length) if self.rerotates else cache
         return dataclasses.replace(cache, in_step=True)
 
     def end(self, cache: KVCache) -> KVCache:
-        """The cache with its counters advanced by this step."""
-        self.check_cache(cache, in_step=True)
+        """The cache with its counters advanced by this step. Raises ValueError unless the step has begun."""
+        if not self.in_stack:
+            check_cache_of_plan(self, cache, in_step=True)
         assert self.num_tokens is not None
+        is_other = cache.num_tokens != self.seen
+        num_tokens = jnp.where(is_other, jnp.int32(cache.slots.overflow_count), self.num_tokens)
         context_length = cache.context_length if self.context_length is None else self.context_length
-        return dataclasses.replace(cache, num_tokens=self.num_tokens, context_length=context_length, in_step=False)
+        return dataclasses.replace(cache, num_tokens=num_tokens, context_length=context_length, in_step=False)
 
-    def check_cache(self, cache: KVCache, *, in_step: bool) -> None:
-        """Raises unless the plan was made for a cache like this one, and its step has begun, or has not."""
-        check_cache(cache)
-        if self.cache_policy != cache.policy:
-            raise ValueError(f"plan must be made with cache= of {cache.policy}, got a plan for {self.cache_policy}")
+    def overflowed(self, cache: KVCache) -> jax.Array:
+        """bool ``[B]``: rows whose tokens do not fit, or that have other tokens than those of the plan's cache."""
         assert self.num_tokens is not None
-        if cache.num_tokens.shape != self.num_tokens.shape:
-            raise ValueError(f"cache must have B={self.num_tokens.shape[0]} rows, got {cache.num_tokens.shape[0]}")
-        if cache.rope is not None and cache.rope != self.ropes:
-            raise ValueError(f"cache must hold keys rotated by {self.ropes}, got keys of {cache.rope}")
-        if in_step:
-            if not cache.in_step:
-                raise ValueError("cache must be that of plan.begin(cache), got a cache that no step has begun")
-        else:
-            check_between_steps(cache)
+        return cache.slots.overflowed(self.num_tokens) | (cache.num_tokens != self.seen)
 
 
 def make_plan(
@@ -269,7 +272,8 @@ def make_plan(
       :class:`Plan`.
 
     Raises:
-      ValueError: if the arguments do not go together, or tokens are known at trace time not to fit in the cache.
+      ValueError: if the arguments do not go together, tokens are known at trace time not to fit in the cache, or
+        the cache's last step has not ended.
       TypeError: if an array has a dtype of another kind.
     """
     flags = dict(causal=causal, learn_frequencies=learn_frequencies)
@@ -369,6 +373,7 @@ def make_plan(
             key_sequence_index=cache.slots.sequence_index(after),
             key_positions=None if cache.rotated else keys,
             starts_empty=jnp.all(seen == 0),
+            seen=seen,
             slots=cache.slots.of_new_tokens(seen, jnp.ones(shape, bool) if mask is None else mask),
             num_tokens=num_tokens,
             context_length=stored,

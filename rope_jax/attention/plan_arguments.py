@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rope_jax._checks import check_axes, check_dtype, check_flag, check_integer, device_array, shown
+from rope_jax._checks import check_axes, check_dtype, check_flag, check_integer, device_array, known_any, shown
 from rope_jax.attention.cache import KVCache, check_between_steps, check_cache
 from rope_jax.attention.mask import window_size
 from rope_jax.attention.rotations import Ropes, check_ropes, first_rope
@@ -82,6 +82,24 @@ def check_with_cache(cache, ropes: Ropes, batch, causal: bool, segment_ids) -> N
             )
     if cache.rope is not None and cache.rope != ropes:
         raise ValueError(f"cache must hold keys rotated by {ropes}, got keys of {cache.rope}")
+
+
+def check_cache_of_plan(plan, cache, *, in_step: bool) -> None:
+    """Raises unless the plan was made for this cache, and its step has begun, or has not."""
+    check_cache(cache)
+    if plan.cache_policy != cache.policy:
+        raise ValueError(f"plan must be made with cache= of {cache.policy}, got a plan for {plan.cache_policy}")
+    if cache.num_tokens.shape != plan.seen.shape:
+        raise ValueError(f"cache must have B={plan.seen.shape[0]} rows, got {cache.num_tokens.shape[0]}")
+    if cache.rope is not None and cache.rope != plan.ropes:
+        raise ValueError(f"cache must hold keys rotated by {plan.ropes}, got keys of {cache.rope}")
+    if not in_step:
+        check_between_steps(cache)
+    elif not cache.in_step:
+        raise ValueError("cache must be what plan.begin(cache) returned, got a cache that no step has begun")
+    if known_any(cache.num_tokens != plan.seen):
+        got = f"a plan for rows of {plan.seen.tolist()} tokens, and rows of {cache.num_tokens.tolist()}"
+        raise ValueError(f"plan must be made for each step, with the cache of that step, got {got}")
 
 
 def checked_attention_mask(

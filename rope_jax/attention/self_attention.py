@@ -121,8 +121,7 @@ def self_attention(
     y = parts.out(_attend(layer, q, k, v, plan, deterministic, stored, parts), x.shape[-1])
     if cache is None:
         return y
-    overflowed = cache.slots.overflowed(plan.num_tokens)
-    y = nan_where(overflowed[:, None, None], y)
+    y = nan_where(plan.overflowed(cache)[:, None, None], y)
     return y, plan.end(cache) if own_plan else cache
 
 

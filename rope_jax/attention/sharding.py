@@ -22,6 +22,9 @@ def cache_partition_spec(cache: KVCache) -> KVCache:
     Returns:
       The same tree, with a :class:`jax.sharding.PartitionSpec` for each array.
 
+    Raises:
+      TypeError: if the cache is no :class:`KVCache`.
+
     Example:
       >>> import flax.linen as nn, jax, rope_jax
       >>> cache = rope_jax.init_cache(batch=2, capacity=8, num_kv_heads=2, head_dim=4)

@@ -212,16 +212,18 @@ def check_schedule(schedule, argument: str = "schedule") -> None:
     check_callable(argument, schedule, "rotary_dim")
 
 
-def call_schedule(schedule, rotary_dim: int, *context_length) -> Frequencies | FrequencyChoice:
+def call_schedule(
+    schedule, rotary_dim: int, *context_length, argument: str = "schedule"
+) -> Frequencies | FrequencyChoice:
     """The frequencies of a schedule. Raises unless they are R/2 :class:`Frequencies`."""
     frequencies = schedule(rotary_dim, *context_length)
     if not isinstance(frequencies, Frequencies | FrequencyChoice):
         raise TypeError(
-            f"schedule must return Frequencies, got {type(frequencies).__name__} from {shown(schedule)}"
+            f"{argument} must return Frequencies, got {type(frequencies).__name__} from {shown(schedule)}"
         )
     if frequencies.num_pairs != rotary_dim // 2:
         raise ValueError(
-            f"schedule must give R/2 = {rotary_dim // 2} frequencies, got {frequencies.num_pairs} "
+            f"{argument} must give R/2 = {rotary_dim // 2} frequencies, got {frequencies.num_pairs} "
             f"from {shown(schedule)}"
         )
     return frequencies

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_jax._checks import check_axes, check_callable, check_dtype, check_real, device_array, shown
+from rope_jax._checks import as_int32, check_axes, check_callable, check_dtype, check_real, device_array, shown
 from rope_jax._jax_internals import Tracer
 
 LogitsFunction = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -26,7 +26,7 @@ class RepetitionPenalty:
       penalty: above 1 makes repetition rarer; positive.
 
     Raises:
-      ValueError: if the penalty is not positive and finite.
+      ValueError: if the penalty is not positive and finite, or the call's logits are not ``[B, V]``.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -42,8 +42,9 @@ class RepetitionPenalty:
 
     def __call__(self, logits, tokens, step) -> jax.Array:
         logits, tokens = _checked(self, logits), device_array("tokens", tokens)
-        check_axes("tokens", tokens, "B T", B=logits.shape[0])
+        check_axes("tokens", tokens, "B T", B={1, logits.shape[0]})
         check_dtype("tokens", tokens, jnp.integer, "integer")
+        tokens = as_int32(tokens)
         rows = jnp.arange(logits.shape[0], dtype=jnp.int32)[:, None]
         columns = jnp.where(tokens < 0, logits.shape[1], tokens)  # -1 is no token
         seen = jnp.zeros(logits.shape, bool).at[rows, columns].set(True, mode="drop")
@@ -62,7 +63,7 @@ class MinP:
       share: in (0, 1].
 
     Raises:
-      ValueError: if the share is out of range.
+      ValueError: if the share is out of range, or the call's logits are not ``[..., V]``.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -76,9 +77,11 @@ class MinP:
         _check_positive("MinP: share", self.share, most=1.0)
 
     def __call__(self, logits, tokens, step) -> jax.Array:
-        logits = _checked(self, logits)
-        lowest = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(jnp.asarray(self.share, logits.dtype))
-        return jnp.where(logits < lowest, -jnp.inf, logits)
+        logits = _checked(self, logits, "... V")
+        # float16 has no number for small shares.
+        wide = logits if logits.dtype == jnp.float64 else logits.astype(jnp.float32)
+        lowest = jnp.max(wide, axis=-1, keepdims=True) + jnp.log(jnp.asarray(self.share, wide.dtype))
+        return jnp.where(wide < lowest, jnp.asarray(-jnp.inf, logits.dtype), logits)
 
 
 @jax.tree_util.register_dataclass
@@ -91,6 +94,7 @@ class LogitBias:
 
     Raises:
       TypeError: if the bias does not hold floats.
+      ValueError: if the call's logits are not ``[B, V]``, for the V of the bias.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -123,11 +127,13 @@ def _check_positive(argument: str, value, most: float = math.inf) -> None:
             raise ValueError(f"{argument} must be at most {most:g}, got {value}")
 
 
-def _checked(function, logits) -> jax.Array:
-    """The logits as a floating array ``[B, V]``, for a function whose fields are numbers."""
+def _checked(function, logits, axes: str = "B V") -> jax.Array:
+    """The logits as a floating array of these axes, for a function whose fields are numbers."""
     _check_numbers(function)
     logits = device_array("logits", logits)
-    check_axes("logits", logits, "B V")
+    check_axes("logits", logits, axes)
+    if not logits.shape[-1]:
+        raise ValueError(f"logits must have V of at least 1, got shape {logits.shape}")
     check_dtype("logits", logits, jnp.floating, "floating")
     return logits
 

@@ -118,20 +118,21 @@ def check_prompt(model: Decoder, prompt, mask) -> tuple[jax.Array, jax.Array | N
     """Checks the prompt ``[B, T]`` and its mask, and returns them as int32 and bool."""
     if isinstance(prompt, str):
         raise TypeError("prompt must be an array of tokens, got text: encode it, as tokenizer.encode(text).ids")
-    prompt = device_array("prompt", prompt)
+    tokens, prompt = prompt, device_array("prompt", prompt)
     check_axes("prompt", prompt, "B T")
     check_dtype("prompt", prompt, jnp.integer, "integer")
     if prompt.size == 0:
         raise ValueError(f"prompt must hold at least one row and one token, got shape {prompt.shape}")
+    given = mask
     if mask is not None:
-        given, mask = mask, check_mask("mask", mask, "B T", B=prompt.shape[0], T=prompt.shape[1])
+        mask = check_mask("mask", mask, "B T", B=prompt.shape[0], T=prompt.shape[1])
         if known_of(given, lambda mask: ~mask.astype(bool).any(axis=1)):
             raise ValueError("mask must have a real token in every row, got a row of padding only")
         prompt = jnp.where(mask, prompt, jnp.zeros_like(prompt))  # the values at padding may be no tokens at all
-    if is_concrete(prompt):
-        # numpy, since jnp operations on a concrete array return traced values while jax traces a function.
-        concrete_prompt = np.asarray(prompt)
-        low, high = concrete_prompt.min(), concrete_prompt.max()
+    if is_concrete((tokens, given)):
+        # numpy, since operations of jnp return traced values while jax traces a function.
+        known = np.asarray(tokens) if given is None else np.where(np.asarray(given), np.asarray(tokens), 0)
+        low, high = known.min(), known.max()
         if low < 0 or high >= model.vocab_size:
             raise ValueError(f"prompt must hold tokens in [0, V={model.vocab_size}), got {low} to {high}")
     return as_int32(prompt), mask

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rope_jax._checks import (
+    as_int32,
     check_dtype,
     check_integer,
     check_name,
@@ -29,7 +30,8 @@ class QueryTemperature:
 
     Raises:
       TypeError: if beta is no number, or period or offset no integer.
-      ValueError: if beta is not positive and finite, period below 1, or offset below 0.
+      ValueError: if beta is not positive and finite, period is below 1, offset below 0, or their sum not below
+        2^31.
 
     Example:
       >>> import jax.numpy as jnp, rope_jax
@@ -46,10 +48,10 @@ class QueryTemperature:
         check_positive("beta", self.beta, concrete=True)
         object.__setattr__(self, "beta", float(self.beta))
         for field, least in (("period", 1), ("offset", 0)):
-            number = check_integer(field, getattr(self, field), least)
-            if number >= 2**31:
-                raise ValueError(f"{field} must be below 2^31, got {shown(number)}")
-            object.__setattr__(self, field, number)
+            object.__setattr__(self, field, check_integer(field, getattr(self, field), least))
+        if self.period + self.offset >= 2**31:
+            got = f"{shown(self.period)} and {shown(self.offset)}"
+            raise ValueError(f"period + offset must be below 2^31, got {got}")
 
     def __call__(self, positions) -> jax.Array:
         """The factors of queries at integer positions ``[..., T]``, at least 0: float32 ``[..., T]``.
@@ -59,9 +61,10 @@ class QueryTemperature:
         """
         positions = device_array("positions", positions)
         check_dtype("positions", positions, jnp.integer, "integer")
-        # In two parts: position + offset may exceed the largest integer.
-        steps = positions // self.period + (positions % self.period + self.offset) // self.period
-        return 1.0 + self.beta * jnp.log1p(steps.astype(jnp.float32))
+        positions = as_int32(positions)
+        # In two parts, each below 2^31: position + offset may exceed the largest integer.
+        steps = positions // self.period, (positions % self.period + self.offset) // self.period
+        return 1.0 + self.beta * jnp.log1p(steps[0].astype(jnp.float32) + steps[1].astype(jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,10 @@ class LayerRope:
       type: the config's name for layers of this kind; None if it has none.
       logit_factor: multiplies the scores, beside ``1/sqrt(H)`` of the whole head (DeepSeek-V2's use of YaRN).
       query_temperature: multiplies the queries by a function of their position; None for no such factor.
+
+    Raises:
+      TypeError: if a field is of another kind.
+      ValueError: if logit_factor is not positive and finite.
     """
 
     rope: Rope | None
@@ -98,7 +105,7 @@ class ModelRope:
       layers: one :class:`LayerRope` for each layer.
 
     Raises:
-      TypeError: if an element of ``layers`` is no :class:`LayerRope`.
+      TypeError: if model_type is no text, or layers are no sequence of :class:`LayerRope`.
 
     Example:
       >>> import rope_jax

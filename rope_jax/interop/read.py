@@ -278,9 +278,12 @@ def _layer_rope(
     logit_factor = 1.0
     ladder = schedule.schedule if isinstance(schedule, Sections) else schedule
     if family.logit_factor and isinstance(ladder, Yarn) and ladder.mscale_all_dim:
-        logit_factor = ladder.g(ladder.mscale_all_dim) ** 2
+        scale = ladder.g(ladder.mscale_all_dim)
+        logit_factor = scale * scale  # not ** 2, which overflows with an error of Python
     if family.temperature == "yarn" and (beta := entry.number("llama_4_scaling_beta", None)) is not None:
         key = "original_max_position_embeddings"
+        if beta < 0:
+            entry.refuse(f"llama_4_scaling_beta must be at least 0, got {beta}")
         period = entry.integer(key, entry.need(key))
         temperature = QueryTemperature(beta=beta, period=period) if beta else None  # 0 switches it off
     entry.ignore(*family.ignored)
@@ -290,9 +293,9 @@ def _layer_rope(
         rope = Rope(layer.head_dim, schedule, rotary_dim=rotary_dim, layout=layout, blocks=blocks)
         # Frequencies that do not fit fail here, not at the first call.
         rope.frequencies(1 if hasattr(schedule, "context_length") else None)
+        return LayerRope(rope, layer.type, logit_factor, temperature)
     except ValueError as error:
         raise ValueError(f"{entry.name}: {error}") from None
-    return LayerRope(rope, layer.type, logit_factor, temperature)
 
 
 def _temperature_without_rope(layer: LayerKind, config: Config, family: Family) -> QueryTemperature | None:
@@ -301,6 +304,8 @@ def _temperature_without_rope(layer: LayerKind, config: Config, family: Family) 
         return None
     period = config.integer("floor_scale", config.get("floor_scale", 8192))
     beta = config.number("attn_scale", 0.1)
+    if beta < 0:
+        config.refuse(f"attn_scale must be at least 0, got {beta}")
     return QueryTemperature(beta=beta, period=period, offset=1) if beta else None
 
 

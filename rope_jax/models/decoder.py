@@ -50,9 +50,9 @@ class Decoder(nn.Module, kw_only=True):
       >>> state["intermediates"]["layers"]["self_attention"]["weights"][0].shape  # [layers, B, N, T, S]
       (2, 1, 4, 6, 6)
 
-    Layers are scanned: parameters and caches carry a leading axis ``layers``, one layer is compiled, and cos and
-    sin are evaluated once for all layers. Layers may differ in rope and window: each distinct rotation is
-    evaluated once. Logical axis names beside those of :class:`RotaryAttention`: ``vocab``, ``mlp``, ``layers``.
+    Layers are scanned: parameters and caches carry a leading axis ``layers``, one layer is compiled, and each
+    distinct rotation is evaluated once for all layers. Layers may differ in rope and window. Logical axis names
+    beside those of :class:`RotaryAttention`: ``vocab``, ``mlp``, ``layers``.
 
     Attributes, shape:
       vocab_size: V.
@@ -71,8 +71,7 @@ class Decoder(nn.Module, kw_only=True):
         :class:`RotaryAttention`. All layers must have the same rope.
       position_embedding: added to the token embeddings: :class:`Sinusoidal`, :class:`LearnedPositions`, or a
         callable of the same form; beside a rope or without.
-      position_bias: added to the scores of every layer: :class:`T5Bias`, :class:`ALiBi`; see
-        :class:`RotaryAttention`.
+      position_bias: added to all scores: :class:`T5Bias`, :class:`ALiBi`; see :class:`RotaryAttention`.
 
     Attributes, masking:
       window: see :class:`RotaryAttention`; or a tuple with the window of each layer.
@@ -244,10 +243,11 @@ class Decoder(nn.Module, kw_only=True):
             learn_frequencies=self.learn_frequencies,
             argument="tokens",
         )
+        plan = dataclasses.replace(plan, in_stack=True)
         options: dict = dict(scale=self.embedding_scale, position_embedding=self.position_embedding)
         x = place(embed_tokens(self.embed, tokens, plan.positions, plan.mask, **options), self.activation_sharding)
         x, cache = unify_varying((x, None if cache is None else plan.begin(cache)))
-        x, cache = run_layers(self, (x, cache), dataclasses.replace(plan, in_stack=True))
+        x, cache = run_layers(self, (x, cache), plan)
         x = self.final_norm(x)
         return x if cache is None else (x, plan.end(cache))
 

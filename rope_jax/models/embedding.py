@@ -7,16 +7,18 @@ from typing import Any, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rope_jax._checks import (
+    as_float_dtype,
     check_axes,
+    check_callable,
     check_dtype,
     check_integer,
     check_positive,
     device_array,
     is_concrete,
-    shown,
 )
 from rope_jax.core.angles import rotation
 from rope_jax.core.explicit import beside, by_xla, explicit_mesh, spec_of
@@ -54,6 +56,7 @@ class Sinusoidal:
       base: b, the ratio of the slowest wavelength to the fastest as D grows.
 
     Raises:
+      TypeError: if the base is no real number.
       ValueError: if the base is not above 1 and finite, or D is not even.
 
     Example:
@@ -66,15 +69,16 @@ class Sinusoidal:
 
     def __post_init__(self):
         check_positive("base", self.base, concrete=True)
+        object.__setattr__(self, "base", float(self.base))
         if not self.base > 1:
-            raise ValueError(f"base must be above 1 and finite, got {shown(self.base)}")
+            raise ValueError(f"base must be above 1, got {self.base}")
 
     def __call__(self, positions, width: int) -> jax.Array:
         """float32 ``[..., T, D]``."""
         width = check_integer("width", width)
         if width < 2 or width % 2:
             raise ValueError(f"width must be even and at least 2, got {width}")
-        cos, sin = rotation(positions, Frequencies(geometric(width, float(self.base))))
+        cos, sin = rotation(positions, Frequencies(geometric(width, self.base)))
         return jnp.stack([sin, cos], axis=-1).reshape(*sin.shape[:-1], width)
 
 
@@ -110,14 +114,18 @@ class LearnedPositions(nn.Module, kw_only=True):
         """``[..., T, D]`` in the table's dtype."""
         num_positions = check_integer("num_positions", self.num_positions, 1)
         width = check_integer("width", width, 1)
-        positions = device_array("positions", positions)
+        given, positions = positions, device_array("positions", positions)
         check_dtype("positions", positions, jnp.integer, "integer")
-        if is_concrete(positions) and positions.size:
-            low, high = int(positions.min()), int(positions.max())
+        if is_concrete(given) and positions.size:
+            low, high = int(np.min(given)), int(np.max(given))  # of numpy, which known values are to inside jit too
             if low < 0 or high >= num_positions:
                 raise ValueError(f"positions must be in [0, num_positions={num_positions}), got {low} to {high}")
-        init = named(self.embedding_init, ("positions", "embed"))
-        table: Any = self.param("table", init, (num_positions, width), self.param_dtype)
+        check_callable("embedding_init", self.embedding_init, "key", "shape", "dtype", optional=False)
+        init, dtype = (
+            named(self.embedding_init, ("positions", "embed")),
+            as_float_dtype("param_dtype", self.param_dtype),
+        )
+        table: Any = self.param("table", init, (num_positions, width), dtype)
         # Compared in the dtype of the positions, since the cast to int32 may wrap around.
         inside = (positions >= 0) & (positions < num_positions)
         index = jnp.where(inside, positions, jnp.zeros_like(positions)).astype(jnp.int32)

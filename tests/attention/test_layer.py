@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import flax.linen as nn
@@ -563,20 +564,48 @@ def test_a_step_that_has_not_ended_is_refused():
         lambda: rope_jax.attention.make_plan(module.rope, (B, 1), cache=begun),
         lambda: module.apply(params, x[:, :1], cache=begun),
         lambda: begun.write(kv, kv),
-        lambda: begun.select_rows(jnp.arange(B)).grow(20).truncate(1).write(kv, kv),
+        lambda: begun.select_rows(jnp.arange(B)),
+        lambda: begun.truncate(1),
+        lambda: begun.grow(20),
     ):
         with pytest.raises(
-            ValueError, match="cache must be that of plan.end.cache., got a cache whose step has not"
+            ValueError, match=r"cache must be what plan.end\(cache\) returned, got a cache whose step"
         ):
             call()
-    with pytest.raises(
-        ValueError, match="cache must be that of plan.begin.cache., got a cache that no step has begun"
-    ):
-        plan.end(cache)
     ended = plan.end(begun)
     assert not ended.in_step and ended.num_tokens.tolist() == [T] * B
-    with pytest.raises(ValueError, match="cache must be that of plan.begin"):
-        plan.end(ended)
+    for other in (cache, ended):
+        with pytest.raises(
+            ValueError, match=r"cache must be what plan.begin\(cache\) returned, got a cache that no"
+        ):
+            plan.end(other)
+
+
+def test_a_plan_serves_one_step():
+    """A plan made before the loop would write every token to the same slot."""
+    module, x = build(), inputs()
+    params, empty = init(module), new_cache(module)
+
+    def step(x, plan, cache):
+        y, cache = module.apply(params, x, plan=plan, cache=plan.begin(cache))
+        return y, plan.end(cache)
+
+    plan = rope_jax.attention.make_plan(module.rope, (B, 1), cache=empty)
+    _, once = step(x[:, :1], plan, empty)
+    says = r"plan must be made for each step, .* got a plan for rows of \[0, 0\] tokens, and rows of \[1, 1\]"
+    with pytest.raises(ValueError, match=says):
+        step(x[:, 1:2], plan, once)
+    # A second plan of the same cache, for a step that the first one began.
+    other = rope_jax.attention.make_plan(module.rope, (B, 1), cache=once)
+    with pytest.raises(ValueError, match="plan must be made for each step"):
+        other.end(plan.begin(empty))
+    # Inside jit only the running program knows the counters: the row is NaN, and stays so. Row 0 alone is reused.
+    half = dataclasses.replace(empty, num_tokens=jnp.array([1, 0]))
+    reused, after = jax.jit(step)(x[:, 1:2], plan, half)
+    np.testing.assert_array_equal(np.isnan(reused).all((1, 2)), [True, False])
+    assert after.overflowed.tolist() == [True, False]
+    fresh = jax.jit(lambda x, cache: module.apply(params, x, cache=cache))(x[:, 1:2], after)[0]
+    np.testing.assert_array_equal(np.isnan(fresh).all((1, 2)), [True, False])
 
 
 def test_a_plan_for_another_layer_or_call_is_refused():
@@ -631,7 +660,7 @@ def test_a_plan_for_another_layer_or_call_is_refused():
         (
             {},
             dict(plan=make_plan(rope, (B, T), cache=cache), cache=cache),
-            "cache must be that of plan.begin.cache., got a cache that no step has begun",
+            r"cache must be what plan.begin\(cache\) returned, got a cache that no step has begun",
         ),
         ({}, dict(plan=plan, cache=3), "cache must be a KVCache, as from init_cache, got int"),
         (dict(causal=False), dict(plan=plan), "plan must be for causal=False, got a plan for causal=True"),

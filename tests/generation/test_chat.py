@@ -146,6 +146,12 @@ def test_ready_ones():
     shares = np.exp(logits) / np.exp(logits).max(axis=1, keepdims=True)
     kept = np.isfinite(MinP(0.3)(jnp.asarray(logits), tokens, 0))
     np.testing.assert_array_equal(kept, shares >= 0.3)
+    # 1e-8 is 0 in float16, whose logarithm would keep everything.
+    assert MinP(1e-8)(jnp.array([10.0, -50.0], jnp.float16), None, 0).tolist() == [10.0, -np.inf]
+    many = jnp.ones((1, 300))  # more tokens than int8 counts
+    np.testing.assert_array_equal(
+        RepetitionPenalty(2.0)(many, jnp.array([[5, -1]], jnp.int8), 0)[0, 4:7], [1, 0.5, 1]
+    )
     bias = rng.normal(size=7).astype(np.float32)
     np.testing.assert_array_equal(LogitBias(jnp.asarray(bias))(jnp.asarray(logits), tokens, 0), logits + bias)
     # Several in turn, and other numbers share a program.

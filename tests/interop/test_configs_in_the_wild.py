@@ -537,6 +537,15 @@ def test_zero_switches_off():
         assert (rope_jax.from_hf_config(config).layers[0].query_temperature is not None) is scales
     llama4 = config_of("llama4_text", no_rope_layers=[1, 0], attn_scale=0.0)
     assert rope_jax.from_hf_config(llama4).layers[1].query_temperature is None
+    for config, key in (
+        (
+            config_of("ministral3", head_dim=128, rope_parameters=dict(yarn, llama_4_scaling_beta=-0.1)),
+            "llama_4_scaling_beta",
+        ),
+        (config_of("llama4_text", no_rope_layers=[1, 0], attn_scale=-0.1), "attn_scale"),
+    ):
+        with pytest.raises(ValueError, match=f"{key} must be at least 0, got -0.1"):
+            rope_jax.from_hf_config(config)
     # As in transformers, a zero of YaRN's bounds is its default.
     zero = rope_jax.from_hf_config(config_of("qwen2", rope_parameters=dict(yarn, beta_fast=0, beta_slow=0)))
     assert zero == rope_jax.from_hf_config(config_of("qwen2", rope_parameters=yarn))

@@ -31,6 +31,20 @@ def test_query_temperature():
     exact = 1 + 0.1 * np.log(1 + np.floor((positions.astype(np.float64) + 1) / 8192))
     np.testing.assert_allclose(jax.jit(temperature)(jnp.asarray(positions)), exact, rtol=2 * oracles.EPS32)
     assert hash(temperature) == hash(dataclasses.replace(temperature))
+    # At the ends of the range, and in a dtype that does not hold the period.
+    for period, offset in ((1, 2**31 - 2), (2**31 - 1, 0), (2**30, 2**30 - 1)):
+        exact = 1 + 0.1 * np.log(1 + np.floor((positions.astype(np.float64) + offset) / period))
+        got = QueryTemperature(beta=0.1, period=period, offset=offset)(jnp.asarray(positions))
+        np.testing.assert_allclose(got, exact, rtol=2 * oracles.EPS32)
+    assert temperature(jnp.array([5], jnp.int8)).tolist() == [1.0]
+    assert hash(QueryTemperature(beta=jnp.float32(0.5), period=jnp.int32(8))) == hash(
+        QueryTemperature(beta=0.5, period=8)
+    )
+
+
+def test_query_temperature_refuses_sums_beyond_int32():
+    with pytest.raises(ValueError, match=r"period \+ offset must be below 2\^31, got 2147483647 and 1"):
+        QueryTemperature(beta=0.1, period=2**31 - 1, offset=1)
 
 
 @pytest.mark.parametrize("field", ["beta", "period"])

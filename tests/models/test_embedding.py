@@ -100,9 +100,9 @@ learn = lambda where, **fields: rope_jax.models.LearnedPositions(**(dict(num_pos
 @pytest.mark.parametrize(
     ("attempt", "error", "says"),
     [
-        (lambda: rope_jax.models.Sinusoidal(base=1.0), ValueError, "base must be above 1 and finite, got 1.0"),
-        (lambda: rope_jax.models.Sinusoidal(base=math.inf), ValueError, "base must be above 1 and finite, got inf"),
-        (lambda: rope_jax.models.Sinusoidal(base=math.nan), ValueError, "base must be above 1 and finite, got nan"),
+        (lambda: rope_jax.models.Sinusoidal(base=1.0), ValueError, "base must be above 1, got 1.0"),
+        (lambda: rope_jax.models.Sinusoidal(base=math.inf), ValueError, "base must be finite, got inf"),
+        (lambda: rope_jax.models.Sinusoidal(base=math.nan), ValueError, "base must be finite, got nan"),
         (lambda: rope_jax.models.Sinusoidal()(WHERE, 5), ValueError, "width must be even and at least 2, got 5"),
         (lambda: rope_jax.models.Sinusoidal()(WHERE, 0), ValueError, "width must be even and at least 2, got 0"),
         (lambda: rope_jax.models.Sinusoidal()(np.array([2**40]), 4), ValueError, "positions must fit in int32"),
@@ -111,7 +111,7 @@ learn = lambda where, **fields: rope_jax.models.LearnedPositions(**(dict(num_pos
         (lambda: learn(-WHERE[:, :2]), ValueError, r"positions must be in \[0, num_positions=3\), got -1 to 0"),
         (lambda: learn(WHERE.astype(jnp.float32)), TypeError, "positions must be integer, got dtype float32"),
         (lambda: learn(np.array([2**40])), ValueError, "positions must fit in int32"),
-        (lambda: rope_jax.models.Sinusoidal(base="1e4"), ValueError, "base must be above 1 and finite, got '1e4'"),
+        (lambda: rope_jax.models.Sinusoidal(base="1e4"), TypeError, "base must be a real number, got '1e4'"),
         (lambda: rope_jax.models.Sinusoidal()(WHERE, 4.0), TypeError, "width must be an integer, got 4.0"),
         (lambda: rope_jax.models.Sinusoidal()(None, 4), TypeError, "positions must be an array of numbers, got NoneType"),
         (lambda: learn(WHERE, num_positions="8"), TypeError, "num_positions must be an integer, got '8'"),
