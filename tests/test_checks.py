@@ -116,6 +116,7 @@ def test_known_values_are_refused_inside_jit_too(array):
 
     learned, far = rope_jax.models.LearnedPositions(num_positions=4), array([0, 9])
     table = learned.init(jax.random.key(0), jnp.arange(2), 8)
+    last = array([2**31 - 2])
 
     def write(prompt, mask=None):
         return rope_jax.generate(model, weights, prompt, mask=mask, max_new_tokens=1, temperature=0.0).tokens
@@ -129,6 +130,7 @@ def test_known_values_are_refused_inside_jit_too(array):
             "DynamicNTK: context_length must be at least 1",
         ),
         (lambda x: learned.apply(table, far, 8), r"positions must be in \[0, num_positions=4\), got 0 to 9"),
+        (lambda x: rope_jax.core.multimodal_positions([5], offset=last)[0], "positions must fit in int32"),
         (lambda x: write(prompt), r"prompt must hold tokens in \[0, V=11\), got 1 to 99"),
         (lambda x: write(prompt, first), None),  # the values at padding do not matter
         (lambda x: write(prompt, no_token), "mask must have a real token in every row"),

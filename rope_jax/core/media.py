@@ -240,10 +240,11 @@ def _from_offset(row: np.ndarray, end: int, offset) -> tuple[jax.Array, int | ja
     if not isinstance(offset, jax.Array | np.ndarray):
         offset = check_integer("offset", offset)
         return jnp.asarray(int32_positions(row, [offset] * num_axes)[:-1]), offset + end
-    offset = device_array("offset", offset)
+    given, offset = offset, device_array("offset", offset)
     check_dtype("offset", offset, jnp.integer, "integer")
-    if is_concrete(offset) and offset.size:
-        for extreme in (offset.min(), offset.max()):
+    if is_concrete(given) and offset.size:
+        known = np.asarray(given)  # operations of jax would be traced inside jit
+        for extreme in (known.min(), known.max()):
             int32_positions(row, [int(extreme)] * num_axes)
     offset = as_int32(offset)
     return offset[..., None, None] + int32_positions(row, [0] * num_axes)[:-1], offset + end

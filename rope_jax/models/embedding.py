@@ -117,7 +117,8 @@ class LearnedPositions(nn.Module, kw_only=True):
         given, positions = positions, device_array("positions", positions)
         check_dtype("positions", positions, jnp.integer, "integer")
         if is_concrete(given) and positions.size:
-            low, high = int(np.min(given)), int(np.max(given))  # of numpy, which known values are to inside jit too
+            known = np.asarray(given)  # operations of jax would be traced inside jit
+            low, high = known.min(), known.max()
             if low < 0 or high >= num_positions:
                 raise ValueError(f"positions must be in [0, num_positions={num_positions}), got {low} to {high}")
         check_callable("embedding_init", self.embedding_init, "key", "shape", "dtype", optional=False)
