@@ -25,12 +25,9 @@ NOTES = """
 ## Notes
 
 - JAX 0.11 and later need Python 3.12. Python 3.14 was not run.
-- flax 0.12.7 has no `is_causal` in `nnx.MultiHeadAttention`: the four failures of its row. So flax 0.12.8 is the lowest
-  version.
-- In the run of 3.13 a grid of 2^120 cells took all memory, which is an error since, and a test beside it failed, which
-  passes alone.
-- The compiler of jaxlib 0.11.2 crashes on `generate` with sampling inside `shard_map`. The same program compiles on
-  jaxlib 0.11.1 and 0.12.0.1.
+- flax 0.12.7 has no `is_causal` in `nnx.MultiHeadAttention`, so flax 0.12.8 is the lowest version.
+- The compiler of jaxlib 0.11.2 crashes on `generate` with sampling inside `shard_map`: the failure of its row, which
+  ended the run. The same program compiles on jaxlib 0.11.1 and 0.12.0.1.
 """
 
 
