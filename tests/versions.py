@@ -26,6 +26,7 @@ NOTES = """
 
 - JAX 0.11 and later need Python 3.12. Python 3.14 was not run.
 - flax 0.12.7 has no `is_causal` in `nnx.MultiHeadAttention`, so flax 0.12.8 is the lowest version.
+- In the run of jax 0.11.1 one test failed by the last bit of two compiled programs. It was mended and run again.
 - The compiler of jaxlib 0.11.2 crashes on `generate` with sampling inside `shard_map`: the failure of its row, which
   ended the run. The same program compiles on jaxlib 0.11.1 and 0.12.0.1.
 """
